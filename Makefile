@@ -1,0 +1,50 @@
+# `make` lists what there is. pre-commit and .ci/run call these targets too.
+.DEFAULT_GOAL := help
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+# Threads that spin while they wait make small models many times slower on a busy machine.
+export OMP_WAIT_POLICY ?= PASSIVE
+# uv does not read pip's name for a folder with extra wheels.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+.PHONY: help setup demo test test-slow check format parity bench base-model
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: .venv/.ready ## build .venv from constraints.txt, with nothing but python3 there before
+
+.venv/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]' -c constraints.txt
+	touch $@
+
+demo: setup ## draw a catalogue, fine-tune the tiny model, score it, show where the report is
+	$(BIN)/catalens demo
+
+test: setup ## the tests, on two workers of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+test-slow: setup ## the tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+check: setup ## ruff format and lint, pyright, the layers of the design
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+format: setup ## put the code into its format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+parity: setup ## largest deviation from the original model code, case by case (needs ../shared/golden)
+	$(BIN)/python benchmarks/parity.py
+
+bench: setup ## the cookbook's way against ours, on the same rows, as ratios
+	$(BIN)/python benchmarks/training.py
+
+base-model: setup ## pre-train the tiny base model that the package ships (about an hour)
+	$(BIN)/python scripts/base_model.py

@@ -1,0 +1,277 @@
+"""The catalogue on disk: a folder that `datasets.load_dataset(folder)` opens as it is.
+
+    catalogs/demo/
+      data/train-00000-of-00001.parquet   {"image": {"bytes": ..., "path": ...}, "product_code": "10432877",
+      data/validation-00000-of-...         "title": "Striped Red Tote Bag", "category3_code": "BAGS",
+      data/test-00000-of-...               "full_price": 129.0}
+      catalog.json                        roles, provenance, content hash, counts, what was left out and why
+      rejected.parquet                    the rows that were left out, if any: row, id, reason
+      README.md                           dataset card
+
+Written into a folder beside it and renamed at the end: a catalogue is whole or absent.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from catalens.config import Frozen, Kind
+from catalens.errors import CatalogError
+
+SPLITS = ("train", "validation", "test")
+SHARD_BYTES = 256 * 2**20
+GROUP_BYTES = 32 * 2**20
+EXTENSIONS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
+
+
+class Roles(Frozen):
+    """What each column is for."""
+
+    id: str
+    """Column that names the product; rows that share it are variants of one product."""
+    fields: dict[str, Kind]
+    """Columns to learn, with their kinds."""
+    image: str = "image"
+    """Column of the picture, an Image feature of Hugging Face datasets."""
+
+
+class LeftOut(Frozen):
+    """A row that did not make it into the catalogue."""
+
+    row: int
+    """Number of the row in its table, the first being 1."""
+    id: str
+    """Its product id, as far as known."""
+    reason: str
+    """Why, in words."""
+
+
+class CatalogCard(Frozen):
+    """`catalog.json`."""
+
+    format: int = 1
+    name: str
+    roles: Roles
+    provenance: dict[str, Any]
+    """Where the rows come from: the command's settings, the source and its hash."""
+    rows: dict[str, int]
+    """Rows by split."""
+    products: dict[str, int]
+    """Distinct products by split."""
+    integer_fields: tuple[str, ...] = ()
+    """Number columns stored as int64: their text has no decimal point."""
+    content_hash: str
+    """SHA-256 over all rows in order: split, id, fields and picture bytes; independent of Parquet's encoding."""
+    left_out: dict[str, int] = {}
+    """Rows left out, by reason; each is named in `rejected.parquet`."""
+    figures: dict[str, float] = {}
+    """Figures that belong to the data, such as the noise floor of a drawn catalogue."""
+
+
+class CatalogWriter:
+    """Writes a catalogue row by row, with memory bounded by one row group a split.
+
+    Use as a context manager: the folder appears when the block ends without an error, and only then.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        roles: Roles,
+        provenance: Mapping[str, Any],
+        integer_fields: Sequence[str] = (),
+    ) -> None:
+        self.folder = Path(folder)
+        if self.folder.exists() and any(self.folder.iterdir() if self.folder.is_dir() else [self.folder]):
+            raise CatalogError(f"{self.folder} exists already: choose another --out or remove it first")
+        self.roles, self.provenance, self.integer_fields = roles, dict(provenance), tuple(integer_fields)
+        self.figures: dict[str, float] = {}
+        self._left_out: list[LeftOut] = []
+        self._aside = self.folder.parent / f".{self.folder.name}.partial"
+        self._schema = _schema(roles, self.integer_fields)
+        self._shards = {split: _Shards(self._aside / "data", split, self._schema) for split in SPLITS}
+        self._products: dict[str, set[str]] = {split: set() for split in SPLITS}
+        self._digest = hashlib.sha256()
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self._aside, ignore_errors=True)
+        (self._aside / "data").mkdir(parents=True)
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self._aside, ignore_errors=True)
+            return
+        self._finish()
+        if self.folder.exists():
+            self.folder.rmdir()
+        self._aside.rename(self.folder)
+
+    def add(self, split: str, image: bytes, id: str, values: Mapping[str, object]) -> None:
+        """Add a row whose picture has been checked."""
+        shards = self._shards[split]
+        extension = EXTENSIONS.get(image[:2], "img")
+        row = {
+            self.roles.image: {"bytes": image, "path": f"{split}-{shards.rows:07d}.{extension}"},
+            self.roles.id: id,
+        }
+        row |= {name: values[name] for name in self.roles.fields}
+        shards.add(row, len(image))
+        self._products[split].add(id)
+        self._digest.update(json.dumps([split, id, [values[name] for name in self.roles.fields]]).encode())
+        self._digest.update(hashlib.sha256(image).digest())
+
+    def leave_out(self, row: LeftOut) -> None:
+        """Record a row that is not in the catalogue."""
+        self._left_out.append(row)
+
+    @cached_property
+    def card(self) -> CatalogCard:
+        """What `catalog.json` says; complete once the block has ended."""
+        return CatalogCard(
+            name=self.folder.name,
+            roles=self.roles,
+            provenance=self.provenance,
+            rows={split: shards.rows for split, shards in self._shards.items()},
+            products={split: len(products) for split, products in self._products.items()},
+            integer_fields=self.integer_fields,
+            content_hash=f"sha256:{self._digest.hexdigest()}",
+            left_out=dict(Counter(row.reason.split(":")[0] for row in self._left_out)),
+            figures=self.figures,
+        )
+
+    def _finish(self) -> None:
+        for shards in self._shards.values():
+            shards.close()
+        if self._left_out:
+            rejected = pa.Table.from_pylist([row.model_dump() for row in self._left_out])
+            pq.write_table(rejected, self._aside / "rejected.parquet")
+        (self._aside / "catalog.json").write_text(self.card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (self._aside / "README.md").write_text(_dataset_card(self.card), encoding="utf-8")
+
+
+class _Shards:
+    """The Parquet files of one split; numbered `-of-N` when N is known."""
+
+    def __init__(self, folder: Path, split: str, schema: pa.Schema) -> None:
+        self.folder, self.split, self.schema = folder, split, schema
+        self.rows = 0
+        self._count = self._group_bytes = self._shard_bytes = 0
+        self._group: list[dict[str, Any]] = []
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, row: dict[str, Any], size: int) -> None:
+        self.rows += 1
+        self._group.append(row)
+        self._group_bytes += size
+        if self._group_bytes >= GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        if self._group or not self._count:  # an empty split still has a file, so that load_dataset knows it
+            self._flush()
+        self._end_shard()
+        for number in range(self._count):
+            self._partial(number).rename(self.folder / f"{self.split}-{number:05d}-of-{self._count:05d}.parquet")
+
+    def _partial(self, number: int) -> Path:
+        return self.folder / f"{self.split}-{number:05d}.partial"
+
+    def _flush(self) -> None:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._partial(self._count), self.schema)
+            self._count += 1
+        self._writer.write_table(pa.Table.from_pylist(self._group, schema=self.schema))
+        self._shard_bytes += self._group_bytes
+        self._group, self._group_bytes = [], 0
+        if self._shard_bytes >= SHARD_BYTES:
+            self._end_shard()
+
+    def _end_shard(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._shard_bytes = None, 0
+
+
+class Catalog:
+    """A catalogue on disk, opened for reading."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Raises CatalogError where the folder is no catalogue."""
+        self.folder = Path(folder)
+        path = self.folder / "catalog.json"
+        try:
+            self.card = CatalogCard.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise CatalogError(
+                f"{self.folder} is not a catalogue (no catalog.json): make one with `catalens prepare` or "
+                "`catalens sample`"
+            ) from error
+        except ValidationError as error:
+            raise CatalogError(f"{path}: not a catalogue of format 1: prepare the table again") from error
+
+    def rows(self, split: str, columns: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """Rows of a split as dicts; the image column, where wanted, holds encoded bytes.
+
+        Raises CatalogError where the split or a column does not exist or the split is empty.
+        """
+        if not self.card.rows.get(split):
+            having = ", ".join(name for name, count in self.card.rows.items() if count)
+            raise CatalogError(f"{self.folder}: split {split!r} has no rows; splits with rows: {having}")
+        roles = self.card.roles
+        known = [roles.image, roles.id, *roles.fields]
+        wanted = list(known if columns is None else columns)
+        if missing := [name for name in wanted if name not in known]:
+            raise CatalogError(f"{self.folder}: no column {missing[0]!r}; columns are {', '.join(known)}")
+        files = sorted((self.folder / "data").glob(f"{split}-*.parquet"))
+        try:
+            table = pa.concat_tables([pq.read_table(file, columns=wanted) for file in files])
+        except (OSError, pa.ArrowException) as error:
+            raise CatalogError(f"{self.folder}/data: cannot be read ({error}): prepare the table again") from error
+        rows = table.to_pylist()
+        if roles.image in wanted:
+            for row in rows:
+                row[roles.image] = row[roles.image]["bytes"]
+        return rows
+
+
+def _schema(roles: Roles, integer_fields: Sequence[str]) -> pa.Schema:
+    """Arrow schema with the metadata by which datasets knows the Image feature."""
+    types = {name: "float64" if kind == "number" else "string" for name, kind in roles.fields.items()}
+    types |= dict.fromkeys(integer_fields, "int64")
+    features: dict[str, Any] = {name: {"dtype": dtype, "_type": "Value"} for name, dtype in types.items()}
+    features = {roles.image: {"_type": "Image"}, roles.id: {"dtype": "string", "_type": "Value"}} | features
+    columns = [
+        (roles.image, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        (roles.id, pa.string()),
+    ]
+    columns += [(name, pa.type_for_alias(dtype)) for name, dtype in types.items()]
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return pa.schema(columns, metadata=metadata)
+
+
+def _dataset_card(card: CatalogCard) -> str:
+    text = io.StringIO()
+    text.write("---\npretty_name: " + json.dumps(card.name) + "\ntags: [catalens, product-pictures]\nconfigs:\n")
+    text.write("- config_name: default\n  data_files:\n")
+    text.writelines(f"  - {{split: {split}, path: data/{split}-*}}\n" for split in card.rows)
+    text.write(f"---\n\n# {card.name}\n\nA catalogue of product pictures, made by catalens.\n\n")
+    text.write("| split | rows | products |\n|---|---:|---:|\n")
+    text.writelines(f"| {split} | {rows} | {card.products[split]} |\n" for split, rows in card.rows.items())
+    text.write(f"\nProduct id: `{card.roles.id}`. Picture: `{card.roles.image}`. Fields: ")
+    text.write(", ".join(f"`{name}` ({kind})" for name, kind in card.roles.fields.items()) + ".\n")
+    if card.left_out:
+        text.write(
+            "\nLeft out: " + ", ".join(f"{count} ({reason})" for reason, count in card.left_out.items()) + ".\n"
+        )
+    return text.getvalue()

@@ -1,0 +1,318 @@
+"""The command line: `catalens demo | sample | prepare | train | evaluate | predict | recipe-schema`.
+
+Heavy libraries are imported inside the commands, so that `catalens --help` answers at once.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from catalens import __version__
+from catalens.config import Kind, Recipe, load_recipe
+from catalens.errors import CatalensError, PictureError, RecipeError
+
+if TYPE_CHECKING:
+    from catalens.catalog.storage import CatalogCard
+
+EPILOG = (
+    "Exit codes: 0 done, 1 other error, 2 recipe or flag, 3 table or catalogue, 4 too many bad rows, "
+    "5 text that does not read back, 6 picture, 7 model or run, 8 training, 130 interrupted."
+)
+
+app = typer.Typer(
+    help="From a table of product pictures to a fine-tuned Phi-3-Vision with honest scores.\n\n"
+    "Try it on drawn pictures:  catalens demo",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(stderr=True)
+
+Out = Annotated[Path, typer.Option(help="Folder to make; it must not exist yet.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe: --set training.epochs=3"),
+]
+
+
+def main() -> None:
+    """Run the command line; errors of ours are one sentence and an exit code, never a traceback."""
+    # Threads that spin while they wait make a small model many times slower on a machine that does anything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one row is too little to share between threads
+    try:
+        app()
+    except CatalensError as error:
+        console.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog="Example:  catalens demo --rows 3040")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    catalog: Annotated[Path, typer.Option(help="Folder of the drawn catalogue; drawn if absent.")] = Path(
+        "catalogs/demo"
+    ),
+    rows: Annotated[int, typer.Option(min=100, help="Pictures to draw.")] = 3040,
+    overrides: Overrides = None,
+) -> None:
+    """Draw a catalogue, fine-tune the tiny Phi-3-Vision on it, score it beside baselines: minutes on a laptop."""
+    from catalens.checkpoint import DEMO_RECIPE
+
+    if catalog.exists():
+        console.print(f"using the catalogue in {catalog}")
+    else:
+        sample(catalog, rows=rows, splits="0.8,0.06,0.14")
+    if out.exists():
+        spare = next(
+            out.with_name(f"{out.name}-{n}") for n in range(2, 10**6) if not out.with_name(f"{out.name}-{n}").exists()
+        )
+        out.rename(spare)
+        console.print(f"{out} was there: moved to {spare}")
+    recipe = load_recipe(DEMO_RECIPE, [f"catalog={catalog}", *(overrides or [])])
+    _train(recipe, out)
+    evaluate(out)
+
+
+@app.command(epilog="Example:  catalens sample catalogs/practice --rows 5000 --seed 7")
+def sample(
+    out: Annotated[Path, typer.Argument(help="Folder to make; it must not exist yet.")],
+    rows: Annotated[int, typer.Option(min=1, help="Pictures to draw.")] = 1000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    noise: Annotated[float, typer.Option(min=0, help="Log-normal noise on prices, as a standard deviation.")] = 0.08,
+    splits: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.8,0.1,0.1",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw; 0: one a core.")] = 0,
+) -> None:
+    """Draw a catalogue of product pictures whose title, category and price can be read from the picture."""
+    from catalens.catalog.sampling import sample_catalog
+
+    with _bar() as bar:
+        task = bar.add_task("drawing", total=rows)
+        card = sample_catalog(
+            out,
+            rows,
+            seed,
+            noise=noise,
+            workers=workers or os.cpu_count() or 1,
+            fractions=_fractions(splits),
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    _report_catalog(out, card)
+    floor = card.figures
+    console.print(f"noise floor of the price: median error {floor['mdape']:.1%}, mean error {floor['mae']:.1f}")
+
+
+@app.command(
+    epilog="Example:  catalens prepare furniture.csv --image local_image_path --id product_code --text title "
+    "--category category3_code --number width_cm --out catalogs/furniture"
+)
+def prepare(
+    table: Annotated[Path, typer.Argument(help="A .csv, .tsv or .parquet file.")],
+    out: Out,
+    image: Annotated[str, typer.Option(help="Column with picture paths, relative to the table.")],
+    id: Annotated[str, typer.Option(help="Column that names the product; variants share it.")],
+    text: Annotated[list[str] | None, typer.Option(help="Text column to learn; repeatable.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="Category column to learn; repeatable.")] = None,
+    number: Annotated[list[str] | None, typer.Option(help="Number column to learn; repeatable.")] = None,
+    splits: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.8,0.1,0.1",
+    max_bad: Annotated[str, typer.Option(help="Largest share of rows that may be left out.")] = "5%",
+) -> None:
+    """Make a catalogue from a table with picture paths: checked, split by product, stored."""
+    from catalens.catalog.preparing import prepare_table
+    from catalens.catalog.storage import Roles
+
+    columns: list[tuple[str, Kind]] = [
+        *((name, "text") for name in text or []),
+        *((name, "category") for name in category or []),
+        *((name, "number") for name in number or []),
+    ]
+    names = [image, id, *(name for name, _ in columns)]
+    if not columns:
+        raise RecipeError("no field to learn: give at least one of --text, --category, --number")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise RecipeError(f"column {twice!r} has two roles: give each column one of --image, --id, --text, ...")
+    with _bar() as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total)
+            bar.update(tasks[stage], completed=done)
+
+        card = prepare_table(
+            table,
+            out,
+            Roles(id=id, fields=dict(columns)),
+            image,
+            _fractions(splits),
+            _share(max_bad),
+            progress,
+        )
+    _report_catalog(out, card)
+
+
+@app.command(epilog="Example:  catalens train recipes/tiny.yaml --set training.epochs=3 --out runs/first")
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe; see recipes/ and `catalens recipe-schema`.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<name of the recipe> by default.")] = None,
+    model: Annotated[str | None, typer.Option(help="A hub id, a folder, or tiny; replaces the recipe's.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Fine-tune a model as the recipe says; the best checkpoint is kept, every figure is tracked."""
+    resolved = load_recipe(recipe, [*([f"model={json.dumps(model)}"] if model else []), *(overrides or [])])
+    _train(resolved, out or Path("runs") / recipe.stem)
+
+
+@app.command(epilog="Example:  catalens evaluate runs/demo --split test")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    split: Annotated[str | None, typer.Option(help="Split to score; the recipe's by default.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Score only the first rows.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score a run by free generation, beside baselines, the untrained model, blanked and shuffled pictures."""
+    from catalens.evaluation import evaluate as evaluate_run
+    from catalens.evaluation.terminal import print_scores
+
+    sets = [f"evaluation.split={split}"] if split else []
+    sets += [f"evaluation.rows={rows}"] if rows else []
+    recipe = load_recipe(_in_run(run), [*sets, *(overrides or [])])
+    result = evaluate_run(run, recipe, console)
+    print_scores(result, recipe.prompt, Console())
+    print(f"report: {run / 'evaluation' / 'report.html'}")
+
+
+@app.command(epilog="Example:  catalens predict runs/demo photo.jpg another.png")
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    photos: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures written about together.")] = 16,
+) -> None:
+    """Print one JSON line a picture: its fields, or an `error`; exit code 6 where any failed."""
+    from catalens.catalog.pictures import open_picture
+    from catalens.checkpoint import load_run
+    from catalens.examples import parse_answer
+    from catalens.inference import Writer
+
+    loaded = load_run(run)
+    longest = loaded.recipe.evaluation.max_new_tokens
+    writer = Writer(loaded.model, loaded.processor, loaded.prompt, batch_size, longest)
+    failed = 0
+    for start in range(0, len(photos), batch_size):
+        batch: list[tuple[Path, bytes | None, str | None]] = []
+        for path in photos[start : start + batch_size]:
+            try:
+                data = path.read_bytes()
+                open_picture(data)
+                batch.append((path, data, None))
+            except (OSError, PictureError) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                batch.append((path, None, f"picture cannot be read: {reason}"))
+        answers = iter(writer.answers([data for _, data, _ in batch if data is not None]))
+        for path, data, error in batch:
+            line: dict[str, Any] = {"file": str(path)}
+            if data is not None:
+                text = next(answers)
+                answer = parse_answer(loaded.prompt, text)
+                error = None if answer.values is not None else f"answer {text!r} {answer.error}"
+                line |= answer.values or {}
+            if error is not None:
+                line["error"] = error
+                failed += 1
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+    if failed:
+        raise typer.Exit(PictureError.exit_code)
+
+
+@app.command("recipe-schema", epilog="Example:  catalens recipe-schema > recipe.schema.json")
+def recipe_schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+def _train(recipe: Recipe, out: Path) -> None:
+    from catalens.evaluation import validation_scorer
+    from catalens.training import train as train_run
+
+    trained = train_run(recipe, out, validation_scorer(recipe), console)
+    console.print(
+        f"best checkpoint: step {trained.best_step} of {trained.steps} by {recipe.training.best_by}, "
+        f"{trained.seconds:.0f} s; run in {out}",
+        highlight=False,
+    )
+
+
+def _in_run(run: Path) -> Path:
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        from catalens.errors import CheckpointError
+
+        raise CheckpointError(f"{run} is not a run (no recipe.yaml): give the folder that `catalens train` made")
+    return path
+
+
+def _report_catalog(out: Path, card: "CatalogCard") -> None:
+    counts = ", ".join(f"{rows} {split}" for split, rows in card.rows.items())
+    console.print(f"{out}: {counts} rows of {sum(card.products.values())} products", highlight=False)
+    for reason, count in card.left_out.items():
+        console.print(f"[yellow]left out {count}:[/] {_plain(reason)} (named in {out / 'rejected.parquet'})")
+
+
+def _bar() -> Progress:
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Progress(TextColumn("{task.description}"), *columns, console=console)
+
+
+def _fractions(text: str) -> dict[str, float]:
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if len(shares) != 3 or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
+        raise RecipeError(f"--splits {text}: give three shares that sum to 1, such as 0.8,0.1,0.1")
+    return dict(zip(("train", "validation", "test"), shares, strict=True))
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1
+    if not 0 <= share <= 1:
+        raise RecipeError(f"--max-bad {text}: give a share such as 5% or 0.05")
+    return share
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,344 @@
+"""The recipe: one short YAML file that says everything about a run.
+
+    catalog: catalogs/burberry
+    model: microsoft/Phi-3-vision-128k-instruct
+    num_crops: 4
+    prompt:
+      question: What is shown in this image?
+      fields:
+        - {column: title, label: Product, kind: text}
+        - {column: category3_code, label: Category, kind: category}
+        - {column: full_price, label: Full Price, kind: number}
+    training: {method: lora, epochs: 3, learning_rate: 1.0e-4}
+
+Every object is frozen, every key is checked, and an unknown key is an error that names its nearest relative.
+`catalens recipe-schema` prints the JSON schema, so that an editor completes keys and shows these descriptions.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from catalens.errors import RecipeError
+
+Kind = Literal["text", "category", "number"]
+
+
+class Frozen(BaseModel):
+    """Base of every configuration object: immutable, no unknown keys, docstrings as descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class FieldSpec(Frozen):
+    """One field that the model learns to write."""
+
+    column: str
+    """Column of the catalogue."""
+    label: str
+    """What stands before the value in the answer: `Product` gives `Product: ...`."""
+    kind: Kind
+    """`text` is scored by match and similarity, `category` by accuracy and F1, `number` by relative error."""
+
+    @field_validator("label")
+    @classmethod
+    def _plain(cls, label: str) -> str:
+        if label != " ".join(label.split()) or not label or "<|" in label:
+            raise ValueError("a label is one line of plain text without spaces around it")
+        return label
+
+
+class NumberFormat(Frozen):
+    """How numbers are written and read back, one rule for every number field.
+
+    `{prefix}{digits}{suffix}`: an optional minus sign, digits in groups of three divided by `thousands`, then
+    `decimal` and the digits after it. With `decimals` unset a number is written with the digits that it has, as
+    Python writes it (`390.0`, `1290`); with it, rounded half to even to that many digits.
+    """
+
+    decimal: Literal[".", ","] = "."
+    """Sign before the digits after the point."""
+    thousands: Literal["", ",", ".", " ", "'", "\u00a0", "\u202f"] = ""
+    """Sign between groups of three digits."""
+    decimals: Annotated[int, Field(ge=0, le=6)] | None = None
+    """Digits after the point; unset: as many as the value has."""
+    prefix: str = ""
+    """Before the number, such as `$`."""
+    suffix: str = ""
+    """After the number, such as ` EUR`."""
+
+    @model_validator(mode="after")
+    def _unambiguous(self) -> Self:
+        if self.decimal == self.thousands:
+            raise ValueError(f"decimal and thousands are both {self.decimal!r}: choose two different signs")
+        if any(character.isdigit() or character == "-" for character in self.prefix + self.suffix):
+            raise ValueError("prefix and suffix hold no digits and no minus sign")
+        if self.prefix[:1].isspace() or self.suffix[-1:].isspace():
+            raise ValueError("prefix begins and suffix ends with a sign that is not a space")
+        return self
+
+
+REFERENCE_FIELDS = (
+    FieldSpec(column="title", label="Product", kind="text"),
+    FieldSpec(column="category3_code", label="Category", kind="category"),
+    FieldSpec(column="full_price", label="Full Price", kind="number"),
+)
+
+
+class PromptSpec(Frozen):
+    """What is asked and what is answered. The default is the text of the Phi-3 cookbook's Burberry recipe."""
+
+    question: str = "What is shown in this image?"
+    """Stands after the picture, in any language."""
+    fields: tuple[FieldSpec, ...] = Field(default=REFERENCE_FIELDS, min_length=1)
+    """The fields of the answer, in order."""
+    numbers: NumberFormat = NumberFormat()
+    """How numbers are written."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for what in ("column", "label"):
+            values = [getattr(field, what) for field in self.fields]
+            if twice := sorted({value for value in values if values.count(value) > 1}):
+                raise ValueError(f"{what} {twice[0]!r} is used by two fields: name each field once")
+        if "<|" in self.question:
+            raise ValueError("the question holds '<|': special tokens are added by catalens, leave them out")
+        return self
+
+
+class LoraSpec(Frozen):
+    """Low-rank adaptation (Hu et al., 2021) through PEFT."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the update matrices."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    targets: tuple[str, ...] = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj")
+    """Names of the linear modules to adapt; Phi-3's own names. A name that matches no module is an error."""
+    train_embeddings: bool = False
+    """Also train input and output embeddings in full: needed where the catalogue uses new words (tiny model)."""
+
+
+class TrainingSpec(Frozen):
+    """How the model is trained."""
+
+    method: Literal["full", "lora"] = "lora"
+    """Train all weights, or low-rank adapters."""
+    lora: LoraSpec = LoraSpec()
+    """Used where the method is `lora`."""
+    freeze_vision: bool = True
+    """Leave the CLIP tower as it is; the projector trains under `full`."""
+    epochs: float = Field(default=3.0, gt=0)
+    """Passes over the training split."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many optimizer steps, whatever the epochs say."""
+    batch_size: int = Field(default=8, ge=1)
+    """Rows in one forward pass on one device."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Forward passes in one optimizer step."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises the update of 2-D weights (Jordan et al., 2024) and leaves the rest to AdamW."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate: of Muon on the 2-D weights where it is used, of AdamW otherwise."""
+    adamw_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Under `muon`: the peak of AdamW on everything else; unset, the same as `learning_rate`."""
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of all steps spent warming up."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled decay; norms and biases are left out."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto`: bf16 where a GPU can, fp32 on a CPU."""
+    evaluations: int = Field(default=3, ge=1)
+    """Validation rounds in a run, evenly spaced, the last one at the end."""
+    validation_rows: int = Field(default=64, ge=0)
+    """Validation rows that are generated freely at each round; 0: validation loss only."""
+    best_by: str = "loss"
+    """What chooses the best checkpoint: `loss`, `parse_rate`, or `<column>.<metric>` such as `title.exact`."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints kept on disk, the best one always among them."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention implementation; `auto` takes transformers' choice for the machine."""
+    seed: int = 0
+    """Seeds initialisation, order and dropout."""
+
+
+class EvaluationSpec(Frozen):
+    """How a run is scored."""
+
+    split: str = "test"
+    """Split whose rows are generated."""
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """Score only the first rows of the split; unset: all."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows generated together."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Longest answer; one that is cut off does not parse and counts as wrong."""
+    before: bool = True
+    """Also score the base model as it was before training."""
+    image_use: bool = True
+    """Also score with blanked and with shuffled pictures: the score has to fall."""
+    resamples: int = Field(default=1000, ge=100)
+    """Bootstrap resamples behind each 95 % interval."""
+
+
+class TrackingSpec(Frozen):
+    """Where the run is tracked."""
+
+    to: Literal["wandb", "none"] = "wandb"
+    """Weights & Biases (offline when nobody is logged in), or nowhere."""
+    project: str = "catalens"
+    """W&B project; the entity is the one of the login."""
+
+
+class Recipe(Frozen):
+    """Everything about a run."""
+
+    catalog: str
+    """Folder of the catalogue, relative to the current directory."""
+    model: str = "tiny"
+    """A hub id, a local folder, or `tiny` for the model that ships with catalens."""
+    num_crops: Annotated[int, Field(ge=1)] | None = None
+    """Most high-resolution crops of a picture, the big lever on cost; unset: what the processor was saved with."""
+    prompt: PromptSpec = PromptSpec()
+    """Question, fields and number format."""
+    training: TrainingSpec = TrainingSpec()
+    """How the model is trained."""
+    evaluation: EvaluationSpec = EvaluationSpec()
+    """How the run is scored."""
+    tracking: TrackingSpec = TrackingSpec()
+    """Where the run is tracked."""
+
+    @model_validator(mode="after")
+    def _known_metric(self) -> Self:
+        names = {"loss", "parse_rate"} | {f"{f.column}.{m}" for f in self.prompt.fields for m in METRICS[f.kind]}
+        if self.training.best_by not in names:
+            raise ValueError(
+                f"training.best_by is {self.training.best_by!r}{_suggestion(self.training.best_by, names)}; "
+                f"the choices are {', '.join(sorted(names))}"
+            )
+        if self.training.best_by != "loss" and not self.training.validation_rows:
+            raise ValueError(f"training.best_by {self.training.best_by!r} needs training.validation_rows above 0")
+        return self
+
+
+METRICS: Mapping[Kind, tuple[str, ...]] = {
+    "text": ("exact", "similarity"),
+    "category": ("accuracy", "macro_f1"),
+    "number": ("mae", "mdape", "within_10pct"),
+}
+"""Names of the figures that each kind of field is scored by."""
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key.key=value` overrides, whose values are read as YAML.
+
+    Raises RecipeError with one sentence that names the file, the key and the fix.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise RecipeError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping such as `catalog: catalogs/demo`")
+    return make_recipe(data, overrides, source=str(path))
+
+
+def make_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
+    """Validate a mapping as a recipe, after overrides; RecipeError as in `load_recipe`."""
+    merged = dict(data)
+    for override in overrides:
+        merged = _override(merged, override)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {_explain(error)}") from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe, every default written out, as YAML that `load_recipe` reads back equal."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(data: Mapping[str, Any], override: str) -> dict[str, Any]:
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"--set {override}: write it as key.key=value, such as training.epochs=3")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override}: the value is not valid YAML") from error
+    if isinstance(parsed, str) and (number := _scientific(parsed)) is not None:
+        parsed = number
+    result = dict(data)
+    node = result
+    for part in parts[:-1]:
+        child = node.get(part) or {}
+        if not isinstance(child, Mapping):
+            raise RecipeError(f"--set {override}: {part!r} is a value, not a group of keys")
+        node[part] = dict(child)
+        node = node[part]
+    node[parts[-1]] = parsed
+    return result
+
+
+def _scientific(text: str) -> float | None:
+    """YAML 1.1 reads `1e-4` as a string; people mean a number."""
+    try:
+        return float(text) if "e" in text.lower() else None
+    except ValueError:
+        return None
+
+
+def _explain(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    sentences = [_explain_one(problem) for problem in problems[:3]]
+    if len(problems) > 3:
+        sentences.append(f"and {len(problems) - 3} more")
+    return "; ".join(sentences)
+
+
+def _explain_one(problem: Any) -> str:
+    place = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(problem["loc"][:-1])
+        return f"unknown key {place!r}{_suggestion(str(problem['loc'][-1]), known)}"
+    if problem["type"] == "missing":
+        return f"key {place!r} is missing: add it"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{place}: {message}, not {problem['input']!r}" if place and problem["type"] != "value_error" else message
+
+
+def _keys_at(location: Sequence[int | str]) -> list[str]:
+    """Keys that are known at a place of the recipe, for suggestions."""
+    schema = Recipe.model_json_schema()
+    node: Any = schema
+    for part in location:
+        node = node["items"] if isinstance(part, int) else node.get("properties", {}).get(part, {})
+        while "$ref" in node:
+            node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return list(node.get("properties", {}))
+
+
+def _suggestion(name: str, known: Sequence[str] | set[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f": did you mean {near[0]!r}?" if near else f" (known: {', '.join(sorted(known))})"

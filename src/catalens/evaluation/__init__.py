@@ -1,0 +1,195 @@
+"""A run and a split -> metrics.json, predictions.parquet, report.html.
+
+    {"rows": 300, "split": "test",
+     "model":      {"parse_rate": F, "fields": {"title": {"exact": F, "similarity": F}, ...}},
+     "baselines":  {"majority": {...}, "nearest_neighbour": {...}},
+     "before":     {...},
+     "image_use":  {"blank": {...}, "shuffled": {...}, "pictures_matter": true}}
+
+with F = {"value": 0.91, "low": 0.88, "high": 0.94}, the 95 % bootstrap interval. Every answer is generated freely.
+"""
+
+import io
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from catalens import metrics
+from catalens.catalog.pictures import open_picture
+from catalens.catalog.storage import Catalog
+from catalens.checkpoint import inference_dtype, load_model, load_run
+from catalens.config import EvaluationSpec, Kind, PromptSpec, Recipe
+from catalens.evaluation.report import Judged, write_report
+from catalens.examples import canonical_text, parse_answer
+from catalens.inference import Writer
+from catalens.model import Phi3VProcessor
+
+Row = Mapping[str, Any]
+
+
+def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | None = None) -> dict[str, Any]:
+    """Score a run on a split and write `run/evaluation/`; returns the content of `metrics.json`.
+
+    `recipe` replaces the run's own, its prompt apart. Raises CheckpointError where the run is not finished,
+    CatalogError where its catalogue or the split is not there.
+    """
+    console = console or Console()
+    started = time.monotonic()
+    loaded = load_run(run)
+    recipe, prompt = recipe or loaded.recipe, loaded.prompt
+    spec = recipe.evaluation
+    catalog = Catalog(recipe.catalog)
+    roles = catalog.card.roles
+    rows = catalog.rows(spec.split)[: spec.rows]
+    pictures = [row[roles.image] for row in rows]
+    truths = [truth_of(prompt, row) for row in rows]
+    judge = _Judge(prompt, truths, spec)
+
+    with Progress(console=console) as progress:
+
+        def write(what: str, model: Any, shown: Sequence[bytes]) -> list[str]:
+            task = progress.add_task(what, total=len(shown))
+            writer = Writer(model, loaded.processor, prompt, spec.batch_size, spec.max_new_tokens)
+            return writer.answers(shown, lambda done: progress.update(task, completed=done))
+
+        generating = time.monotonic()
+        answers = write("writing answers", loaded.model, pictures)
+        seconds = time.monotonic() - generating
+        result: dict[str, Any] = {"rows": len(rows), "split": spec.split, "model": judge.answers(answers)}
+        result["baselines"] = _baselines(catalog, prompt, pictures, judge)
+        if spec.before:
+            base = load_model(recipe.model, inference_dtype(), recipe.training.attention)
+            result["before"] = judge.answers(write("as it was before training", base.eval(), pictures))
+        if spec.image_use:
+            ids = [row[roles.id] for row in rows]
+            blank = judge.answers(write("blanked pictures", loaded.model, [blanked(p) for p in pictures]))
+            shuffled = judge.answers(write("shuffled pictures", loaded.model, shuffle(pictures, ids)))
+            matter = pictures_matter(result["model"], shuffled)
+            result["image_use"] = {"blank": blank, "shuffled": shuffled, "pictures_matter": matter}
+    result["noise_floor"] = catalog.card.figures
+    result["seconds"] = {"generation": seconds, "evaluation": time.monotonic() - started}
+    judged = [
+        Judged(row[roles.id], truth, answer.values, text, answer.error, picture)
+        for row, truth, text, picture, answer in zip(
+            rows, truths, answers, pictures, (parse_answer(prompt, text) for text in answers), strict=True
+        )
+    ]
+    folder = loaded.folder / "evaluation"
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    pq.write_table(pa.Table.from_pylist([_record(row) for row in judged]), folder / "predictions.parquet")
+    write_report(folder / "report.html", loaded.folder.name, result, prompt.fields, judged)
+    return result
+
+
+def validation_scorer(recipe: Recipe) -> Callable[[Any, Phi3VProcessor], Mapping[str, float]] | None:
+    """What `training` calls at each validation round: free generation on the first validation rows, or None."""
+    spec = recipe.evaluation.model_copy(update={"resamples": 100})
+    if not recipe.training.validation_rows:
+        return None
+    catalog = Catalog(recipe.catalog)
+    rows = catalog.rows("validation")[: recipe.training.validation_rows]
+    judge = _Judge(recipe.prompt, [truth_of(recipe.prompt, row) for row in rows], spec)
+    pictures = [row[catalog.card.roles.image] for row in rows]
+
+    def score(model: Any, processor: Phi3VProcessor) -> Mapping[str, float]:
+        writer = Writer(model, processor, recipe.prompt, spec.batch_size, spec.max_new_tokens)
+        return flatten(judge.answers(writer.answers(pictures)))
+
+    return score
+
+
+def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
+    """`{"parse_rate": 1.0, "title.exact": 0.9, ...}` of a score, without the intervals."""
+    flat = {"parse_rate": scores["parse_rate"]["value"]}
+    for field, figures in scores["fields"].items():
+        flat |= {f"{field}.{name}": figure["value"] for name, figure in figures.items()}
+    return flat
+
+
+def truth_of(prompt: PromptSpec, row: Row) -> dict[str, Any]:
+    """A row's values as an answer would state them: text in its canonical form, numbers as they are."""
+    return {
+        field.column: row[field.column] if field.kind == "number" else canonical_text(str(row[field.column]))
+        for field in prompt.fields
+    }
+
+
+def blanked(picture: bytes) -> bytes:
+    """A grey picture of the same size: as many tokens, nothing to see."""
+    buffer = io.BytesIO()
+    Image.new("RGB", open_picture(picture).size, (128, 128, 128)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def shuffle(pictures: Sequence[bytes], ids: Sequence[str]) -> list[bytes]:
+    """Every row gets the picture of another product, as long as none has half of the rows."""
+    order = sorted(range(len(ids)), key=lambda i: ids[i])
+    shuffled = list(pictures)
+    for place, row in enumerate(order):
+        shuffled[row] = pictures[order[(place + len(order) // 2) % len(order)]]
+    return shuffled
+
+
+def pictures_matter(model: Mapping[str, Any], shuffled: Mapping[str, Any]) -> bool:
+    """Whether wrong pictures hurt: some field's first figure falls beyond both 95 % intervals."""
+    return any(
+        _apart(next(iter(figures.values())), next(iter(shuffled["fields"][field].values())))
+        for field, figures in model["fields"].items()
+    )
+
+
+def _apart(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
+    return one["low"] > other["high"] or other["low"] > one["high"]
+
+
+class _Judge:
+    """Scores answers against the truths of a split."""
+
+    def __init__(self, prompt: PromptSpec, truths: Sequence[Row], spec: EvaluationSpec) -> None:
+        self.prompt, self.truths, self.spec = prompt, truths, spec
+        self.kinds: dict[str, Kind] = {field.column: field.kind for field in prompt.fields}
+
+    def answers(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Score what a model wrote."""
+        return self.values([parse_answer(self.prompt, text).values for text in texts])
+
+    def values(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
+        """Score values, None being a failed parse."""
+        return metrics.score(self.kinds, self.truths, predictions, self.spec.resamples)
+
+
+def _baselines(catalog: Catalog, prompt: PromptSpec, pictures: Sequence[bytes], judge: _Judge) -> dict[str, Any]:
+    train = catalog.rows("train")
+    truths = [truth_of(prompt, row) for row in train]
+    looks = _thumbnails([row[catalog.card.roles.image] for row in train])
+    neighbours = metrics.nearest_neighbour(truths, looks, _thumbnails(pictures))
+    return {
+        "majority": judge.values(metrics.majority(judge.kinds, truths, len(pictures))),
+        "nearest_neighbour": judge.values(neighbours),
+    }
+
+
+def _thumbnails(pictures: Sequence[bytes]) -> np.ndarray:
+    return np.stack([metrics.thumbnail(open_picture(data)) for data in pictures])
+
+
+def _record(row: Judged) -> dict[str, Any]:
+    """A row of `predictions.parquet`."""
+    predicted = row.prediction or dict.fromkeys(row.truth)
+    return {
+        "id": row.id,
+        **{f"truth.{name}": value for name, value in row.truth.items()},
+        **{f"predicted.{name}": value for name, value in predicted.items()},
+        "answer": row.answer,
+        "error": row.error,
+    }

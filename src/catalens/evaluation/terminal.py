@@ -1,0 +1,53 @@
+"""The score table, in a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from catalens.config import PromptSpec
+
+CONDITIONS = (
+    ("this model", ("model",)),
+    ("before\ntraining", ("before",)),
+    ("nearest\nneighbour", ("baselines", "nearest_neighbour")),
+    ("frequent,\nmedian", ("baselines", "majority")),
+    ("blank\npictures", ("image_use", "blank")),
+    ("shuffled\npictures", ("image_use", "shuffled")),
+)
+NAMES = {"within_10pct": "within 10 %", "macro_f1": "macro F1", "mdape": "median error", "mae": "mean error"}
+
+
+def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console) -> None:
+    """Print the content of `metrics.json` as a table, the model's figures with their 95 % intervals."""
+    scores = {name: _at(result, path) for name, path in CONDITIONS}
+    scores = {name: score for name, score in scores.items() if score}
+    table = Table(title=f"{result['rows']} {result['split']} rows, free generation, 95 % intervals")
+    table.add_column("")
+    for name in scores:
+        table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "this model" else None)
+    table.add_row("parses", *_cells("parse_rate", [score["parse_rate"] for score in scores.values()]))
+    for field in prompt.fields:
+        table.add_section()
+        for metric in result["model"]["fields"][field.column]:
+            figures = [score["fields"][field.column][metric] for score in scores.values()]
+            table.add_row(f"{field.label}, {NAMES.get(metric, metric)}", *_cells(metric, figures))
+    console.print(table)
+    if not result.get("image_use", {}).get("pictures_matter", True):
+        console.print("[bold red]The score does not fall with other products' pictures: the model does not look.[/]")
+
+
+def _at(result: Mapping[str, Any], path: Sequence[str]) -> Any:
+    node: Any = result
+    for key in path:
+        node = node.get(key, {})
+    return node
+
+
+def _cells(metric: str, figures: Sequence[Mapping[str, float]]) -> list[str]:
+    """The first figure, the model's own, with its interval."""
+    scale, unit = (1, "") if metric == "mae" else (100, " %")
+    first, *others = figures
+    interval = f"[dim]{scale * first['low']:.1f}-{scale * first['high']:.1f}[/]"
+    return [f"{scale * first['value']:.1f}{unit} {interval}"] + [f"{scale * f['value']:.1f}{unit}" for f in others]

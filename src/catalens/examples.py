@@ -1,0 +1,133 @@
+"""Product row <-> chat text, in one place.
+
+    {"title": "Vintage Check Cotton Scarf", "category3_code": "ACCESSORIES", "full_price": 390.0}
+
+becomes, with the default prompt,
+
+    <|user|>\\n<|image_1|>What is shown in this image?<|end|><|assistant|>\\n
+    Product: Vintage Check Cotton Scarf, Category: ACCESSORIES, Full Price: 390.0<|end|>
+
+(on one line) and `parse_answer` reads the second part back. Training, inference and evaluation all come here.
+
+Values that hold: text is put into Unicode normal form C and its runs of white space into single spaces; then
+every text is accepted that reads back as itself. Refused with the row's name are missing values, control and
+special tokens, numbers that are not finite, and text that contains the next field's `, Label: `.
+"""
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal
+
+from catalens.config import FieldSpec, NumberFormat, PromptSpec
+from catalens.errors import PromptError
+
+END = "<|end|>"
+SPECIAL = re.compile(r"<\|[^|<>]*\|>|</?s>|<unk>")
+
+Value = str | float | int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was read from an answer: every field's value, or the reason why it could not be read."""
+
+    values: Mapping[str, Value] | None
+    error: str | None = None
+
+
+def render_prompt(spec: PromptSpec) -> str:
+    """Everything before the answer: the text that generation starts from."""
+    return f"<|user|>\n<|image_1|>{spec.question}{END}<|assistant|>\n"
+
+
+def render_answer(spec: PromptSpec, row: Mapping[str, object], name: str = "row") -> str:
+    """The answer of a row, with its `<|end|>`.
+
+    `name` says in errors which row it is. Raises PromptError where a value cannot be written and read back.
+    """
+    texts = {field.column: _write(field, row.get(field.column), spec.numbers, name) for field in spec.fields}
+    answer = ", ".join(f"{field.label}: {texts[field.column]}" for field in spec.fields)
+    read = parse_answer(spec, answer).values
+    for field in spec.fields:
+        if read is None or _write(field, read[field.column], spec.numbers, name) != texts[field.column]:
+            raise PromptError(
+                f"{name}: field {field.column!r} does not read back from {answer!r}; "
+                "another field's label stands in the text: change the text or the label in the recipe"
+            )
+    return answer + END
+
+
+def parse_answer(spec: PromptSpec, text: str) -> Answer:
+    """Read an answer, with or without its `<|end|>`; never raises.
+
+    A field ends where the next field's `, Label: ` first stands.
+    """
+    rest = text.split(END, 1)[0].strip()
+    values: dict[str, Value] = {}
+    opening = f"{spec.fields[0].label}: "
+    if not rest.startswith(opening):
+        return Answer(None, f"does not start with {opening!r}")
+    rest = rest[len(opening) :]
+    for field, following in zip(spec.fields, (*spec.fields[1:], None), strict=True):
+        if following is None:
+            part, rest = rest, ""
+        else:
+            part, delimiter, rest = rest.partition(f", {following.label}: ")
+            if not delimiter:
+                return Answer(None, f"has no {following.label!r}")
+        value = parse_number(spec.numbers, part) if field.kind == "number" else part
+        if value is None or value == "":
+            return Answer(None, f"{field.label!r} is {part!r}, not a {field.kind}")
+        values[field.column] = value
+    return Answer(values)
+
+
+def canonical_text(value: str) -> str:
+    """Text as it is trained and compared: normal form C, runs of white space as one space, none around it."""
+    return " ".join(unicodedata.normalize("NFC", value).split())
+
+
+def format_number(spec: NumberFormat, value: float) -> str:
+    """Write a finite number by the recipe's rule; `390.0` stays `390.0`, an int has no point."""
+    number = Decimal(repr(value))
+    if spec.decimals is not None:
+        number = number.quantize(Decimal(1).scaleb(-spec.decimals), rounding=ROUND_HALF_EVEN)
+    digits = f"{number:,f}"
+    signs = {",": spec.thousands, ".": spec.decimal}
+    return spec.prefix + "".join(signs.get(digit, digit) for digit in digits) + spec.suffix
+
+
+def parse_number(spec: NumberFormat, text: str) -> float | None:
+    """Read a number written by the rule, thousands signs optional; None where the text is not one."""
+    text = text.strip()
+    if not (text.startswith(spec.prefix) and text.endswith(spec.suffix)):
+        return None
+    digits = text[len(spec.prefix) : len(text) - len(spec.suffix)]
+    whole = r"\d+" + (rf"|\d{{1,3}}(?:{re.escape(spec.thousands)}\d{{3}})+" if spec.thousands else "")
+    if not re.fullmatch(rf"-?(?:{whole})(?:{re.escape(spec.decimal)}\d+)?", digits, flags=re.ASCII):
+        return None
+    if spec.thousands:
+        digits = digits.replace(spec.thousands, "")
+    return float(digits.replace(spec.decimal, "."))
+
+
+def _write(field: FieldSpec, value: object, numbers: NumberFormat, name: str) -> str:
+    """A field's value as text, or PromptError with the row and the field."""
+    where = f"{name}: field {field.column!r}"
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise PromptError(f"{where} is missing: fill it in or leave the row out")
+    if field.kind == "number":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise PromptError(f"{where} is {value!r}, not a finite number")
+        return format_number(numbers, value)
+    text = canonical_text(str(value))
+    if not text:
+        raise PromptError(f"{where} is empty: fill it in or leave the row out")
+    if found := SPECIAL.search(text):
+        raise PromptError(f"{where} holds the special token {found.group()!r}: remove it")
+    if odd := next((c for c in text if unicodedata.category(c) in ("Cc", "Cs")), None):
+        raise PromptError(f"{where} holds the control character U+{ord(odd):04X}: remove it")
+    return text

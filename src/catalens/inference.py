@@ -1,0 +1,79 @@
+"""Free generation, in batches, from the picture alone: nothing of the answer is ever shown to the model."""
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import GenerationConfig
+
+from catalens.catalog.pictures import open_picture
+from catalens.config import PromptSpec
+from catalens.examples import END, render_prompt
+from catalens.model import Phi3VProcessor
+
+CHUNK = 8
+"""Batches whose pictures are decoded and sorted by length together."""
+
+
+class Writer:
+    """Writes answers for pictures, greedily, with a KV cache, until `<|end|>`."""
+
+    def __init__(
+        self,
+        model: Any,  # Phi3VForCausalLM, or one wrapped by PEFT
+        processor: Phi3VProcessor,
+        prompt: PromptSpec,
+        batch_size: int = 16,
+        max_new_tokens: int = 128,
+    ) -> None:
+        self.model, self.processor, self.batch_size = model, processor, batch_size
+        self.tokenizer: Any = processor.tokenizer
+        self._prompt = render_prompt(prompt)
+        self._generation = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted({self.tokenizer.convert_tokens_to_ids(END), self.tokenizer.eos_token_id}),
+            pad_token_id=self.tokenizer.pad_token_id,
+            bos_token_id=self.tokenizer.bos_token_id,
+        )
+
+    def answers(self, pictures: Sequence[bytes], progress: Callable[[int], None] = lambda done: None) -> list[str]:
+        """One answer a picture, in their order, without `<|end|>`; `progress` hears how many are done.
+
+        Raises PictureError where a picture cannot be decoded.
+        """
+        answers: list[str] = []
+        remaining = iter(pictures)
+        while chunk := [open_picture(data) for data in islice(remaining, CHUNK * self.batch_size)]:
+            order = sorted(range(len(chunk)), key=lambda i: self._tokens(chunk[i]))
+            written = [""] * len(chunk)
+            for start in range(0, len(order), self.batch_size):
+                batch = order[start : start + self.batch_size]
+                for i, text in zip(batch, self._generate([chunk[i] for i in batch]), strict=True):
+                    written[i] = text
+                progress(len(answers) + start + len(batch))
+            answers += written
+        return answers
+
+    def _tokens(self, picture: Image.Image) -> int:
+        images = self.processor.image_processor
+        return images.num_image_tokens(*images.hd_size(picture.width, picture.height))
+
+    @torch.inference_mode()
+    def _generate(self, pictures: Sequence[Image.Image]) -> list[str]:
+        inputs = self.processor(
+            text=[self._prompt] * len(pictures),
+            images=[[picture] for picture in pictures],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self.model.device, self.model.dtype)
+        was_training = self.model.training
+        self.model.eval()  # checkpointing left on in training mode would drop the cache
+        try:
+            ids = self.model.generate(**inputs, generation_config=self._generation)
+        finally:
+            self.model.train(was_training)
+        return self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,24 @@
+"""Phi-3-Vision for transformers 5, no remote code; importing this registers the Auto classes."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoProcessor
+
+from .configuration import Phi3VConfig
+from .image_processing import Phi3VImageProcessor
+from .modeling import Phi3VForCausalLM, Phi3VModel
+from .processing import Phi3VProcessor
+from .vision import unused_parameter_names
+
+AutoConfig.register("phi3_v", Phi3VConfig)
+AutoImageProcessor.register(Phi3VConfig, image_processor_classes={"pil": Phi3VImageProcessor})
+AutoProcessor.register(Phi3VConfig, Phi3VProcessor)
+AutoModel.register(Phi3VConfig, Phi3VModel)
+AutoModelForCausalLM.register(Phi3VConfig, Phi3VForCausalLM)
+
+__all__ = [
+    "Phi3VConfig",
+    "Phi3VForCausalLM",
+    "Phi3VImageProcessor",
+    "Phi3VModel",
+    "Phi3VProcessor",
+    "unused_parameter_names",
+]

@@ -1,0 +1,324 @@
+"""Phi-3-Vision from transformers' own CLIP tower and Phi-3 layers.
+
+    pixel_values [C, 3, S, S] -> picture embeddings (vision.py), put where input_ids == image_token_id
+    -> Phi-3 layers -> lm_head at the positions that are asked for
+
+Module names are the official checkpoint's keys. What is ours is the picture embedding, its placing and the
+choice of rope factors. Two places where the original is wrong, and what happens here:
+
+1. Longrope has one set of factors for up to 4,096 positions and another beyond. The first official family
+   goes on with short-factor keys in its cache when generation crosses 4,096 tokens. Here `generate` drops
+   the cache at the step at which a row crosses and feeds everything again, pictures included, which gives
+   what a run without a cache gives. Who keeps a cache by hand must start it afresh at the crossing.
+2. The second family picks the factors by the padded length. Here padding never counts, and neither does the
+   length of a neighbour: each row of a batch goes by its own largest position, so that it gives the same in
+   any batch.
+
+Shapes: B rows, T tokens, H hidden size, V vocabulary, N pictures, C crops of all pictures, S crop side in
+pixels, h x w crops of a picture, m embeddings along a crop's side, F features of a merged patch.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import CLIPVisionModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.phi3.modeling_phi3 import Phi3Model, Phi3PreTrainedModel, Phi3RotaryEmbedding
+from transformers.utils.generic import can_return_tuple
+
+from .configuration import Phi3VConfig
+from .generation import PictureGenerationMixin, positions_of
+from .vision import Phi3VImageEmbedding
+
+IGNORED = -100
+
+
+class Phi3VRotaryEmbedding(nn.Module):
+    """Rotary angles with the rope factors chosen for each row.
+
+    The frequencies are plain numbers, not buffers: no cast, no `to_empty` can spoil them.
+    """
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        super().__init__()
+        rope: Any = config.rope_parameters
+        self.limit: int | None = None
+        with torch.device("cpu"):  # values are needed even where the model is built on the meta device
+            if rope["rope_type"] == "longrope":
+                self.limit = int(rope["original_max_position_embeddings"])
+                fill = ROPE_INIT_FUNCTIONS["longrope"]
+                short, self.scaling = fill(config, torch.device("cpu"))
+                long, _ = fill(config, torch.device("cpu"), seq_len=self.limit + 1)
+            else:
+                short, self.scaling = Phi3RotaryEmbedding.compute_default_rope_parameters(config)
+                long = short
+        self.short: list[float] = short.tolist()
+        self.long: list[float] = long.tolist()
+
+    @torch.no_grad()
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and sine [B, T, head_dim] for `position_ids` [B, T], in the dtype of `x`."""
+        inverse = torch.tensor(self.short, device=x.device)
+        if self.limit is not None:
+            beyond = position_ids.amax(-1)[:, None, None] >= self.limit
+            inverse = torch.where(beyond, torch.tensor(self.long, device=x.device), inverse)  # [B, 1, head_dim / 2]
+        angles = position_ids[..., None].float() * inverse
+        angles = torch.cat((angles, angles), dim=-1)
+        return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
+
+
+class Phi3VPreTrainedModel(Phi3PreTrainedModel):
+    """What both models share: configuration, initialisation, splitting."""
+
+    config: Phi3VConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    config_class = Phi3VConfig
+    input_modalities = ["image", "text"]  # noqa: RUF012
+    _no_split_modules = ["Phi3DecoderLayer", "CLIPEncoderLayer", "CLIPVisionEmbeddings"]  # noqa: RUF012
+    _can_compile_fullgraph = False  # slots are counted on the host
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Phi3VImageEmbedding):
+            init.zeros_(module.glb_GN)
+            init.zeros_(module.sub_GN)
+
+    def to_empty(self, *, device: Any, recurse: bool = True) -> "Phi3VPreTrainedModel":
+        """As `nn.Module.to_empty`, but what no checkpoint holds is filled in."""
+        super().to_empty(device=device, recurse=recurse)
+        for module in self.modules():
+            if isinstance(module, CLIPVisionModel):
+                positions = module.embeddings.position_ids
+                positions.copy_(torch.arange(positions.shape[-1])[None])
+        return self
+
+
+class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Phi-3 layers over text and picture embeddings, without a head."""
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        super().__init__(config)
+        self.rotary_emb = Phi3VRotaryEmbedding(config)
+        self.vision_embed_tokens = Phi3VImageEmbedding(config)
+        self.post_init()
+
+    def get_crop_features(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
+        """Tower features [C, m, m, F] of the real crops: what a frozen tower gives once and for all.
+
+        Takes what `get_image_features` takes. Pass the result as `crop_features` in place of `pixel_values`.
+        """
+        counts = [1 + h * w for h, w in self.grids(image_sizes)]
+        if pixel_values.ndim == 5:  # [N, most crops, 3, S, S], filled up with empty crops
+            if len(counts) != pixel_values.shape[0] or max(counts) > pixel_values.shape[1]:
+                raise ValueError(f"image_sizes need {counts} crops, pixel_values are {tuple(pixel_values.shape)}")
+            pixel_values = torch.cat([own[:count] for own, count in zip(pixel_values, counts, strict=True)])
+        return self.vision_embed_tokens.crop_features(pixel_values)
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        crop_features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Picture embeddings [picture tokens, H], in the order of the pictures.
+
+        Args:
+            pixel_values: [C, 3, S, S], or padded [N, most crops, 3, S, S].
+            image_sizes: [N, 2], the HD sizes (height, width) in pixels.
+            crop_features: [C, m, m, F] from `get_crop_features`, in place of `pixel_values`.
+
+        Raises:
+            ValueError: when sizes and crops do not fit together.
+        """
+        if image_sizes is None:
+            raise ValueError("image_sizes is missing: pass it with pixel_values, as the processor gives both")
+        if crop_features is None:
+            if pixel_values is None:
+                raise ValueError("pixel_values is missing: pass it with image_sizes, as the processor gives both")
+            crop_features = self.get_crop_features(pixel_values, image_sizes)
+        grids = self.grids(image_sizes)
+        crops = sum(1 + h * w for h, w in grids)
+        if crops != crop_features.shape[0]:
+            raise ValueError(
+                f"image_sizes need {crops} crops but {crop_features.shape[0]} are given: "
+                "pass both as the processor gives them"
+            )
+        return self.vision_embed_tokens(crop_features, grids)
+
+    def grids(self, image_sizes: torch.Tensor) -> list[tuple[int, int]]:
+        """Crops (down, across) of each picture from the HD sizes [N, 2] in pixels.
+
+        Raises:
+            ValueError: for a size that is not made of whole crops.
+        """
+        side = self.config.crop_size
+        sizes = image_sizes.tolist()
+        for height, width in sizes:
+            if height < side or width < side or height % side or width % side:
+                raise ValueError(f"image_sizes has {height}x{width}: give multiples of the crop size {side}")
+        return [(height // side, width // side) for height, width in sizes]
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        crop_features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embeddings [B, T, H] of text and pictures; the slots take the pictures' tokens in order.
+
+        Raises:
+            ValueError: when slots and picture tokens differ in number.
+        """
+        embeds = self.embed_tokens(input_ids)
+        slots = input_ids == self.config.image_token_id
+        pictures = None
+        if pixel_values is not None or crop_features is not None:
+            pictures = self.get_image_features(pixel_values, image_sizes, crop_features).to(embeds.dtype)
+        wanted, given = int(slots.sum()), 0 if pictures is None else pictures.shape[0]
+        if wanted != given:
+            raise ValueError(
+                f"input_ids hold {wanted} picture slots but the pictures given make {given} tokens: "
+                "pass input_ids, pixel_values and image_sizes of one processor call"
+            )
+        return embeds if pictures is None else embeds.masked_scatter(slots[..., None], pictures.to(embeds.device))
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        crop_features: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states [B, T, H]; the arguments are those of `Phi3VForCausalLM.forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        pictures = pixel_values is not None or crop_features is not None
+        if inputs_embeds is not None and pictures:
+            raise ValueError("pictures need input_ids to find their slots: place them with embed() instead")
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if input_ids is not None and (pictures or not past):
+            inputs_embeds = self.embed(input_ids, pixel_values, image_sizes, crop_features)
+            input_ids = None
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            tokens: Any = input_ids if inputs_embeds is None else inputs_embeds
+            position_ids = positions_of(attention_mask)[:, -tokens.shape[1] :]
+        return super().forward(
+            input_ids=input_ids,  # pyright: ignore[reportArgumentType]
+            attention_mask=attention_mask,
+            position_ids=position_ids,  # pyright: ignore[reportArgumentType]
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Phi-3-Vision with its language head: what is trained and what generates."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    accepts_loss_kwargs = True  # Trainer hands over num_items_in_batch
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        super().__init__(config)
+        self.model = Phi3VModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """See `Phi3VModel.get_image_features`."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        crop_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, or a loss.
+
+        Args:
+            input_ids: [B, T]; `image_token_id` marks the slots of picture tokens.
+            attention_mask: [B, T], 0 at padding, left or right; position ids follow it when not given.
+            position_ids: [B, T].
+            past_key_values: a cache of earlier tokens.
+            inputs_embeds: [B, T, H] in place of `input_ids`, pictures already placed (`model.embed`).
+            pixel_values: [C, 3, S, S], or padded [N, most crops, 3, S, S].
+            image_sizes: [N, 2], HD sizes (height, width) in pixels.
+            crop_features: [C, m, m, F] from `model.get_crop_features`, in place of `pixel_values`.
+            labels: [B, T], -100 where there is none. The loss is the sum over labels in fp32, divided by
+                `num_items_in_batch` where given, else by their number; without any label it is zero.
+            use_cache: off by default where there are labels.
+            logits_to_keep: as elsewhere in transformers; 0 keeps all, unless `labels` are given.
+
+        Returns:
+            `logits` [B, T or kept, V]. With `labels` and `logits_to_keep` 0, `logits` is None: only the
+            positions that predict a label went through the head, which is most of the memory saved.
+
+        Raises:
+            ValueError: when picture slots, crops and sizes do not fit together.
+        """
+        count = kwargs.pop("num_items_in_batch", None)
+        if labels is not None and use_cache is None:
+            use_cache = False
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            crop_features=crop_features,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state  # [B, T, H]
+        loss = logits = None
+        if labels is not None:
+            loss = self._loss(hidden, labels, count)
+        if labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss(self, hidden: torch.Tensor, labels: torch.Tensor, count: Any) -> torch.Tensor:
+        following = labels[:, 1:].to(hidden.device)
+        labelled = following != IGNORED
+        logits = self.lm_head(hidden[:, :-1][labelled])  # [labels, V]
+        total = F.cross_entropy(logits.float(), following[labelled], reduction="sum")
+        if count is None:
+            count = logits.shape[0]
+        if isinstance(count, torch.Tensor):
+            return total / count.to(total.device).clamp(min=1)
+        return total / max(count, 1)
+
+
+__all__ = ["Phi3VForCausalLM", "Phi3VModel"]
