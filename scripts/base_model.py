@@ -1,6 +1,6 @@
 """Pre-train the tiny base model that ships with catalens: `make base-model`, about an hour on two cores.
 
-    draw     30,000 pictures of the BASE assortment: other category words, other prices, another seed than the demo's
+    draw     24,000 pictures of the BASE assortment: other category words, other prices, another seed than the demo's
     tokenize byte-level BPE of 512 tokens with Phi-3's special tokens and single digits, trained on their texts
     train    from random weights, free of any other model, Muon on the 2-D weights, AdamW elsewhere
     demo     fine-tune on the demo's catalogue: the scores before and after go to the model card
@@ -49,8 +49,8 @@ def main() -> None:
     """Run the stages that have not run yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=Path("build/base"))
-    parser.add_argument("--rows", type=int, default=30_000, help="pictures to draw")
-    parser.add_argument("--steps", type=int, default=8_000, help="optimizer steps")
+    parser.add_argument("--rows", type=int, default=24_000, help="pictures to draw")
+    parser.add_argument("--steps", type=int, default=6_000, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=32)
     options = parser.parse_args()
     build: Path = options.build
@@ -159,6 +159,7 @@ def pretraining_recipe(catalog: Path, model: Path, steps: int, batch_size: int) 
                 "batch_size": batch_size,
                 "evaluations": 8,
                 "validation_rows": 128,
+                "picture_cache_gb": 6,
             },
             "evaluation": {"before": False, "batch_size": 64},
             "tracking": {"to": "none"},

@@ -21,7 +21,6 @@ from catalens.examples import END, render_answer, render_prompt
 from catalens.model import Phi3VProcessor
 
 IGNORED = -100
-CACHE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,12 @@ class Encoder:
 
 
 class ProductDataset(Dataset[dict[str, Any]]):
-    """Training examples of catalogue rows; pictures are decoded once, as long as they fit in `CACHE_BYTES`."""
+    """Training examples of catalogue rows; pictures are decoded once, as long as they fit in `cache_bytes`."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], encoder: Encoder, image: str) -> None:
+    def __init__(self, rows: Sequence[Mapping[str, Any]], encoder: Encoder, image: str, cache_bytes: int) -> None:
         self.rows, self.encoder, self.image = rows, encoder, image
         self._pictures: dict[int, Picture] = {}
-        self._room = CACHE_BYTES
+        self._room = cache_bytes
 
     def __len__(self) -> int:
         return len(self.rows)

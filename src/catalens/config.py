@@ -170,6 +170,8 @@ class TrainingSpec(Frozen):
     """Checkpoints kept on disk, the best one always among them."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention implementation; `auto` takes transformers' choice for the machine."""
+    picture_cache_gb: float = Field(default=2.0, ge=0)
+    """Memory for decoded pictures; those that fit are decoded once, the others in every epoch."""
     seed: int = 0
     """Seeds initialisation, order and dropout."""
 

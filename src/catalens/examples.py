@@ -101,12 +101,15 @@ def format_number(spec: NumberFormat, value: float) -> str:
 
 
 def parse_number(spec: NumberFormat, text: str) -> float | None:
-    """Read a number written by the rule, thousands signs optional; None where the text is not one."""
+    """Read a number written by the rule, thousands signs optional; None where the text is not one.
+
+    More than 15 digits before the point are no number that a shop would write; a model that rambles writes them.
+    """
     text = text.strip()
     if not (text.startswith(spec.prefix) and text.endswith(spec.suffix)):
         return None
     digits = text[len(spec.prefix) : len(text) - len(spec.suffix)]
-    whole = r"\d+" + (rf"|\d{{1,3}}(?:{re.escape(spec.thousands)}\d{{3}})+" if spec.thousands else "")
+    whole = r"\d{1,15}" + (rf"|\d{{1,3}}(?:{re.escape(spec.thousands)}\d{{3}}){{1,4}}" if spec.thousands else "")
     if not re.fullmatch(rf"-?(?:{whole})(?:{re.escape(spec.decimal)}\d+)?", digits, flags=re.ASCII):
         return None
     if spec.thousands:

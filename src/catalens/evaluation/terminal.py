@@ -3,18 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from catalens.config import PromptSpec
 
 CONDITIONS = (
-    ("this model", ("model",)),
-    ("before\ntraining", ("before",)),
-    ("nearest\nneighbour", ("baselines", "nearest_neighbour")),
+    ("this\nmodel", ("model",)),
+    ("before\ntrain.", ("before",)),
+    ("nearest\npicture", ("baselines", "nearest_neighbour")),
     ("frequent,\nmedian", ("baselines", "majority")),
-    ("blank\npictures", ("image_use", "blank")),
-    ("shuffled\npictures", ("image_use", "shuffled")),
+    ("blank\npicture", ("image_use", "blank")),
+    ("shuffled\npicture", ("image_use", "shuffled")),
 )
 NAMES = {"within_10pct": "within 10 %", "macro_f1": "macro F1", "mdape": "median error", "mae": "mean error"}
 
@@ -23,10 +24,14 @@ def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console
     """Print the content of `metrics.json` as a table, the model's figures with their 95 % intervals."""
     scores = {name: _at(result, path) for name, path in CONDITIONS}
     scores = {name: score for name, score in scores.items() if score}
-    table = Table(title=f"{result['rows']} {result['split']} rows, free generation, 95 % intervals")
-    table.add_column("")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"{result['rows']} {result['split']} rows, free generation, 95 % intervals",
+    )
+    table.add_column("", min_width=24)
     for name in scores:
-        table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "this model" else None)
+        table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "this\nmodel" else None)
     table.add_row("parses", *_cells("parse_rate", [score["parse_rate"] for score in scores.values()]))
     for field in prompt.fields:
         table.add_section()
@@ -50,4 +55,4 @@ def _cells(metric: str, figures: Sequence[Mapping[str, float]]) -> list[str]:
     scale, unit = (1, "") if metric == "mae" else (100, " %")
     first, *others = figures
     interval = f"[dim]{scale * first['low']:.1f}-{scale * first['high']:.1f}[/]"
-    return [f"{scale * first['value']:.1f}{unit} {interval}"] + [f"{scale * f['value']:.1f}{unit}" for f in others]
+    return [f"{scale * first['value']:.1f}{unit}\n{interval}"] + [f"{scale * f['value']:.1f}{unit}" for f in others]

@@ -48,7 +48,7 @@ class Phi3VConfig(Phi3Config):
     """
 
     model_type = "phi3_v"
-    sub_configs_defaults = {"vision_config": SubConfigSpec(CLIPVisionConfig)}  # noqa: RUF012 - as the base has it
+    sub_configs_defaults = {"vision_config": SubConfigSpec(CLIPVisionConfig)}
 
     vision_config: dict | CLIPVisionConfig | None = None
     image_token_id: int = 32044

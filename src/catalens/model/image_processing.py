@@ -41,7 +41,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         ValueError: when a field has no sensible value.
     """
 
-    model_input_names = ["pixel_values", "image_sizes"]  # noqa: RUF012 - the base class reads it so
+    model_input_names = ["pixel_values", "image_sizes"]
 
     def __init__(
         self,

@@ -27,7 +27,6 @@ from transformers import CLIPVisionModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.phi3.modeling_phi3 import Phi3Model, Phi3PreTrainedModel, Phi3RotaryEmbedding
 from transformers.utils.generic import can_return_tuple
 
@@ -77,8 +76,8 @@ class Phi3VPreTrainedModel(Phi3PreTrainedModel):
 
     config: Phi3VConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     config_class = Phi3VConfig
-    input_modalities = ["image", "text"]  # noqa: RUF012
-    _no_split_modules = ["Phi3DecoderLayer", "CLIPEncoderLayer", "CLIPVisionEmbeddings"]  # noqa: RUF012
+    input_modalities = ["image", "text"]
+    _no_split_modules = ["Phi3DecoderLayer", "CLIPEncoderLayer", "CLIPVisionEmbeddings"]
     _can_compile_fullgraph = False  # slots are counted on the host
 
     @torch.no_grad()
@@ -228,7 +227,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
 class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Phi-3-Vision with its language head: what is trained and what generates."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     accepts_loss_kwargs = True  # Trainer hands over num_items_in_batch
 
     def __init__(self, config: Phi3VConfig) -> None:
@@ -299,8 +298,10 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
         loss = logits = None
         if labels is not None:
             loss = self._loss(hidden, labels, count)
-        if labels is None or not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
-            logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
+        every = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        if labels is None or not every:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, kept])
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

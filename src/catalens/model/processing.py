@@ -15,7 +15,7 @@ Shapes: B rows, T tokens, N pictures, C crops of all pictures, S crop side in pi
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -157,16 +157,19 @@ class Phi3VProcessor(ProcessorMixin):
             if length is None:
                 raise ValueError("padding 'max_length' needs max_length: give it in tokens")
             target = max(target, length)
-        pad: Any = self.tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id
         if pad is None and any(len(row) < target for row in ids):
             raise ValueError("tokenizer has no pad_token: set one to pad rows of unequal length")
-        gaps = [[0] * max(0, target - len(row)) for row in ids]
-        masks = [_joined(gap, [1] * len(row), side) for row, gap in zip(ids, gaps, strict=True)]
-        ids = [_joined([pad] * len(gap), row, side) for row, gap in zip(ids, gaps, strict=True)]
-        data = {"input_ids": ids, "attention_mask": masks}
+        fill = cast("int", pad)
+        data: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": []}
+        for row in ids:
+            gap = max(0, target - len(row))
+            before, after = (gap, 0) if side == "left" else (0, gap)
+            data["input_ids"].append([fill] * before + row + [fill] * after)
+            data["attention_mask"].append([0] * before + [1] * len(row) + [0] * after)
         if tensors is None:
             return data
-        if len({len(row) for row in ids}) > 1:
+        if len({len(row) for row in data["input_ids"]}) > 1:
             raise ValueError("rows differ in length: pass padding=True, or return_tensors=None for lists")
         as_tensor = {name: torch.tensor(value, dtype=torch.long) for name, value in data.items()}
         return {name: v.numpy() for name, v in as_tensor.items()} if tensors == "np" else as_tensor
@@ -190,10 +193,6 @@ class Phi3VProcessor(ProcessorMixin):
         # other ids on transformers 5; tokenizer.json holds the true one.
         kwargs.pop("_from_auto", None)
         return PreTrainedTokenizerFast.from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
-
-
-def _joined(gap: list[int], row: list[int], side: str) -> list[int]:
-    return gap + row if side == "left" else row + gap
 
 
 def _pictures_of_rows(images: Any, rows: int) -> list[list[Any]]:

@@ -33,7 +33,7 @@ from catalens.config import Recipe, dump_recipe
 from catalens.errors import PictureError, PromptError, TooManyBadRowsError, TrainingError
 from catalens.model import Phi3VProcessor, unused_parameter_names
 from catalens.tracking import start_tracker
-from catalens.training.callbacks import Bar, LastStep, Recorder
+from catalens.training.callbacks import Bar, LastStep, Recorder, is_timing
 from catalens.training.optimizers import make_optimizer
 
 Score = Callable[[Any, Phi3VProcessor], Mapping[str, float]]
@@ -58,8 +58,8 @@ class Trained:
 def train(recipe: Recipe, folder: Path | str, score: Score | None = None, console: Console | None = None) -> Trained:
     """Train as the recipe says and leave a run in `folder`.
 
-    Raises TrainingError where the folder is taken, CatalogError, CheckpointError, and TooManyBadRowsError where more than
-    5 % of the rows cannot be used.
+    Raises TrainingError where the folder is taken, CatalogError, CheckpointError, and TooManyBadRowsError where more
+    than 5 % of the rows cannot be used.
     """
     folder, console = Path(folder), console or Console()
     if folder.exists() and any(folder.iterdir()):
@@ -68,7 +68,13 @@ def train(recipe: Recipe, folder: Path | str, score: Score | None = None, consol
     catalog = Catalog(recipe.catalog)
     processor = load_processor(recipe.model, recipe.num_crops)
     encoder = Encoder(processor, recipe.prompt)
-    datasets = {name: _usable(catalog, name, encoder, folder, console) for name in ("train", "validation")}
+    cache = int(recipe.training.picture_cache_gb * 2**30)
+    datasets = {
+        split: ProductDataset(
+            _usable(catalog, split, encoder, folder, console), encoder, catalog.card.roles.image, cache
+        )
+        for split in ("train", "validation")
+    }
     model = _trainable(recipe)
     _describe(model, datasets, console)
     versions = _versions(catalog)
@@ -123,10 +129,12 @@ class _CatalensTrainer(Trainer):
         return output._replace(metrics=metrics)
 
 
-def _usable(catalog: Catalog, split: str, encoder: Encoder, folder: Path, console: Console) -> ProductDataset:
+def _usable(
+    catalog: Catalog, split: str, encoder: Encoder, folder: Path, console: Console
+) -> list[Mapping[str, Any]]:
     """Rows of a split whose text and picture can be used; the others are named on the console and in the run."""
-    rows = catalog.rows(split)
     roles = catalog.card.roles
+    rows = catalog.rows(split, [roles.image, roles.id, *(field.column for field in encoder.prompt.fields)])
     good: list[Mapping[str, Any]] = []
     bad: list[str] = []
     for number, row in enumerate(rows, start=1):
@@ -144,7 +152,7 @@ def _usable(catalog: Catalog, split: str, encoder: Encoder, folder: Path, consol
             file.writelines(
                 json.dumps({"split": split, "reason": reason}, ensure_ascii=False) + "\n" for reason in bad
             )
-    return ProductDataset(good, encoder, roles.image)
+    return good
 
 
 def _trainable(recipe: Recipe) -> Any:
@@ -161,7 +169,7 @@ def _trainable(recipe: Recipe) -> Any:
         if name in unused or (spec.freeze_vision and VISION in name):
             parameter.requires_grad_(False)
     if spec.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     model.config.use_cache = False
     return model
 
@@ -202,9 +210,11 @@ def _arguments(recipe: Recipe, folder: Path, rows: int) -> TrainingArguments:
 def _outcome(trainer: Trainer, folder: Path, seconds: float) -> Trained:
     best = trainer.state.best_global_step or trainer.state.global_step
     entries = [entry for entry in trainer.state.log_history if entry["step"] == best and "eval_loss" in entry]
-    figures = {name.removeprefix("eval_"): float(value) for name, value in entries[-1].items() if "eval_" in name}
-    timing = ("runtime", "samples_per_second", "steps_per_second")
-    figures = {name: value for name, value in figures.items() if name not in timing}
+    figures = {
+        name.removeprefix("eval_"): float(value)
+        for name, value in entries[-1].items()
+        if "eval_" in name and not is_timing(name)
+    }
     return Trained(folder, trainer.state.global_step, best, figures, seconds)
 
 

@@ -88,8 +88,9 @@ class Bar(TrainerCallback):
             self.progress.update(self._task, loss=f"loss {logs['loss']:.3f}")
         if "eval_loss" in logs:
             figures = {_public_name(name): value for name, value in logs.items() if name.startswith("eval_")}
-            shown = [f"{name.split('/')[1]} {value:.3f}" for name, value in figures.items() if "second" not in name]
-            self.console.print(f"step {state.global_step}: validation " + ", ".join(shown), highlight=False)
+            shown = [f"{name.split('/')[1]} {value:.3f}" for name, value in figures.items() if not is_timing(name)]
+            line = f"step {state.global_step}: validation " + ", ".join(shown)
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -107,6 +108,11 @@ class LastStep(TrainerCallback):
         """Ask for both at the end."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
+
+
+def is_timing(name: str) -> bool:
+    """Whether a figure of the Trainer says how long, not how well."""
+    return name.endswith(("runtime", "_per_second"))
 
 
 def _public_name(name: str) -> str:

@@ -12,7 +12,8 @@ import torch
 from catalens.config import TrainingSpec
 from catalens.errors import RecipeError
 
-NOT_MATRICES = ("embed_tokens", "lm_head", "position_embedding")
+LOOKED_UP = {"embed_tokens", "lm_head", "position_embedding"}
+"""Parts of a name that belong to tables, not to matrices that transform."""
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -57,7 +58,7 @@ def make_optimizer(parameters: Iterable[tuple[str, torch.nn.Parameter]], spec: T
             raise RecipeError(
                 "training.optimizer is muon, which needs torch 2.9 or newer: upgrade torch or take adamw"
             )
-        matrices = [p for name, p in wanted if p.ndim == 2 and not any(part in name for part in NOT_MATRICES)]
+        matrices = [p for name, p in wanted if p.ndim == 2 and LOOKED_UP.isdisjoint(name.split("."))]
     taken = {id(p) for p in matrices}
     rest = [p for _, p in wanted if id(p) not in taken]
     groups = [

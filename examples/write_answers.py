@@ -1,0 +1,33 @@
+"""A finished run used from Python: `python examples/write_answers.py runs/practice examples/shop/photos/*.jpg`.
+
+Only transformers' Auto classes are used; `import catalens.model` is what teaches them Phi-3-Vision.
+"""
+
+import sys
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoProcessor
+
+import catalens.model  # noqa: F401 - registers the Auto classes
+from catalens.catalog.pictures import open_picture
+from catalens.config import PromptSpec
+from catalens.examples import parse_answer, render_prompt
+
+
+def main(run: str, *photos: str) -> None:
+    """Print what the run's best model reads from each photo."""
+    best = Path(run) / "best"
+    prompt = PromptSpec.model_validate_json((best / "prompt.json").read_bytes())
+    processor = AutoProcessor.from_pretrained(best)
+    model = AutoModelForCausalLM.from_pretrained(best).eval()
+    end = processor.tokenizer.convert_tokens_to_ids("<|end|>")
+    for photo in photos:
+        picture = open_picture(Path(photo).read_bytes())
+        inputs = processor(text=render_prompt(prompt), images=picture)
+        ids = model.generate(**inputs, max_new_tokens=96, do_sample=False, eos_token_id=end)
+        text = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        print(photo, parse_answer(prompt, text).values or text)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,51 @@
+"""What several test files share: a small drawn catalogue, and a run of the tiny model on it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Two workers on two cores: one thread each, and none that spins. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalogue of 80 drawn rows."""
+    from catalens.catalog.sampling import sample_catalog
+
+    folder = tmp_path_factory.mktemp("catalogs") / "drawn"
+    sample_catalog(folder, 80, seed=5, fractions={"train": 0.6, "validation": 0.2, "test": 0.2})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(drawn: Path):
+    """A recipe that trains for some seconds."""
+    from catalens.config import make_recipe
+
+    training = {"method": "full", "optimizer": "muon", "learning_rate": 3e-3, "max_steps": 6, "batch_size": 8}
+    return make_recipe(
+        {
+            "catalog": str(drawn),
+            "training": training | {"evaluations": 2, "validation_rows": 4},
+            "evaluation": {"batch_size": 8, "max_new_tokens": 48, "resamples": 100},
+            "tracking": {"to": "none"},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def run(recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of that recipe."""
+    from catalens.evaluation import validation_scorer
+    from catalens.training import train
+
+    folder = tmp_path_factory.mktemp("runs") / "quick"
+    train(recipe, folder, validation_scorer(recipe))
+    return folder

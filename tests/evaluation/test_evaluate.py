@@ -1,0 +1,78 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from catalens.catalog.pictures import open_picture
+from catalens.catalog.storage import Catalog
+from catalens.config import METRICS, PromptSpec
+from catalens.evaluation import blanked, evaluate, flatten, pictures_matter, shuffle, truth_of
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def result(run):
+    return evaluate(run)
+
+
+def test_every_figure_has_its_interval_in_the_same_structure_everywhere(result, recipe):
+    scores = [result["model"], result["before"], *result["baselines"].values()]
+    scores += [result["image_use"]["blank"], result["image_use"]["shuffled"]]
+    assert set(result["baselines"]) == {"majority", "nearest_neighbour"}
+    for score in scores:
+        figures = [score["parse_rate"]]
+        for field in recipe.prompt.fields:
+            assert tuple(score["fields"][field.column]) == METRICS[field.kind]
+            figures += score["fields"][field.column].values()
+        assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in figures)
+    assert result["split"] == "test"
+
+
+def test_what_is_on_disk_is_what_is_returned(result, run, drawn):
+    folder = run / "evaluation"
+    assert json.loads((folder / "metrics.json").read_text()) == result
+    rows = Catalog(drawn).rows("test")
+    table = pq.read_table(folder / "predictions.parquet").to_pylist()
+    assert result["rows"] == len(rows) == len(table)
+    assert [row["id"] for row in table] == [row["product_code"] for row in rows]
+    assert [row["truth.full_price"] for row in table] == [row["full_price"] for row in rows]
+    for row in table:
+        assert (row["error"] is None) == (row["predicted.full_price"] is not None)
+    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_figures_are_those_of_the_predictions(result, run):
+    table = pq.read_table(run / "evaluation" / "predictions.parquet").to_pylist()
+    exact = sum(row["predicted.title"] == row["truth.title"] for row in table) / len(table)
+    assert result["model"]["fields"]["title"]["exact"]["value"] == pytest.approx(exact)
+    assert flatten(result["model"])["title.exact"] == pytest.approx(exact)
+
+
+def test_blanked_pictures_keep_their_size_and_show_nothing(drawn):
+    picture = Catalog(drawn).rows("test")[0]["image"]
+    blank = open_picture(blanked(picture))
+    assert blank.size == open_picture(picture).size
+    assert len(blank.getcolors()) == 1
+
+
+@pytest.mark.parametrize("rows", [2, 3, 10, 11])
+def test_shuffling_gives_every_row_the_picture_of_another_product(rows: int):
+    ids = [f"product {n // 2}" if rows > 4 else f"product {n}" for n in range(rows)]
+    pictures = [id.encode() for id in ids]
+    shuffled = shuffle(pictures, ids)
+    assert sorted(shuffled) == sorted(pictures)
+    assert all(picture != id.encode() for picture, id in zip(shuffled, ids, strict=True))
+
+
+def test_pictures_matter_only_where_the_intervals_part():
+    def score(low: float, high: float):
+        return {"fields": {"title": {"exact": {"value": (low + high) / 2, "low": low, "high": high}}}}
+
+    assert pictures_matter(score(0.8, 0.9), score(0.0, 0.1))
+    assert not pictures_matter(score(0.8, 0.9), score(0.7, 0.85))
+
+
+def test_truth_is_what_an_answer_would_state():
+    row = {"title": " Red \n Bag ", "category3_code": "BAGS", "full_price": 12, "other": 1}
+    assert truth_of(PromptSpec(), row) == {"title": "Red Bag", "category3_code": "BAGS", "full_price": 12}

@@ -1,0 +1,75 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from catalens.checkpoint import TINY, add_lora, load_model, load_processor, load_run
+from catalens.config import LoraSpec
+from catalens.errors import CheckpointError
+
+
+def test_tiny_is_small_trained_and_complete():
+    assert sum(file.stat().st_size for file in TINY.iterdir()) <= 8 * 2**20
+    assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json", "README.md"} <= {
+        file.name for file in TINY.iterdir()
+    }
+    model = load_model("tiny")
+    assert 1e6 <= sum(parameter.numel() for parameter in model.parameters()) <= 3e6
+    assert load_processor("tiny", num_crops=2).image_processor.num_crops == 2
+
+
+def test_tiny_has_phi3s_special_tokens_and_single_digits():
+    tokenizer = load_processor("tiny").tokenizer
+    for token in ("<|user|>", "<|assistant|>", "<|end|>", "<|system|>", "<|endoftext|>", "<|image|>"):
+        assert len(tokenizer(token, add_special_tokens=False)["input_ids"]) == 1
+    assert len(tokenizer("1290.5", add_special_tokens=False)["input_ids"]) == 6
+    for text in ("Étole — 数学 🙂", "  two  spaces", "price: $1,290.00"):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("name", ["no/such-folder", "nobody/no-such-model"])
+def test_a_model_that_is_not_there_is_one_sentence(name: str):
+    with pytest.raises(CheckpointError, match=f"model '{name}' cannot be loaded"):
+        load_model(name)
+    with pytest.raises(CheckpointError, match=f"model '{name}' cannot be loaded"):
+        load_processor(name)
+
+
+def test_pickled_weights_are_never_loaded(tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    torch.save(load_model("tiny").state_dict(), tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError):
+        load_model(str(tmp_path / "model"))
+
+
+def test_a_lora_target_that_matches_nothing_is_an_error_with_the_choices():
+    with pytest.raises(CheckpointError, match=r"'q_projj' matches no module.*qkv_proj"):
+        add_lora(load_model("tiny"), LoraSpec(targets=("qkv_proj", "q_projj")))
+
+
+def test_lora_on_the_embeddings_leaves_the_vision_embeddings_alone():
+    model = add_lora(load_model("tiny"), LoraSpec(train_embeddings=True))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert any("model.embed_tokens.modules_to_save" in name for name in trained)
+    assert any("lm_head.modules_to_save" in name for name in trained)
+    assert not any("vision_embed_tokens" in name for name in trained)
+
+
+@pytest.mark.integration
+def test_a_full_run_is_saved_under_the_official_names(run):
+    with safe_open(run / "best" / "model.safetensors", "pt") as weights:
+        names = set(weights.keys())
+    assert "model.vision_embed_tokens.img_processor.vision_model.embeddings.class_embedding" in names
+    assert {"model.embed_tokens.weight", "lm_head.weight", "model.vision_embed_tokens.glb_GN"} <= names
+    assert json.loads((run / "best" / "config.json").read_text())["architectures"] == ["Phi3VForCausalLM"]
+    loaded = load_run(run)
+    assert not loaded.model.training
+    assert loaded.prompt == loaded.recipe.prompt
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="not a finished run"):
+        load_run(tmp_path)

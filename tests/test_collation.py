@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from catalens.catalog.storage import Catalog
+from catalens.checkpoint import load_processor
+from catalens.collation import IGNORED, Collator, Encoder, ProductDataset
+from catalens.config import PromptSpec
+from catalens.errors import CheckpointError, PromptError
+from catalens.examples import render_answer, render_prompt
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(load_processor("tiny"), PromptSpec())
+
+
+@pytest.fixture(scope="module")
+def rows(drawn):
+    return Catalog(drawn).rows("train")
+
+
+def test_labels_cover_the_answer_and_its_end_only(encoder: Encoder, rows):
+    example = encoder.example(rows[0], encoder.picture(rows[0]["image"]))
+    learnt = example["input_ids"][example["labels"] != IGNORED]
+    assert encoder.tokenizer.decode(learnt) == render_answer(encoder.prompt, rows[0])
+    assert encoder.tokenizer.decode(learnt).endswith("<|end|>")
+    before = example["input_ids"][: len(example["input_ids"]) - len(learnt)]
+    assert encoder.tokenizer.decode(before[before != encoder.processor.image_token_id]).endswith("<|assistant|>")
+
+
+def test_what_is_trained_continues_what_is_generated_from(encoder: Encoder, rows):
+    picture = encoder.picture(rows[0]["image"])
+    prompt = encoder.processor.tokenize(render_prompt(encoder.prompt), [picture.size])
+    example = encoder.example(rows[0], picture)
+    assert example["input_ids"].tolist()[: len(prompt)] == prompt
+    assert (example["labels"][: len(prompt)] == IGNORED).all()
+    assert (example["labels"][len(prompt) :] != IGNORED).all()
+
+
+def test_a_batch_is_padded_to_its_longest_row_and_holds_real_crops_only(encoder: Encoder, rows):
+    examples = [encoder.example(row, encoder.picture(row["image"])) for row in rows[:6]]
+    batch = Collator(encoder.tokenizer.pad_token_id)(examples)
+    lengths = [len(example["input_ids"]) for example in examples]
+    assert batch["input_ids"].shape == batch["labels"].shape == (6, max(lengths))
+    assert batch["attention_mask"].sum(1).tolist() == lengths
+    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+    assert batch["pixel_values"].shape[0] == sum(len(example["pixel_values"]) for example in examples)
+    assert batch["image_sizes"].shape == (6, 2)
+
+
+def test_pictures_are_decoded_once_while_they_fit(encoder: Encoder, rows, monkeypatch):
+    decoded = []
+    original = Encoder.picture
+    monkeypatch.setattr(Encoder, "picture", lambda self, data: decoded.append(1) or original(self, data))
+    size = original(encoder, rows[0]["image"]).pixel_values.nbytes
+    for cache, expected in ((10 * size, 3), (0, 6)):
+        dataset = ProductDataset(rows[:3], encoder, "image", cache)
+        decoded.clear()
+        first = [dataset[index] for index in range(len(dataset))]
+        again = [dataset[index] for index in range(len(dataset))]
+        assert len(decoded) == expected
+        assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(first, again, strict=True))
+
+
+def test_a_row_whose_tokens_do_not_read_back_is_named(encoder: Encoder, rows):
+    lossy = Encoder(load_processor("tiny"), PromptSpec())
+    lossy.tokenizer.decode = lambda ids: "something else"
+    with pytest.raises(PromptError, match="row 7"):
+        lossy.check(rows[0], "row 7")
+    encoder.check(rows[0], "row 7")
+
+
+def test_a_tokenizer_that_melts_prompt_and_answer_is_refused():
+    processor = load_processor("tiny")
+    processor.tokenize = lambda text, sizes=(): [1, 2] if text.endswith("\n") else [1, 3]  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        Encoder(processor, PromptSpec())
