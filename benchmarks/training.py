@@ -2,8 +2,8 @@
 
 The Phi-3 cookbook trains one row at a time, padded to 512 tokens, with every picture filled up to `num_crops + 1`
 crops that all go through the tower, and with logits at every position. Each line below takes one of these away,
-on top of the lines before it. Every way takes full training steps (forward, backward, AdamW) over the same rows; the ways
-take turns, and a figure is the median over the rounds of the milliseconds a row.
+on top of the lines before it. Every way takes full training steps (forward, backward, AdamW) over the same rows; the
+ways take turns, and a figure is the median over the rounds of the milliseconds a row.
 """
 
 import argparse
