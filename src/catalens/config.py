@@ -16,6 +16,9 @@ Every object is frozen, every key is checked, and an unknown key is an error tha
 """
 
 import difflib
+import re
+import reprlib
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -27,11 +30,20 @@ from catalens.errors import RecipeError
 
 Kind = Literal["text", "category", "number"]
 
+SPECIAL = re.compile(r"<\|[^|<>]*\|>|</?s>|<unk>")
+"""The special tokens of Phi-3's tokenizer."""
+
 
 class Frozen(BaseModel):
     """Base of every configuration object: immutable, no unknown keys, docstrings as descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _odd(text: str) -> str | None:
+    """The first special token, or character of control, in a text that goes into the prompt."""
+    found = SPECIAL.search(text) or re.search(r"<\|", text)
+    return found.group() if found else next((c for c in text if unicodedata.category(c) in ("Cc", "Cs")), None)
 
 
 class FieldSpec(Frozen):
@@ -47,8 +59,8 @@ class FieldSpec(Frozen):
     @field_validator("label")
     @classmethod
     def _plain(cls, label: str) -> str:
-        if label != " ".join(label.split()) or not label or "<|" in label:
-            raise ValueError("a label is one line of plain text without spaces around it")
+        if label != " ".join(label.split()) or not label or _odd(label):
+            raise ValueError(f"label {label!r} is not one line of plain text without spaces around it")
         return label
 
 
@@ -77,6 +89,8 @@ class NumberFormat(Frozen):
             raise ValueError(f"decimal and thousands are both {self.decimal!r}: choose two different signs")
         if any(character.isdigit() or character == "-" for character in self.prefix + self.suffix):
             raise ValueError("prefix and suffix hold no digits and no minus sign")
+        if odd := _odd(self.prefix + self.suffix):
+            raise ValueError(f"prefix or suffix holds {odd!r}: leave it out")
         if self.prefix[:1].isspace() or self.suffix[-1:].isspace():
             raise ValueError("prefix begins and suffix ends with a sign that is not a space")
         return self
@@ -105,8 +119,8 @@ class PromptSpec(Frozen):
             values = [getattr(field, what) for field in self.fields]
             if twice := sorted({value for value in values if values.count(value) > 1}):
                 raise ValueError(f"{what} {twice[0]!r} is used by two fields: name each field once")
-        if "<|" in self.question:
-            raise ValueError("the question holds '<|': special tokens are added by catalens, leave them out")
+        if odd := _odd(self.question.replace("\n", " ")):
+            raise ValueError(f"the question holds {odd!r}: special tokens are added by catalens, leave it out")
         return self
 
 
@@ -252,12 +266,9 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe") from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        raise RecipeError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not a text file in UTF-8; give the path of a recipe") from error
+    data = _read_yaml(text, str(path))
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping such as `catalog: catalogs/demo`")
     return make_recipe(data, overrides, source=str(path))
@@ -279,21 +290,38 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key that stands twice is an error; PyYAML would keep the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.MarkedYAMLError(problem=f"key {twice!r} stands twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except Exception as error:  # besides YAMLError: all that int(), datetime() and deep nesting raise
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark and mark.line else ""
+        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise RecipeError(f"{source}{line}: not valid YAML ({reason})") from error
+
+
 def _override(data: Mapping[str, Any], override: str) -> dict[str, Any]:
     key, equals, value = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise RecipeError(f"--set {override}: write it as key.key=value, such as training.epochs=3")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override}: the value is not valid YAML") from error
+    parsed = _read_yaml(value, f"--set {override}")
     if isinstance(parsed, str) and (number := _scientific(parsed)) is not None:
         parsed = number
     result = dict(data)
     node = result
     for part in parts[:-1]:
-        child = node.get(part) or {}
+        child = {} if node.get(part) is None else node[part]
         if not isinstance(child, Mapping):
             raise RecipeError(f"--set {override}: {part!r} is a value, not a group of keys")
         node[part] = dict(child)
@@ -312,6 +340,10 @@ def _scientific(text: str) -> float | None:
 
 def _explain(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
+    places = [problem["loc"] for problem in problems]
+    # a list whose item is wrong is reported a second time, as too short
+    problems = [p for p in problems if not any(len(o) > len(n := p["loc"]) and o[: len(n)] == n for o in places)]
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")  # a misspelt key is missing, too
     sentences = [_explain_one(problem) for problem in problems[:3]]
     if len(problems) > 3:
         sentences.append(f"and {len(problems) - 3} more")
@@ -326,8 +358,15 @@ def _explain_one(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"key {place!r} is missing: add it"
     message = problem["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    return f"{place}: {message}, not {problem['input']!r}" if place and problem["type"] != "value_error" else message
+    message = (message[:1].lower() + message[1:]).replace("tuple", "list")
+    if problem["type"] == "model_type":
+        message = "should be a group of keys"
+    where = f"{place}: " if place else ""
+    return where + message + ("" if problem["type"] == "value_error" else f", not {_BRIEF.repr(problem['input'])}")
+
+
+_BRIEF = reprlib.Repr()  # what stands in a recipe may be huge, or hold itself
+_BRIEF.maxlevel, _BRIEF.maxstring = 2, 60
 
 
 def _keys_at(location: Sequence[int | str]) -> list[str]:

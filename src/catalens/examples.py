@@ -14,18 +14,18 @@ every text is accepted that reads back as itself. Refused with the row's name ar
 special tokens, numbers that are not finite, and text that contains the next field's `, Label: `.
 """
 
-import math
 import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 
-from catalens.config import FieldSpec, NumberFormat, PromptSpec
+from catalens.config import SPECIAL, FieldSpec, NumberFormat, PromptSpec
 from catalens.errors import PromptError
 
 END = "<|end|>"
-SPECIAL = re.compile(r"<\|[^|<>]*\|>|</?s>|<unk>")
+LARGEST = 10**15
+"""Numbers are smaller than this in size; no price has more digits."""
 
 Value = str | float | int
 
@@ -50,13 +50,12 @@ def render_answer(spec: PromptSpec, row: Mapping[str, object], name: str = "row"
     """
     texts = {field.column: _write(field, row.get(field.column), spec.numbers, name) for field in spec.fields}
     answer = ", ".join(f"{field.label}: {texts[field.column]}" for field in spec.fields)
-    read = parse_answer(spec, answer).values
-    for field in spec.fields:
-        if read is None or _write(field, read[field.column], spec.numbers, name) != texts[field.column]:
-            raise PromptError(
-                f"{name}: field {field.column!r} does not read back from {answer!r}; "
-                "another field's label stands in the text: change the text or the label in the recipe"
-            )
+    read = _split(spec, answer)
+    if lost := [field.column for field in spec.fields if read.get(field.column) != texts[field.column]]:
+        raise PromptError(
+            f"{name}: field {lost[0]!r} does not read back from {answer!r}; "
+            "another field's label stands in the text: change the text or the label in the recipe"
+        )
     return answer + END
 
 
@@ -65,20 +64,15 @@ def parse_answer(spec: PromptSpec, text: str) -> Answer:
 
     A field ends where the next field's `, Label: ` first stands.
     """
-    rest = text.split(END, 1)[0].strip()
+    parts = _split(spec, text.split(END, 1)[0].strip())
+    if not parts:
+        return Answer(None, f"does not start with {f'{spec.fields[0].label}: '!r}")
     values: dict[str, Value] = {}
-    opening = f"{spec.fields[0].label}: "
-    if not rest.startswith(opening):
-        return Answer(None, f"does not start with {opening!r}")
-    rest = rest[len(opening) :]
-    for field, following in zip(spec.fields, (*spec.fields[1:], None), strict=True):
-        if following is None:
-            part, rest = rest, ""
-        else:
-            part, delimiter, rest = rest.partition(f", {following.label}: ")
-            if not delimiter:
-                return Answer(None, f"has no {following.label!r}")
-        value = parse_number(spec.numbers, part) if field.kind == "number" else part
+    for field in spec.fields:
+        if field.column not in parts:
+            return Answer(None, f"has no {field.label!r}")
+        part = parts[field.column]
+        value = parse_number(spec.numbers, part) if field.kind == "number" else canonical_text(part)
         if value is None or value == "":
             return Answer(None, f"{field.label!r} is {part!r}, not a {field.kind}")
         values[field.column] = value
@@ -91,11 +85,11 @@ def canonical_text(value: str) -> str:
 
 
 def format_number(spec: NumberFormat, value: float) -> str:
-    """Write a finite number by the recipe's rule; `390.0` stays `390.0`, an int has no point."""
+    """Write a number below `LARGEST` by the recipe's rule; `390.0` stays `390.0`, an int has no point."""
     number = Decimal(repr(value))
     if spec.decimals is not None:
         number = number.quantize(Decimal(1).scaleb(-spec.decimals), rounding=ROUND_HALF_EVEN)
-    digits = f"{number:,f}"
+    digits = f"{number or abs(number):,f}"  # no minus sign before a zero
     signs = {",": spec.thousands, ".": spec.decimal}
     return spec.prefix + "".join(signs.get(digit, digit) for digit in digits) + spec.suffix
 
@@ -117,15 +111,33 @@ def parse_number(spec: NumberFormat, text: str) -> float | None:
     return float(digits.replace(spec.decimal, "."))
 
 
+def _split(spec: PromptSpec, text: str) -> dict[str, str]:
+    """Text of each field, up to where the labels stop standing in order."""
+    opening = f"{spec.fields[0].label}: "
+    if not text.startswith(opening):
+        return {}
+    parts: dict[str, str] = {}
+    rest = text[len(opening) :]
+    for field, following in zip(spec.fields, (*spec.fields[1:], None), strict=True):
+        delimiter = f", {following.label}: " if following else END
+        parts[field.column], found, rest = rest.partition(delimiter)
+        if not found:
+            break
+    return parts
+
+
 def _write(field: FieldSpec, value: object, numbers: NumberFormat, name: str) -> str:
     """A field's value as text, or PromptError with the row and the field."""
     where = f"{name}: field {field.column!r}"
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or value != value:
         raise PromptError(f"{where} is missing: fill it in or leave the row out")
     if field.kind == "number":
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise PromptError(f"{where} is {value!r}, not a finite number")
-        return format_number(numbers, value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
+            raise PromptError(f"{where} is {value!r}, not a finite number of 15 digits at most before the point")
+        text = format_number(numbers, value)
+        if parse_number(numbers, text) is None:
+            raise PromptError(f"{where} is {value!r}, written {text!r}, which does not read back as a number")
+        return text
     text = canonical_text(str(value))
     if not text:
         raise PromptError(f"{where} is empty: fill it in or leave the row out")

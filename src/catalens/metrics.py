@@ -4,8 +4,8 @@
     predictions [{"title": "Red Tote Bag", "category3_code": "BAGS", "full_price": 118.0}, None, ...]
 
 A prediction is None where the answer did not parse. It counts as wrong everywhere: no match, similarity 0, a class of
-its own that is never right, and for a number the largest error that is possible within the range of the truths, never
-the error of a price of 0.
+its own that is never right, and for a number the largest error that is possible within the range of the truths (where
+they are all one number, that number), never the error of a price of 0.
 """
 
 from collections import Counter
@@ -68,7 +68,7 @@ def score(
             fields[name] = {
                 "mae": mean(errors),
                 "mdape": figure(lambda rows, shares=shares: np.median(shares[rows], axis=-1)),
-                "within_10pct": mean((shares <= 0.1).astype(float)),
+                "within_10pct": mean((shares <= 0.1 + 1e-9).astype(float)),
             }
     parsed = np.array([p is not None for p in predictions], dtype=float)
     return {"parse_rate": mean(parsed), "fields": fields}
@@ -136,7 +136,8 @@ def _number_errors(pairs: Sequence[tuple[object, object]]) -> tuple[NDArray[np.f
     truths = np.array([t for t, _ in pairs], dtype=float)
     said = np.array([np.nan if p is None else p for _, p in pairs], dtype=float)
     failed = np.isnan(said)
-    errors = np.where(failed, np.maximum(truths - truths.min(), truths.max() - truths), np.abs(said - truths))
+    worst = np.maximum(truths - truths.min(), truths.max() - truths)
+    errors = np.where(failed, np.where(worst > 0, worst, np.abs(truths)), np.abs(said - truths))
     shares = np.divide(errors, np.abs(truths), out=(errors > 0).astype(float), where=truths != 0)
     return errors, np.where(failed, np.maximum(shares, 1.0), shares)
 

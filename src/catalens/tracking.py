@@ -8,6 +8,10 @@ from typing import Any, Protocol
 from urllib.parse import urlparse
 
 from catalens.config import TrackingSpec
+from catalens.errors import TrainingError
+
+HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+"""Where `wandb login` logs in: the old address and the new one."""
 
 
 class Tracker(Protocol):
@@ -37,7 +41,10 @@ class NoTracker:
 
 
 class WandbTracker:
-    """A Weights & Biases run; offline when nobody is logged in, `wandb sync` sends it later."""
+    """A Weights & Biases run; offline when nobody is logged in, `wandb sync` sends it later.
+
+    Raises TrainingError where W&B refuses, such as a key of the wrong form.
+    """
 
     def __init__(self, project: str, folder: Path, config: Mapping[str, Any]) -> None:
         # tables, media and artifacts are staged in the run's folder, not in the home folder
@@ -46,14 +53,20 @@ class WandbTracker:
         import wandb
 
         mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
-        self._run = wandb.init(
-            project=project,
-            name=folder.name,
-            dir=str(folder),
-            config=dict(config),
-            mode=mode,  # type: ignore[arg-type]
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=folder.name,
+                dir=str(folder),
+                config=dict(config),
+                mode=mode,  # type: ignore[arg-type]
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        except (wandb.Error, ValueError) as error:  # no such mode, a key that is none, no network
+            reason = str(error).partition("\n")[0]
+            raise TrainingError(
+                f"W&B cannot start ({reason}): set WANDB_MODE=offline, or tracking.to=none in the recipe"
+            ) from error
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Scalars at an optimizer step."""
@@ -75,10 +88,13 @@ def start_tracker(spec: TrackingSpec, folder: Path, config: Mapping[str, Any]) -
 
 def logged_in() -> bool:
     """Whether W&B credentials are at hand, asked without a network or a prompt."""
-    if os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    server = os.environ.get("WANDB_BASE_URL")
+    hosts = (urlparse(server).netloc,) if server else HOSTS
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        known = netrc.netrc(os.environ.get("NETRC"))
+        entries = [known.authenticators(host) for host in hosts]
+        return any(entry and entry[2] for entry in entries)
     except (OSError, netrc.NetrcParseError):
         return False

@@ -14,6 +14,7 @@ from catalens.errors import PictureError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 64_000_000
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 def open_picture(data: bytes) -> Image.Image:
@@ -21,7 +22,7 @@ def open_picture(data: bytes) -> Image.Image:
 
     Raises PictureError with the reason where the bytes are no whole picture of an allowed format.
     """
-    return _on_white(_decode(data))
+    return _decode(data)[0]
 
 
 def storable_picture(data: bytes) -> bytes:
@@ -29,14 +30,11 @@ def storable_picture(data: bytes) -> bytes:
 
     Raises PictureError as `open_picture`.
     """
-    image = _decode(data)
-    plain = (
-        image.mode in ("RGB", "L") and "transparency" not in image.info and not getattr(image, "is_animated", False)
-    )
-    if plain and image.getexif().get(0x0112, 1) == 1:
+    seen, plain = _decode(data)
+    if plain:
         return data
     buffer = io.BytesIO()
-    _on_white(image).save(buffer, "PNG")
+    seen.save(buffer, "PNG", icc_profile=None)  # it may be one for the four inks of a CMYK original
     return buffer.getvalue()
 
 
@@ -46,7 +44,8 @@ def picture_key(data: bytes) -> str:
     return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
-def _decode(data: bytes) -> Image.Image:
+def _decode(data: bytes) -> tuple[Image.Image, bool]:
+    """What is seen, and whether every reader sees it in these bytes."""
     if not data:
         raise PictureError("no bytes")
     try:
@@ -56,18 +55,24 @@ def _decode(data: bytes) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise PictureError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
             image.load()
+            plain = image.mode in ("RGB", "L") and "transparency" not in image.info
+            upright = image.getexif().get(ORIENTATION, 1) == 1
+            still = image.format == "MPO" or not getattr(image, "is_animated", False)  # MPO: a JPEG with previews
+            return _on_white(image), plain and upright and still
+    except PictureError:
+        raise
     except UnidentifiedImageError as error:
         raise PictureError(f"not a picture in one of {', '.join(FORMATS)}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise PictureError(
-            f"cannot be decoded ({str(error).splitlines()[0] if str(error) else 'broken data'})"
-        ) from error
-    return image
+    except Exception as error:  # hostile bytes make Pillow's many readers raise anything
+        reason = str(error).partition("\n")[0] or "broken data"
+        raise PictureError(f"cannot be decoded ({reason})") from error
 
 
 def _on_white(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+    if image.mode == "F":
+        raise PictureError("pixels are floating-point numbers of unknown range: save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
         image = image.convert("I").point(lambda value: value / 257).convert("L")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -59,7 +59,7 @@ class LeftOut(Frozen):
 class CatalogCard(Frozen):
     """`catalog.json`."""
 
-    format: int = 1
+    format: Literal[1] = 1
     name: str
     roles: Roles
     provenance: dict[str, Any]
@@ -78,6 +78,13 @@ class CatalogCard(Frozen):
     """Figures that belong to the data, such as the noise floor of a drawn catalogue."""
 
 
+def refuse_existing(folder: Path | str) -> None:
+    """Raise CatalogError where something stands at the place of a new catalogue; an empty folder does not matter."""
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
+        raise CatalogError(f"{folder} exists already: choose another --out or remove it first")
+
+
 class CatalogWriter:
     """Writes a catalogue row by row, with memory bounded by one row group a split.
 
@@ -92,8 +99,10 @@ class CatalogWriter:
         integer_fields: Sequence[str] = (),
     ) -> None:
         self.folder = Path(folder)
-        if self.folder.exists() and any(self.folder.iterdir() if self.folder.is_dir() else [self.folder]):
-            raise CatalogError(f"{self.folder} exists already: choose another --out or remove it first")
+        refuse_existing(self.folder)
+        names = [roles.image, roles.id, *roles.fields]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise CatalogError(f"column {twice!r} has two roles in the catalogue: rename it in the table")
         self.roles, self.provenance, self.integer_fields = roles, dict(provenance), tuple(integer_fields)
         self.figures: dict[str, float] = {}
         self._left_out: list[LeftOut] = []
@@ -105,7 +114,10 @@ class CatalogWriter:
 
     def __enter__(self) -> Self:
         shutil.rmtree(self._aside, ignore_errors=True)
-        (self._aside / "data").mkdir(parents=True)
+        try:
+            (self._aside / "data").mkdir(parents=True)
+        except OSError as error:
+            raise CatalogError(f"{self.folder} cannot be made ({error.strerror}): choose another --out") from error
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -178,7 +190,7 @@ class _Shards:
             self._flush()
 
     def close(self) -> None:
-        if self._group or not self._count:  # an empty split still has a file, so that load_dataset knows it
+        if self._group:  # an empty split has no file: datasets cannot read one
             self._flush()
         self._end_shard()
         for number in range(self._count):
@@ -238,6 +250,11 @@ class Catalog:
             table = pa.concat_tables([pq.read_table(file, columns=wanted) for file in files])
         except (OSError, pa.ArrowException) as error:
             raise CatalogError(f"{self.folder}/data: cannot be read ({error}): prepare the table again") from error
+        if table.num_rows != (counted := self.card.rows[split]):
+            raise CatalogError(
+                f"{self.folder}/data: {table.num_rows} {split} rows, but {counted} in catalog.json: "
+                "prepare the table again"
+            )
         rows = table.to_pylist()
         if roles.image in wanted:
             for row in rows:
@@ -264,7 +281,7 @@ def _dataset_card(card: CatalogCard) -> str:
     text = io.StringIO()
     text.write("---\npretty_name: " + json.dumps(card.name) + "\ntags: [catalens, product-pictures]\nconfigs:\n")
     text.write("- config_name: default\n  data_files:\n")
-    text.writelines(f"  - {{split: {split}, path: data/{split}-*}}\n" for split in card.rows)
+    text.writelines(f"  - {{split: {split}, path: data/{split}-*}}\n" for split, rows in card.rows.items() if rows)
     text.write(f"---\n\n# {card.name}\n\nA catalogue of product pictures, made by catalens.\n\n")
     text.write("| split | rows | products |\n|---|---:|---:|\n")
     text.writelines(f"| {split} | {rows} | {card.products[split]} |\n" for split, rows in card.rows.items())

@@ -8,16 +8,16 @@ from rich.console import Console
 from rich.table import Table
 
 from catalens.config import PromptSpec
+from catalens.evaluation.wording import METRIC_NAMES
 
 CONDITIONS = (
     ("this\nmodel", ("model",)),
     ("before\ntrain.", ("before",)),
     ("nearest\npicture", ("baselines", "nearest_neighbour")),
-    ("frequent,\nmedian", ("baselines", "majority")),
+    ("\nmajority", ("baselines", "majority")),
     ("blank\npicture", ("image_use", "blank")),
     ("shuffled\npicture", ("image_use", "shuffled")),
 )
-NAMES = {"within_10pct": "within 10 %", "macro_f1": "macro F1", "mdape": "median error", "mae": "mean error"}
 
 
 def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console) -> None:
@@ -27,17 +27,17 @@ def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        show_edge=False,
         title=f"{result['rows']} {result['split']} rows, free generation, 95 % intervals",
     )
-    table.add_column("", min_width=24)
+    table.add_column("", max_width=22)
     for name in scores:
         table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "this\nmodel" else None)
     table.add_row("parses", *_cells("parse_rate", [score["parse_rate"] for score in scores.values()]))
     for field in prompt.fields:
-        table.add_section()
         for metric in result["model"]["fields"][field.column]:
             figures = [score["fields"][field.column][metric] for score in scores.values()]
-            table.add_row(f"{field.label}, {NAMES.get(metric, metric)}", *_cells(metric, figures))
+            table.add_row(f"{field.label}, {METRIC_NAMES[metric]}", *_cells(metric, figures))
     console.print(table)
     if not result.get("image_use", {}).get("pictures_matter", True):
         console.print("[bold red]The score does not fall with other products' pictures: the model does not look.[/]")
@@ -52,7 +52,7 @@ def _at(result: Mapping[str, Any], path: Sequence[str]) -> Any:
 
 def _cells(metric: str, figures: Sequence[Mapping[str, float]]) -> list[str]:
     """The first figure, the model's own, with its interval."""
-    scale, unit = (1, "") if metric == "mae" else (100, " %")
+    scale, unit = (1, "") if metric == "mae" else (100, "%")
     first, *others = figures
     interval = f"[dim]{scale * first['low']:.1f}-{scale * first['high']:.1f}[/]"
     return [f"{scale * first['value']:.1f}{unit}\n{interval}"] + [f"{scale * f['value']:.1f}{unit}" for f in others]

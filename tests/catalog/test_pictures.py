@@ -1,0 +1,278 @@
+"""Any bytes become an RGB picture on white, or a PictureError with the reason."""
+
+import io
+import random
+import struct
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps
+
+from catalens.catalog.pictures import MAX_PIXELS, open_picture, picture_key, storable_picture
+from catalens.errors import PictureError
+
+ORIENTATION = 0x0112
+
+
+def gradient(mode: str = "RGB", width: int = 40, height: int = 30) -> Image.Image:
+    """Every pixel differs from its neighbours, and every corner from the others."""
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], axis=-1)
+    return Image.fromarray(pixels.astype(np.uint8)).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def turned(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
+
+
+def sixteen_bits(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(values.astype(np.uint16))
+
+
+def half_clear(mode: str = "RGBA") -> Image.Image:
+    """Red; the left half is transparent, black beneath."""
+    image = Image.new("RGBA", (20, 10), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (10, 0, 20, 10))
+    return image.convert(mode)
+
+
+ANIMATION = {"save_all": True, "append_images": [Image.new("RGB", (40, 30), "black")], "duration": 100}
+COLOURS = gradient().quantize(16)
+
+# name -> (bytes, stored as they are)
+SAMPLES: dict[str, tuple[bytes, bool]] = {
+    "jpeg": (encoded(gradient(), "JPEG"), True),
+    "progressive jpeg": (encoded(gradient(), "JPEG", progressive=True), True),
+    "grey jpeg": (encoded(gradient("L"), "JPEG"), True),
+    "cmyk jpeg": (encoded(gradient("CMYK"), "JPEG"), False),
+    "jpeg turned by exif": (encoded(gradient(), "JPEG", exif=turned(6)), False),
+    "jpeg upright by exif": (encoded(gradient(), "JPEG", exif=turned(1)), True),
+    "jpeg with a preview": (encoded(gradient(), "MPO", **ANIMATION), True),
+    "png": (encoded(gradient(), "PNG"), True),
+    "grey png": (encoded(gradient("L"), "PNG"), True),
+    "rgba png": (encoded(gradient("RGBA"), "PNG"), False),
+    "la png": (encoded(gradient("LA"), "PNG"), False),
+    "palette png": (encoded(COLOURS, "PNG"), False),
+    "palette png with transparency": (encoded(COLOURS, "PNG", transparency=bytes(range(0, 160, 10))), False),
+    "rgb png with a clear colour": (encoded(gradient(), "PNG", transparency=(0, 0, 0)), False),
+    "grey png with a clear colour": (encoded(gradient("L"), "PNG", transparency=9), False),
+    "black and white png": (encoded(gradient("1"), "PNG"), False),
+    "16-bit png": (encoded(sixteen_bits(np.arange(1200).reshape(30, 40) * 50), "PNG"), False),
+    "png turned by exif": (encoded(gradient(), "PNG", exif=turned(3)), False),
+    "animated png": (encoded(gradient(), "PNG", **ANIMATION), False),
+    "webp": (encoded(gradient(), "WEBP"), True),
+    "half-clear webp": (encoded(half_clear(), "WEBP", lossless=True), False),
+    "animated webp": (encoded(gradient(), "WEBP", **ANIMATION), False),
+    "gif": (encoded(COLOURS, "GIF"), False),
+    "animated gif": (encoded(gradient(), "GIF", **ANIMATION), False),
+    "bmp": (encoded(gradient(), "BMP"), True),
+    "tiff": (encoded(gradient(), "TIFF", compression="tiff_lzw"), True),
+    "cmyk tiff": (encoded(gradient("CMYK"), "TIFF"), False),
+    "lab tiff": (encoded(gradient("LAB"), "TIFF"), False),
+    "tiff turned by exif": (encoded(gradient(), "TIFF", exif=turned(8)), True),
+    "avif": (encoded(gradient(), "AVIF"), True),
+}
+
+
+@pytest.mark.parametrize(("data", "kept"), SAMPLES.values(), ids=SAMPLES)
+def test_what_is_stored_looks_as_what_is_opened(data: bytes, kept: bool):
+    seen = open_picture(data)
+    stored = storable_picture(data)
+    assert seen.mode == "RGB"
+    assert (stored == data) is kept
+    assert storable_picture(stored) == stored
+    naive = Image.open(io.BytesIO(stored)).convert("RGB")  # as a reader that knows neither EXIF nor transparency
+    assert (naive.size, naive.tobytes()) == (seen.size, seen.tobytes())
+
+
+LOSSLESS = ["png", "rgba png", "animated png", "bmp", "tiff"]
+LOSSY = ["jpeg", "progressive jpeg", "jpeg with a preview", "webp", "animated webp", "avif", "cmyk tiff", "lab tiff"]
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [*((name, 0) for name in LOSSLESS), *((name, 4) for name in LOSSY)])
+def test_the_first_frame_is_what_was_drawn(name: str, tolerance: int):
+    seen, drawn = (np.asarray(image, int) for image in (open_picture(SAMPLES[name][0]), gradient()))
+    assert np.abs(seen - drawn).mean() <= tolerance
+
+
+def test_grey_stays_grey():
+    assert open_picture(SAMPLES["grey png"][0]).tobytes() == gradient("L").convert("RGB").tobytes()
+
+
+RED, DARK, WHITE = (255, 0, 0), (76, 76, 76), (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("image", "solid"),
+    [(half_clear(), RED), (half_clear("LA"), DARK), (half_clear().quantize(8), RED)],
+    ids=["RGBA", "LA", "palette"],
+)
+def test_what_is_transparent_is_white(image: Image.Image, solid: tuple[int, int, int]):
+    seen = open_picture(encoded(image, "PNG"))
+    assert (seen.getpixel((0, 0)), seen.getpixel((15, 5))) == (WHITE, solid)
+
+
+def test_what_is_half_transparent_is_half_white():
+    data = encoded(Image.new("RGBA", (4, 4), (255, 0, 0, 128)), "PNG")
+    assert open_picture(data).getpixel((0, 0)) == (255, 127, 127)
+
+
+def test_a_clear_palette_colour_of_a_gif_is_white():
+    image = Image.new("P", (20, 10), 0)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.paste(1, (10, 0, 20, 10))
+    seen = open_picture(encoded(image, "GIF", transparency=0))
+    assert (seen.getpixel((0, 0)), seen.getpixel((15, 5))) == (WHITE, RED)
+
+
+@pytest.mark.parametrize(("value", "grey"), [(0, 0), (257, 1), (32896, 128), (65535, 255)])
+def test_sixteen_bits_become_eight(value: int, grey: int):
+    assert open_picture(encoded(sixteen_bits(np.full((4, 4), value)), "PNG")).getpixel((0, 0)) == (grey,) * 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_stand_upright(kind: str, orientation: int):
+    exif = turned(orientation)
+    options = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind in ("JPEG", "AVIF") else {}
+    data = encoded(gradient(), kind, exif=exif, **options)
+    plain = Image.open(io.BytesIO(encoded(gradient(), kind, **options)))
+    plain.getexif()[ORIENTATION] = orientation
+    expected = ImageOps.exif_transpose(plain)
+    seen = open_picture(data)
+    assert seen.size == ((30, 40) if orientation > 4 else (40, 30)) == expected.size
+    assert np.abs(np.asarray(seen, int) - np.asarray(expected, int)).mean() < 4
+
+
+def test_a_colour_profile_of_four_inks_is_not_put_on_three_colours():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    stored = storable_picture(encoded(gradient("CMYK"), "JPEG", icc_profile=profile))
+    assert "icc_profile" not in Image.open(io.BytesIO(stored)).info
+
+
+SVG = b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "no bytes"),
+        (b"\x00", "not a picture in one of JPEG, PNG, WEBP"),
+        (b"<!doctype html><title>404</title>", "not a picture"),
+        (SVG, "not a picture"),
+        (EPS, "not a picture"),
+        (b"%PDF-1.7", "not a picture"),
+        (b"\xff\xd8\xff", "not a picture"),
+        (encoded(gradient(), "PPM"), "not a picture"),  # a format that is not on the list
+        (encoded(gradient(), "ICO"), "not a picture"),
+        (encoded(gradient("F"), "TIFF"), "floating-point numbers of unknown range"),
+    ],
+    ids=lambda value: repr(value[:12]),
+)
+@pytest.mark.parametrize("function", [open_picture, storable_picture, picture_key])
+def test_what_is_no_whole_picture_says_why(function: Any, data: bytes, reason: str):
+    with pytest.raises(PictureError, match=reason) as caught:
+        function(data)
+    assert str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_truncated_picture_is_refused(kind: str, share: float):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)  # a byte lost is pixels lost
+    data = encoded(Image.fromarray(noise), kind)
+    with pytest.raises(PictureError, match=r"^(cannot be decoded \(.+\)|not a picture .+)$"):
+        open_picture(data[: int(share * len(data))])
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_bomb(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(10_000_000), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def text_bomb() -> bytes:
+    """A small picture with a comment of 200 MB, squeezed."""
+    whole = encoded(Image.new("RGB", (1, 1)), "PNG")
+    comment = b"comment\x00\x00" + zlib.compress(bytes(200_000_000), 1)
+    return whole[:33] + chunk(b"zTXt", comment) + whole[33:]
+
+
+def gif_bomb() -> bytes:
+    return b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + encoded(COLOURS, "GIF")[13:]
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [png_bomb(2**31 - 1, 2**31 - 1), png_bomb(100_000, 100_000), png_bomb(9000, 9000), gif_bomb(), text_bomb()],
+    ids=["whole range", "bomb by Pillow", "more than ours", "gif", "text"],
+)
+def test_a_bomb_is_refused_before_it_goes_off(bomb: bytes):
+    started = time.process_time()
+    with pytest.raises(PictureError):
+        open_picture(bomb)
+    assert time.process_time() - started < 0.5
+
+
+def test_the_largest_picture_that_is_allowed_is_named():
+    with pytest.raises(PictureError, match=f"9000x9000 pixels are more than {MAX_PIXELS:,}"):
+        open_picture(png_bomb(9000, 9000))
+
+
+@pytest.mark.parametrize(
+    "name", ["jpeg turned by exif", "palette png with transparency", "16-bit png", "animated gif"]
+)
+def test_broken_bytes_are_a_picture_or_a_picture_error(name: str):
+    dice = random.Random(name)
+    reasons: set[str] = set()
+    for _ in range(200):
+        data = bytearray(SAMPLES[name][0])
+        for _ in range(dice.choice((1, 3, 10))):
+            data[dice.randrange(min(len(data), dice.choice((60, 10**6))))] = dice.randrange(256)
+        for function in (open_picture, storable_picture):
+            try:
+                function(bytes(data))
+            except PictureError as error:
+                reasons.add(str(error))
+    assert all(reasons)
+
+
+def test_one_picture_has_one_key_in_every_lossless_form():
+    image = gradient()
+    forms = [
+        encoded(image, "PNG"),
+        encoded(image, "PNG", exif=turned(1)),
+        encoded(image.convert("RGBA"), "PNG"),
+        encoded(image, "BMP"),
+        encoded(image, "TIFF"),
+        encoded(image, "WEBP", lossless=True),
+        encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=turned(6)),
+    ]
+    assert len(forms) == len(set(forms))
+    assert len({picture_key(form) for form in forms}) == 1
+
+
+def test_other_pictures_have_other_keys():
+    image = gradient()
+    other = image.copy()
+    other.putpixel((7, 7), (0, 0, 0))
+    flat = [Image.new("RGB", size, "red") for size in ((10, 20), (20, 10), (40, 5))]
+    keys = {picture_key(encoded(picture, "PNG")) for picture in (image, other, image.rotate(180), *flat)}
+    assert len(keys) == 6

@@ -1,0 +1,324 @@
+"""What is written is read back, or refused with the row and the field named."""
+
+import math
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from catalens.config import FieldSpec, NumberFormat, PromptSpec
+from catalens.errors import PromptError
+from catalens.examples import (
+    END,
+    canonical_text,
+    format_number,
+    parse_answer,
+    parse_number,
+    render_answer,
+    render_prompt,
+)
+
+SCARF = {"title": "Vintage Check Cotton Scarf", "category3_code": "ACCESSORIES", "full_price": 390.0}
+DEFAULT = PromptSpec()
+
+
+def only(kind: str, numbers: NumberFormat | None = None) -> PromptSpec:
+    fields = (FieldSpec(column="value", label="Value", kind=kind),)  # type: ignore[arg-type]
+    return PromptSpec(fields=fields, numbers=numbers or NumberFormat())
+
+
+def test_the_default_text_is_the_reference_case():
+    assert render_prompt(DEFAULT) + render_answer(DEFAULT, SCARF) == (
+        "<|user|>\n<|image_1|>What is shown in this image?<|end|><|assistant|>\n"
+        "Product: Vintage Check Cotton Scarf, Category: ACCESSORIES, Full Price: 390.0<|end|>"
+    )
+
+
+def test_the_reference_answer_reads_back():
+    answer = parse_answer(DEFAULT, render_answer(DEFAULT, SCARF))
+    assert (answer.values, answer.error) == (SCARF, None)
+
+
+def test_question_labels_and_order_come_from_the_recipe():
+    spec = PromptSpec(
+        question="Was ist auf dem Bild?",
+        fields=(
+            FieldSpec(column="full_price", label="Preis", kind="number"),
+            FieldSpec(column="title", label="Bezeichnung", kind="text"),
+        ),
+        numbers=NumberFormat(decimal=",", thousands=".", decimals=2, suffix=" €"),
+    )
+    assert render_prompt(spec) == "<|user|>\n<|image_1|>Was ist auf dem Bild?<|end|><|assistant|>\n"
+    answer = render_answer(spec, {"title": "Schal", "full_price": 1390.5})
+    assert answer == "Preis: 1.390,50 €, Bezeichnung: Schal<|end|>"
+    assert parse_answer(spec, answer).values == {"full_price": 1390.5, "title": "Schal"}
+
+
+# Labels that stand in each other's way, next to any others.
+LABELS = st.sampled_from(["Product", "Category", "Full Price", "Price", "Preis, netto", "A: B", "商品", "السعر", "a"])
+FORMATS = [
+    NumberFormat(decimal=decimal, thousands=thousands, decimals=decimals, prefix=prefix, suffix=suffix)
+    for decimal, thousands in [(".", ""), (".", ","), (",", "."), (",", " "), (".", "'"), (",", "\u202f")]
+    for decimals in (None, 0, 2)
+    for prefix, suffix in [("", ""), ("$", ""), ("", " EUR"), ("US$ ", "."), (", ", ","), ("", "\u00a0€")]
+]
+WORDS = st.sampled_from(
+    [
+        "Scarf",
+        ",",
+        ", ",
+        " ",
+        ": ",
+        "Category: ",
+        ", Category: X",
+        "$1,299.00",
+        '"',
+        "'",
+        "é",
+        "e\u0301",
+        "<|",
+        "|>",
+        "👗",
+    ]
+)
+TEXTS = st.text(max_size=30) | st.lists(WORDS, max_size=6).map("".join)
+NUMBERS = st.integers(-(10**16), 10**16) | st.integers(0, 9999) | st.floats(allow_nan=False) | st.floats(-1e6, 1e6)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> tuple[PromptSpec, dict[str, object]]:
+    labels = draw(st.lists(LABELS, min_size=1, max_size=4, unique=True))
+    kinds = draw(st.lists(st.sampled_from(["text", "category", "number"]), min_size=4, max_size=4))
+    fields = [FieldSpec(column=f"c{n}", label=label, kind=kinds[n]) for n, label in enumerate(labels)]
+    spec = PromptSpec(fields=tuple(fields), numbers=draw(st.sampled_from(FORMATS)))
+    return spec, {field.column: draw(NUMBERS if field.kind == "number" else TEXTS) for field in fields}
+
+
+@given(rows())
+@settings(max_examples=500)
+def test_what_is_written_reads_back_and_what_does_not_is_refused_by_name(case: tuple[PromptSpec, dict[str, object]]):
+    spec, row = case
+    try:
+        answer = render_answer(spec, row, "row 12")
+    except PromptError as error:
+        answer = str(error)
+    if not answer.endswith(END):
+        assert re.match(r"row 12: field 'c\d'", answer)
+        return
+    assert answer.count(END) == 1
+    for said in (answer, answer.removesuffix(END), f" {answer}<|endoftext|>"):
+        values = parse_answer(spec, said).values
+        assert values is not None
+        for field in spec.fields:
+            truth: Any = row[field.column]
+            if field.kind != "number":
+                assert values[field.column] == canonical_text(truth)
+            elif spec.numbers.decimals is None:
+                assert values[field.column] == truth
+            else:
+                assert values[field.column] == pytest.approx(truth, abs=0.51 * 10**-spec.numbers.decimals)
+
+
+@given(st.sampled_from(FORMATS), st.integers(-(10**15) + 1, 10**15 - 1))
+def test_every_whole_number_of_a_shop_holds(numbers: NumberFormat, value: int):
+    text = format_number(numbers, value)
+    assert parse_number(numbers, text) == value
+    assert len(re.sub(r"\D", "", text)) == len(str(abs(value))) + (numbers.decimals or 0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Scarf, red",
+        "Scarf, Category",
+        "Category: Scarf",
+        "Scarf,Category: red",
+        "Scarf,",
+        "Product: Scarf",
+        'Coat "Kensington" 12" - 1,299.00 €',
+        "شال من الصوف",
+        "羊毛のコート",
+        "👗🇬🇧",
+        "a<b> & <|c",
+        "nan",
+        "0",
+        "-",
+        ":",
+    ],
+)
+def test_titles_that_hold(text: str):
+    for row in (SCARF | {"title": text}, SCARF | {"category3_code": text}):
+        assert parse_answer(DEFAULT, render_answer(DEFAULT, row)).values == row
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("  Red \t Bag\n", "Red Bag"), ("Cafe\u0301", "Café"), ("a\u00a0b\u2028c\u3000d", "a b c d"), (42, "42")],
+)
+def test_text_is_put_into_its_canonical_form(written: object, read: str):
+    assert parse_answer(only("text"), render_answer(only("text"), {"value": written})).values == {"value": read}
+    assert parse_answer(only("text"), f"Value: {written}").values == {"value": read}
+
+
+@given(TEXTS)
+def test_the_canonical_form_is_its_own(text: str):
+    assert canonical_text(canonical_text(text)) == canonical_text(text)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("title", None, "is missing"),
+        ("title", math.nan, "is missing"),
+        ("title", "", "is empty"),
+        ("title", " \n\t", "is empty"),
+        ("title", "Scarf, Category: BAGS", "another field's label stands in the text"),
+        ("category3_code", "BAGS, Full Price: 3", "another field's label stands in the text"),
+        ("title", "Scarf, Category: BAGS, Full Price: 1.0<|end|>", r"special token '<\|end\|>'"),
+        ("title", "<|image_1|>", r"special token '<\|image_1\|>'"),
+        ("title", "Scarf</s>", "special token '</s>'"),
+        ("title", "<unk>", "special token '<unk>'"),
+        ("title", "a\x00b", r"control character U\+0000"),
+        ("title", "a\x1bb", r"control character U\+001B"),
+        ("title", "half\ud83d", r"control character U\+D83D"),
+        ("full_price", None, "is missing"),
+        ("full_price", math.nan, "is missing"),
+        ("full_price", math.inf, "is inf, not a finite number"),
+        ("full_price", -math.inf, "is -inf, not a finite number"),
+        ("full_price", True, "is True, not a finite number"),
+        ("full_price", "390", "is '390', not a finite number"),
+        ("full_price", 1e22, r"is 1e\+22, not a finite number of 15 digits at most"),
+        ("full_price", 10**400, "not a finite number of 15 digits at most"),
+        ("full_price", 10**15, "not a finite number of 15 digits at most"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+@pytest.mark.parametrize(
+    "numbers", [NumberFormat(), NumberFormat(decimals=2, thousands=",", prefix="$")], ids=["", "$"]
+)
+def test_values_that_do_not_hold_are_refused_by_row_and_field(
+    column: str, value: object, reason: str, numbers: NumberFormat
+):
+    with pytest.raises(PromptError, match=f"^row 7: field '{column}' .*{reason}") as caught:
+        render_answer(PromptSpec(numbers=numbers), SCARF | {column: value}, "row 7")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_column_is_named():
+    with pytest.raises(PromptError, match="row: field 'full_price' is missing"):
+        render_answer(DEFAULT, {"title": "Scarf", "category3_code": "BAGS"})
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "text"),
+    [
+        ({}, 390.0, "390.0"),
+        ({}, 1290, "1290"),
+        ({}, 0, "0"),
+        ({}, -0.0, "0.0"),
+        ({}, -12.5, "-12.5"),
+        ({}, 1e-7, "0.0000001"),
+        ({}, 0.1 + 0.2, "0.30000000000000004"),
+        ({}, 999999999999999, "999999999999999"),
+        ({"decimals": 2}, 390.0, "390.00"),
+        ({"decimals": 2}, 7, "7.00"),
+        ({"decimals": 2}, 0.125, "0.12"),
+        ({"decimals": 2}, 0.135, "0.14"),
+        ({"decimals": 2}, -0.001, "0.00"),
+        ({"decimals": 2}, 1e-7, "0.00"),
+        ({"decimals": 0}, 2.5, "2"),
+        ({"decimals": 0}, 3.5, "4"),
+        ({"thousands": ","}, 999, "999"),
+        ({"thousands": ","}, 1299, "1,299"),
+        ({"thousands": ","}, -1234567.5, "-1,234,567.5"),
+        ({"thousands": ".", "decimal": ","}, 1299.0, "1.299,0"),
+        ({"thousands": "\u202f", "decimal": ",", "decimals": 2, "suffix": " €"}, 1299, "1\u202f299,00 €"),
+        ({"prefix": "$"}, 5, "$5"),
+        ({"prefix": "$"}, -5, "$-5"),
+        ({"prefix": "CHF ", "thousands": "'", "decimals": 2}, 1299.9, "CHF 1'299.90"),
+        ({"suffix": "円"}, 1299, "1299円"),
+    ],
+)
+def test_numbers_are_written_by_the_rule(rule: dict, value: float, text: str):
+    numbers = NumberFormat(**rule)
+    assert format_number(numbers, value) == text
+    assert parse_number(numbers, text) == pytest.approx(value, abs=0.5)
+    assert render_answer(only("number", numbers), {"value": value}) == f"Value: {text}<|end|>"
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "value"),
+    [
+        ({"thousands": ","}, "1299", 1299),  # a model may leave the signs out
+        ({"thousands": ","}, "12,99", None),
+        ({"thousands": ","}, "1,2999", None),
+        ({"thousands": ","}, "1299,000", None),
+        ({"thousands": ","}, ",299", None),
+        ({}, "1,299", None),
+        ({}, "007", 7),
+        ({}, "1e5", None),
+        ({}, "1.", None),
+        ({}, ".5", None),
+        ({}, "--5", None),
+        ({}, "+5", None),
+        ({}, "5 5", None),
+        ({}, "5\n", 5),
+        ({}, "٣٤٥", None),
+        ({}, "inf", None),
+        ({}, "nan", None),
+        ({}, "", None),
+        ({}, "1" * 15, 111111111111111),
+        ({}, "1" * 16, None),
+        ({}, "0." + "1" * 5000, 1 / 9),
+        ({"decimal": ","}, "1.5", None),
+        ({"prefix": "$"}, "5", None),
+        ({"prefix": "$", "suffix": "$"}, "$", None),
+        ({"suffix": " EUR"}, "5 EUR", 5),
+        ({"suffix": " EUR"}, "5EUR", None),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_numbers_are_read_by_the_rule(rule: dict, text: str, value: float | None):
+    read = parse_number(NumberFormat(**rule), text)
+    assert read == (None if value is None else pytest.approx(value))
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "does not start with 'Product: '"),
+        ("A scarf", "does not start with 'Product: '"),
+        ("Product:Scarf, Category: BAGS, Full Price: 1.0", "does not start with 'Product: '"),
+        ("Product: Scarf", "has no 'Category'"),
+        ("Product: Scarf, Full Price: 3.0, Category: BAGS", "has no 'Full Price'"),
+        ("Product: Scarf, Category: BAGS<|end|>, Full Price: 3.0", "has no 'Full Price'"),
+        ("Product: Scarf, Category: BAGS, Full Price: cheap", "'Full Price' is 'cheap', not a number"),
+        ("Product: Scarf, Category: BAGS, Full Price: 3.0 or so", "'Full Price' is '3.0 or so', not a number"),
+        ("Product: , Category: BAGS, Full Price: 3.0", "'Product' is '', not a text"),
+        ("Product:   , Category: BAGS, Full Price: 3.0", "'Product' is '  ', not a text"),
+        ("Product: Scarf, Category: , Full Price: 3.0", "'Category' is '', not a category"),
+    ],
+)
+def test_an_answer_that_does_not_parse_says_why(text: str, error: str):
+    answer = parse_answer(DEFAULT, text)
+    assert (answer.values, answer.error) == (None, error)
+
+
+@given(
+    st.text() | st.lists(WORDS | st.sampled_from(["Product: ", ", Full Price: ", "1", END]), max_size=9).map("".join)
+)
+@example("Product: \ud83d, Category: \x00, Full Price: 1")
+@example("Product: " * 10_000)
+@example("Product: a, Category: b, Full Price: " + "9" * 100_000)
+def test_no_text_makes_parsing_raise(text: str):
+    answer = parse_answer(DEFAULT, text)
+    assert (answer.values is None) != (answer.error is None)
+
+
+def test_no_torch_is_loaded():
+    code = "import sys, catalens.examples, catalens.config, catalens.errors; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,210 @@
+"""Figures against sklearn and against values worked out by hand."""
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import f1_score
+
+from catalens.metrics import majority, nearest_neighbour, score, thumbnail
+
+KINDS: Any = {"title": "text", "category": "category", "price": "number"}
+
+
+def row(title: str = "Bag", category: str = "BAGS", price: float = 100.0) -> dict[str, object]:
+    return {"title": title, "category": category, "price": price}
+
+
+def figures(truths: list, predictions: list, **options: int) -> dict[str, dict[str, float]]:
+    """`{"title.exact": {"value": ...}, ...}`."""
+    scored: Any = score(KINDS, truths, predictions, **{"resamples": 100} | options)
+    flat = {f"{field}.{name}": figure for field, all in scored["fields"].items() for name, figure in all.items()}
+    return flat | {"parse_rate": scored["parse_rate"]}
+
+
+def values(truths: list, predictions: list) -> dict[str, float]:
+    return {name: figure["value"] for name, figure in figures(truths, predictions).items()}
+
+
+def of_prices(truths: list[float], predictions: list[float | None]) -> dict[str, float]:
+    said = [None if price is None else row(price=price) for price in predictions]
+    return values([row(price=price) for price in truths], said)
+
+
+def test_perfect_answers():
+    rows = [row("Red Bag", "BAGS", 129.0), row("Scarf", "ACCESSORIES", 0.0)]
+    assert values(rows, rows) == {
+        "title.exact": 1,
+        "title.similarity": 1,
+        "category.accuracy": 1,
+        "category.macro_f1": 1,
+        "price.mae": 0,
+        "price.mdape": 0,
+        "price.within_10pct": 1,
+        "parse_rate": 1,
+    }
+
+
+def test_by_hand():
+    truths = [row("abcd", "A", 100.0), row("abcd", "A", 200.0), row("abcd", "B", 400.0), row("abcd", "C", 800.0)]
+    said = [row("abcd", "A", 105.0), row("abce", "B", 100.0), row("abcdabcd", "B", 300.0), None]
+    assert values(truths, said) == pytest.approx(
+        {
+            "title.exact": 1 / 4,
+            "title.similarity": (1 + 3 / 4 + 4 / 8 + 0) / 4,
+            "category.accuracy": 2 / 4,
+            "category.macro_f1": (2 / 3 + 2 / 3 + 0) / 3,
+            "price.mae": (5 + 100 + 100 + 700) / 4,  # the failure: 800 against the cheapest, 100
+            "price.mdape": (0.25 + 0.5) / 2,  # of 0.05, 0.25, 0.5 and the failure's 1
+            "price.within_10pct": 1 / 4,
+            "parse_rate": 3 / 4,
+        }
+    )
+
+
+@given(st.lists(st.tuples(st.sampled_from("ABCD"), st.sampled_from("ABCDE") | st.none()), min_size=1, max_size=30))
+def test_macro_f1_is_that_of_sklearn(pairs: list[tuple[str, str | None]]):
+    truths = [row(category=truth) for truth, _ in pairs]
+    said = [None if category is None else row(category=category) for _, category in pairs]
+    expected = f1_score(
+        [truth for truth, _ in pairs],
+        [category or "no answer" for _, category in pairs],
+        labels=sorted({truth for truth, _ in pairs}),
+        average="macro",
+        zero_division=0,
+    )
+    assert values(truths, said)["category.macro_f1"] == pytest.approx(expected)
+
+
+def test_a_failed_answer_is_wrong_everywhere():
+    rows = [row(price=price) for price in (10.0, 100.0, 1000.0)]
+    failed = values(rows, [None] * 3)
+    assert failed.pop("price.mae") == (990 + 900 + 990) / 3
+    assert failed.pop("price.mdape") >= 1
+    assert set(failed.values()) == {0}
+
+
+@pytest.mark.parametrize("truths", [[10.0, 100.0, 1000.0], [0.0, 5.0], [-3.0, 3.0], [7.0, 7.0], [7.0]])
+def test_no_guess_within_the_range_of_prices_is_worse_than_a_failed_answer(truths: list[float]):
+    failed = of_prices(truths, [None] * len(truths))
+    for guess in np.linspace(min(truths), max(truths), 5):
+        guessed = of_prices(truths, [float(guess)] * len(truths))
+        assert failed["price.mae"] >= guessed["price.mae"]
+        assert failed["price.within_10pct"] == 0
+    assert failed["price.mae"] > 0
+    assert failed["price.mdape"] >= 1
+
+
+def test_a_failed_answer_is_no_price_of_nought():
+    assert of_prices([10.0, 1000.0], [None, 1000.0])["price.mae"] == 990 / 2
+    assert of_prices([10.0, 1000.0], [0.0, 1000.0])["price.mae"] == 10 / 2
+
+
+def test_a_truth_of_nought_is_right_or_wrong():
+    assert of_prices([0.0], [0.0])["price.mdape"] == 0
+    assert of_prices([0.0], [0.01])["price.mdape"] == 1
+    assert of_prices([0.0], [0.01])["price.within_10pct"] == 0
+    assert of_prices([0.0], [None])["price.mdape"] == 1
+
+
+def test_a_negative_truth_is_measured_by_its_size():
+    assert of_prices([-100.0], [-90.0])["price.mdape"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("truth", "said"), [(129.0, 141.9), (1.0, 1.1), (390, 351), (0.7, 0.63), (-10.0, -11.0)])
+def test_ten_per_cent_is_within_ten_per_cent(truth: float, said: float):
+    assert of_prices([truth], [said])["price.within_10pct"] == 1
+    assert of_prices([truth], [truth + (said - truth) * 1.001])["price.within_10pct"] == 0
+
+
+def test_every_interval_holds_its_figure_and_narrows_with_the_rows():
+    dice = np.random.default_rng(0)
+
+    def widths(count: int) -> dict[str, float]:
+        truths = [row(f"Bag {n % 7}", "ABC"[n % 3], 50.0 + n % 11) for n in range(count)]
+        said = [
+            t if dice.random() < 0.6 else None if dice.random() < 0.3 else row("Bag 1", "A", 55.0) for t in truths
+        ]
+        scored = figures(truths, said, resamples=500)
+        for figure in scored.values():
+            assert figure["low"] <= figure["value"] <= figure["high"]
+        return {name: figure["high"] - figure["low"] for name, figure in scored.items()}
+
+    few, many = widths(40), widths(1000)
+    assert all(many[name] < few[name] for name in few if name != "price.mdape")  # most errors are 0
+
+
+def test_the_interval_of_a_mean_is_the_textbook_one():
+    truths = [row() for _ in range(400)]
+    said = [row("Bag" if n % 4 else "Scarf") for n in range(400)]
+    exact = figures(truths, said, resamples=2000)["title.exact"]
+    half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert exact["value"] == 0.75
+    assert exact["low"] == pytest.approx(0.75 - half, abs=0.01)
+    assert exact["high"] == pytest.approx(0.75 + half, abs=0.01)
+
+
+def test_one_row_has_an_interval_of_a_point():
+    for figure in figures([row()], [row("Scarf", "BAGS", 90.0)]).values():
+        assert figure["low"] == figure["value"] == figure["high"]
+
+
+def test_the_same_seed_gives_the_same_intervals():
+    truths = [row(price=float(n)) for n in range(1, 30)]
+    said = [row(price=30.0)] * 29
+    assert figures(truths, said, seed=1) == figures(truths, said, seed=1)
+    assert figures(truths, said, seed=1) != figures(truths, said, seed=2)
+
+
+def test_the_order_of_rows_does_not_matter():
+    truths = [row(f"Bag {n}", "AB"[n % 2], float(n)) for n in range(10)]
+    said = [*truths[:5], *truths[:5]]
+    assert values(truths[::-1], said[::-1]) == pytest.approx(values(truths, said))
+
+
+@pytest.mark.parametrize(("truths", "said"), [([], []), ([row()], []), ([row()], [None, None])])
+def test_truths_and_predictions_come_one_for_one(truths: list, said: list):
+    with pytest.raises(ValueError, match="give one for one, at least one"):
+        score(KINDS, truths, said)
+
+
+def test_majority_is_the_most_frequent_and_the_median():
+    train = [row("Bag", "BAGS", 10.0), row("Bag", "SHOES", 20.0), row("Scarf", "SHOES", 99.0)]
+    assert majority(KINDS, train, 2) == [row("Bag", "SHOES", 20.0)] * 2
+
+
+@given(st.permutations([row("b", "Y", 4.0), row("a", "Y", 1.0), row("b", "X", 2.0), row("a", "X", 3.0)]))
+def test_a_tie_is_no_matter_of_order(train: list[dict[str, object]]):
+    assert majority(KINDS, train, 1) == [row("a", "X", 2.5)]
+
+
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+
+
+def test_the_nearest_neighbour_of_a_picture_is_the_picture():
+    looks = np.stack([thumbnail(noise(seed)) for seed in range(20)])
+    train = [row(f"Bag {seed}") for seed in range(20)]
+    assert nearest_neighbour(train, looks, looks[[7, 3, 3]]) == [train[7], train[3], train[3]]
+    assert nearest_neighbour(train, looks, looks[[7]] + 0.01) == [train[7]]
+    assert nearest_neighbour(train[:1], looks[:1], looks[[7]]) == [train[0]]
+
+
+def test_a_thumbnail_is_the_mean_colours_of_a_grid():
+    halves = Image.new("RGB", (64, 32), "white")
+    halves.paste((255, 0, 0), (32, 0, 64, 32))
+    features = thumbnail(halves)
+    assert (features.shape, features.dtype) == ((768,), np.float32)
+    grid = features.reshape(16, 16, 3)
+    assert (grid[:, :8] == 1).all()
+    assert (grid[:, 8:] == [1, 0, 0]).all()
+
+
+def test_no_torch_is_loaded():
+    code = "import sys, catalens.metrics; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
