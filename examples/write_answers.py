@@ -25,7 +25,7 @@ def main(run: str, *photos: str) -> None:
         picture = open_picture(Path(photo).read_bytes())
         inputs = processor(text=render_prompt(prompt), images=picture)
         ids = model.generate(**inputs, max_new_tokens=96, do_sample=False, eos_token_id=end)
-        text = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        text = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :])
         print(photo, parse_answer(prompt, text).values or text)
 
 

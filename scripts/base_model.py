@@ -186,7 +186,7 @@ def write_card(build: Path, pretraining: Recipe) -> None:
     recipe = recipe.model_copy(update={"tracking": TrackingSpec(to="none")})
     shutil.rmtree(run, ignore_errors=True)
     train(recipe, run, validation_scorer(recipe))
-    result = evaluate(run)
+    result = evaluate(run).metrics
     own = json.loads((build / "run" / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
     columns = {
         f"own held-out rows ({own['rows']})": flatten(own["model"]),

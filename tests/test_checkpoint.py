@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from catalens.checkpoint import TINY, add_lora, load_model, load_processor, load_run
 from catalens.config import LoraSpec
@@ -45,6 +46,42 @@ def test_pickled_weights_are_never_loaded(tmp_path):
         load_model(str(tmp_path / "model"))
 
 
+@pytest.fixture
+def copied(tmp_path):
+    shutil.copytree(TINY, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_another_kind_of_model_is_refused(copied):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    with pytest.raises(CheckpointError, match="is 'llama', not phi3_v"):
+        load_model(str(copied))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda weights: weights.pop("lm_head.weight"), "1 missing keys, such as lm_head.weight"),
+        (lambda weights: weights.update({"extra.weight": torch.ones(2)}), "1 unexpected keys, such as extra.weight"),
+        (lambda weights: weights.update({"lm_head.weight": torch.ones(2, 2)}), "lm_head.weight"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(copied, change, words: str):
+    weights = load_file(copied / "model.safetensors")
+    change(weights)
+    save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=words):
+        load_model(str(copied))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_damaged_file_is_one_sentence(copied, name: str):
+    (copied / name).write_bytes((copied / name).read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_processor(str(copied)) if name == "tokenizer.json" else load_model(str(copied))
+
+
 def test_a_lora_target_that_matches_nothing_is_an_error_with_the_choices():
     with pytest.raises(CheckpointError, match=r"'q_projj' matches no module.*qkv_proj"):
         add_lora(load_model("tiny"), LoraSpec(targets=("qkv_proj", "q_projj")))
@@ -65,6 +102,10 @@ def test_a_full_run_is_saved_under_the_official_names(run):
     assert "model.vision_embed_tokens.img_processor.vision_model.embeddings.class_embedding" in names
     assert {"model.embed_tokens.weight", "lm_head.weight", "model.vision_embed_tokens.glb_GN"} <= names
     assert json.loads((run / "best" / "config.json").read_text())["architectures"] == ["Phi3VForCausalLM"]
+    generation = json.loads((run / "best" / "generation_config.json").read_text())
+    tokenizer = load_processor("tiny").tokenizer
+    assert tokenizer.convert_tokens_to_ids("<|end|>") in generation["eos_token_id"]
+    assert json.loads((run / "best" / "config.json").read_text())["use_cache"] is True
     loaded = load_run(run)
     assert not loaded.model.training
     assert loaded.prompt == loaded.recipe.prompt

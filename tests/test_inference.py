@@ -29,7 +29,7 @@ def test_a_batch_writes_what_single_pictures_write_in_their_order(model, picture
     assert together == [writer(model, 1).answers([picture])[0] for picture in pictures]
     assert heard == [3, 6, 7]
     assert len(set(together)) > 1
-    assert all("<|" not in answer for answer in together)
+    assert all(answer.endswith("<|end|>") and answer.count("<|") == 1 for answer in together)
 
 
 def test_generation_stops_at_the_longest_and_leaves_the_model_as_it_was(model, pictures):

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from catalens.catalog.storage import CatalogWriter, Roles
 from catalens.checkpoint import TINY, load_model, load_run
 from catalens.config import TrackingSpec, TrainingSpec, load_recipe
-from catalens.errors import CatalogError, TooManyBadRowsError, TrainingError
+from catalens.errors import CatalogError, CheckpointError, TooManyBadRowsError, TrainingError
 from catalens.training import train
 from catalens.training.optimizers import MuonWithAdamW, make_optimizer
 
@@ -61,6 +61,10 @@ def test_lora_saves_an_adapter_that_loads_onto_the_base(recipe, tmp_path):
     name = "model.layers.0.self_attn.qkv_proj.weight"
     assert not torch.equal(merged.state_dict()[name], base.state_dict()[name])
     assert set(merged.state_dict()) == set(base.state_dict())
+    assert (tmp_path / "lora" / "best" / "generation_config.json").is_file()
+    (tmp_path / "lora" / "best" / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is not there"):
+        load_run(tmp_path / "lora")
 
 
 def test_gradient_checkpointing_changes_no_number(recipe, tmp_path):
@@ -93,9 +97,17 @@ def test_wandb_is_real_and_stays_in_the_run(recipe, tmp_path, monkeypatch):
     assert not list((tmp_path / "home").glob("**/*.wandb"))
 
 
-def test_a_taken_folder_is_left_alone(run, recipe):
-    with pytest.raises(TrainingError, match="exists already"):
-        train(recipe, run)
+def test_a_taken_folder_is_left_alone(run, recipe, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for taken in (run, tmp_path / "file"):
+        with pytest.raises(TrainingError, match="exists already"):
+            train(recipe, taken)
+
+
+def test_a_loss_that_is_no_number_stops_with_one_sentence(recipe, tmp_path):
+    with pytest.raises(TrainingError, match=r"step 3 is no finite number: lower training\.learning_rate"):
+        train(changed(recipe, optimizer="adamw", learning_rate=1e30, warmup=0.0), tmp_path / "run")
+    assert "NaN" in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def catalogue(folder, picture: bytes, titles: list[str]) -> None:

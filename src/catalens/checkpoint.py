@@ -1,14 +1,18 @@
 """Models on disk: loaded from the hub, a folder or the package; saved as others expect them.
 
     runs/demo/best/
-      config.json  model.safetensors  generation_config.json     full fine-tuning, official names
-      adapter_config.json  adapter_model.safetensors             LoRA: instead of the three above
-      tokenizer.json  preprocessor_config.json ...               the processor
-      prompt.json                                                question, fields, number format
+      config.json  model.safetensors                full fine-tuning, official names
+      adapter_config.json  adapter_model.safetensors  LoRA: instead of the two above
+      generation_config.json                        greedy, ends at `<|end|>`
+      tokenizer.json  preprocessor_config.json ...  the processor
+      prompt.json                                   question, fields, number format
 
 Weights are read from safetensors only, remote code is never run.
 """
 
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,10 +22,12 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from pydantic import ValidationError
+from transformers import GenerationConfig, PreTrainedConfig
 
 from catalens.config import LoraSpec, PromptSpec, Recipe, load_recipe
 from catalens.errors import CheckpointError
-from catalens.model import Phi3VForCausalLM, Phi3VProcessor
+from catalens.examples import END
+from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
 
 transformers.utils.logging.disable_progress_bar()  # a bar for each load says nothing
 
@@ -37,26 +43,44 @@ class Run:
     folder: Path
     recipe: Recipe
     prompt: PromptSpec
+    versions: Mapping[str, str]
     model: Any  # Phi3VForCausalLM
     processor: Phi3VProcessor
 
 
 def load_model(name: str, dtype: torch.dtype = torch.float32, attention: str = "auto") -> Phi3VForCausalLM:
-    """Load a model by hub id, folder or `tiny`; CheckpointError where there is none."""
+    """Load a model by hub id, folder or `tiny`.
+
+    Raises CheckpointError where there is none, where it is another kind of model, or where its weights are not the
+    ones that its configuration asks for.
+    """
+    source = _source(name)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
-    try:
-        model = Phi3VForCausalLM.from_pretrained(_source(name), dtype=dtype, use_safetensors=True, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(_sorry(name, error)) from error
-    return model.to(device())  # type: ignore[arg-type]
+    with _loading(name):
+        config, _ = PreTrainedConfig.get_config_dict(source)
+    if (kind := config.get("model_type")) != Phi3VConfig.model_type:
+        raise CheckpointError(f"model {name!r} is {kind!r}, not {Phi3VConfig.model_type}: give a Phi-3-Vision model")
+    with _loading(name):
+        loaded: Any = Phi3VForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            **options,
+        )
+    model, report = loaded
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(map(str, report[problem])):
+            what = f"{len(keys)} {problem.replace('_', ' ')}, such as {keys[0]}"
+            raise CheckpointError(f"model {name!r}: its weights do not fit its config.json ({what}): save it again")
+    return model.to(device())
 
 
 def load_processor(name: str, num_crops: int | None = None) -> Phi3VProcessor:
     """Load a processor by hub id, folder or `tiny`; `num_crops` replaces the one that it was saved with."""
-    try:
+    with _loading(name):
         processor = Phi3VProcessor.from_pretrained(_source(name))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(_sorry(name, error)) from error
     if num_crops is not None:
         processor.image_processor.num_crops = num_crops
     return processor
@@ -85,7 +109,15 @@ def add_lora(model: Phi3VForCausalLM, spec: LoraSpec) -> PeftModel:
 
 def save_best(folder: Path, model: Any, processor: Phi3VProcessor, prompt: PromptSpec) -> None:
     """Write a trained model, or its adapter, with all that inference needs."""
+    model.config.use_cache = True  # Trainer switches it off
     model.save_pretrained(folder)
+    tokenizer: Any = processor.tokenizer
+    GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted({tokenizer.convert_tokens_to_ids(END), tokenizer.eos_token_id}),
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "prompt.json").write_text(prompt.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
@@ -101,14 +133,20 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None) -> Run:
     recipe = load_recipe(folder / "recipe.yaml")
     try:
         prompt = PromptSpec.model_validate_json((best / "prompt.json").read_bytes())
+        versions = json.loads((folder / "versions.json").read_bytes())
     except ValidationError as error:
         raise CheckpointError(f"{best / 'prompt.json'}: not a prompt of this version of catalens") from error
-    dtype = dtype or inference_dtype()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / 'versions.json'} cannot be read: the run is not whole") from error
+    dtype = dtype or compute_dtype()
     adapter = (best / "adapter_config.json").is_file()
     model: Any = load_model(recipe.model if adapter else str(best), dtype, recipe.training.attention)
     if adapter:
-        model = PeftModel.from_pretrained(model, str(best)).merge_and_unload()
-    return Run(folder, recipe, prompt, model.eval(), load_processor(str(best)))
+        if not (best / "adapter_model.safetensors").is_file():  # PEFT would look on the hub, and for a pickle
+            raise CheckpointError(f"{best}: adapter_model.safetensors is not there: train again")
+        with _loading(str(best)):
+            model = PeftModel.from_pretrained(model, str(best)).merge_and_unload()
+    return Run(folder, recipe, prompt, versions, model.eval(), load_processor(str(best)))
 
 
 def device() -> torch.device:
@@ -116,7 +154,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def inference_dtype() -> torch.dtype:
+def compute_dtype() -> torch.dtype:
     """bf16 on a GPU that has it, fp32 elsewhere."""
     return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
 
@@ -125,6 +163,13 @@ def _source(name: str) -> str:
     return str(TINY) if name == "tiny" else name
 
 
-def _sorry(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"model {name!r} cannot be loaded ({reason}): give a hub id, a folder with safetensors, or tiny"
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Whatever a library raises over a damaged model becomes one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"model {name!r} cannot be loaded ({reason}): give a hub id, a folder with safetensors, or tiny"
+        ) from error

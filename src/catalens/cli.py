@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,7 +23,7 @@ from rich.progress import (
 
 from catalens import __version__
 from catalens.config import Kind, Recipe, load_recipe
-from catalens.errors import CatalensError, PictureError, RecipeError
+from catalens.errors import CatalensError, CheckpointError, PictureError, RecipeError
 
 if TYPE_CHECKING:
     from catalens.catalog.storage import CatalogCard
@@ -58,7 +59,7 @@ def main() -> None:
     try:
         app()
     except CatalensError as error:
-        console.print(f"[bold red]error:[/] {_plain(str(error))}", highlight=False)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         console.print("interrupted")
@@ -84,8 +85,9 @@ def demo(
     """Draw a catalogue, fine-tune the tiny Phi-3-Vision on it, score it beside baselines: minutes on a laptop."""
     from catalens.checkpoint import DEMO_RECIPE
 
+    recipe = load_recipe(DEMO_RECIPE, [f"catalog={json.dumps(str(catalog))}", *(overrides or [])])
     if catalog.exists():
-        console.print(f"using the catalogue in {catalog}")
+        console.print(f"using the catalogue in {catalog} as it is; remove it to draw {rows} rows", markup=False)
     else:
         sample(catalog, rows=rows, splits="0.8,0.06,0.14")
     if out.exists():
@@ -93,8 +95,7 @@ def demo(
             out.with_name(f"{out.name}-{n}") for n in range(2, 10**6) if not out.with_name(f"{out.name}-{n}").exists()
         )
         out.rename(spare)
-        console.print(f"{out} was there: moved to {spare}")
-    recipe = load_recipe(DEMO_RECIPE, [f"catalog={catalog}", *(overrides or [])])
+        console.print(f"{out} was there: moved to {spare}", markup=False)
     _train(recipe, out)
     evaluate(out)
 
@@ -192,7 +193,7 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     split: Annotated[str | None, typer.Option(help="Split to score; the recipe's by default.")] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Score only the first rows.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Score a sample of this many rows.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Score a run by free generation, beside baselines, the untrained model, blanked and shuffled pictures."""
@@ -203,8 +204,8 @@ def evaluate(
     sets += [f"evaluation.rows={rows}"] if rows else []
     recipe = load_recipe(_in_run(run), [*sets, *(overrides or [])])
     result = evaluate_run(run, recipe, console)
-    print_scores(result, recipe.prompt, Console())
-    print(f"report: {run / 'evaluation' / 'report.html'}")
+    print_scores(result.metrics, result.prompt, Console())
+    print(f"report: {result.folder / 'report.html'}")
 
 
 @app.command(epilog="Example:  catalens predict runs/demo photo.jpg another.png")
@@ -264,23 +265,22 @@ def _train(recipe: Recipe, out: Path) -> None:
         f"best checkpoint: step {trained.best_step} of {trained.steps} by {recipe.training.best_by}, "
         f"{trained.seconds:.0f} s; run in {out}",
         highlight=False,
+        markup=False,
     )
 
 
 def _in_run(run: Path) -> Path:
     path = run / "recipe.yaml"
     if not path.is_file():
-        from catalens.errors import CheckpointError
-
         raise CheckpointError(f"{run} is not a run (no recipe.yaml): give the folder that `catalens train` made")
     return path
 
 
 def _report_catalog(out: Path, card: "CatalogCard") -> None:
     counts = ", ".join(f"{rows} {split}" for split, rows in card.rows.items())
-    console.print(f"{out}: {counts} rows of {sum(card.products.values())} products", highlight=False)
+    console.print(f"{out}: {counts} rows of {sum(card.products.values())} products", highlight=False, markup=False)
     for reason, count in card.left_out.items():
-        console.print(f"[yellow]left out {count}:[/] {_plain(reason)} (named in {out / 'rejected.parquet'})")
+        console.print(f"[yellow]left out {count}:[/] {escape(f'{reason} (named in {out}/rejected.parquet)')}")
 
 
 def _bar() -> Progress:
@@ -299,7 +299,7 @@ def _fractions(text: str) -> dict[str, float]:
         shares = [float(part) for part in text.split(",")]
     except ValueError:
         shares = []
-    if len(shares) != 3 or abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
+    if len(shares) != 3 or not abs(sum(shares) - 1) < 1e-6 or min(shares) < 0:
         raise RecipeError(f"--splits {text}: give three shares that sum to 1, such as 0.8,0.1,0.1")
     return dict(zip(("train", "validation", "test"), shares, strict=True))
 
@@ -312,7 +312,3 @@ def _share(text: str) -> float:
     if not 0 <= share <= 1:
         raise RecipeError(f"--max-bad {text}: give a share such as 5% or 0.05")
     return share
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")

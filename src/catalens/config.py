@@ -147,7 +147,7 @@ class TrainingSpec(Frozen):
     lora: LoraSpec = LoraSpec()
     """Used where the method is `lora`."""
     freeze_vision: bool = True
-    """Leave the CLIP tower as it is; the projector trains under `full`."""
+    """Under `full`: leave the CLIP tower as it is. Under `lora` nothing trains but adapters (and embeddings)."""
     epochs: float = Field(default=3.0, gt=0)
     """Passes over the training split."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
@@ -172,7 +172,7 @@ class TrainingSpec(Frozen):
     """Gradients are clipped to this global norm."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "fp32"] = "auto"
     """`auto`: bf16 where a GPU can, fp32 on a CPU."""
     evaluations: int = Field(default=3, ge=1)
     """Validation rounds in a run, evenly spaced, the last one at the end."""
@@ -193,10 +193,10 @@ class TrainingSpec(Frozen):
 class EvaluationSpec(Frozen):
     """How a run is scored."""
 
-    split: str = "test"
-    """Split whose rows are generated."""
+    split: Literal["test", "validation"] = "test"
+    """Split whose rows are generated; training never saw `test`, and chose its best checkpoint by `validation`."""
     rows: Annotated[int, Field(ge=1)] | None = None
-    """Score only the first rows of the split; unset: all."""
+    """Score a sample of this many rows, the same one every time; unset: all."""
     batch_size: int = Field(default=16, ge=1)
     """Rows generated together."""
     max_new_tokens: int = Field(default=128, ge=1)
@@ -255,6 +255,8 @@ METRICS: Mapping[Kind, tuple[str, ...]] = {
     "number": ("mae", "mdape", "within_10pct"),
 }
 """Names of the figures that each kind of field is scored by."""
+LOWER_IS_BETTER = ("loss", "mae", "mdape")
+"""Figures that are errors."""
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:

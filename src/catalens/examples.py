@@ -16,14 +16,19 @@ special tokens, numbers that are not finite, and text that contains the next fie
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Any
 
+from catalens.catalog.pictures import open_picture
+from catalens.catalog.storage import Catalog
 from catalens.config import SPECIAL, FieldSpec, NumberFormat, PromptSpec
-from catalens.errors import PromptError
+from catalens.errors import PictureError, PromptError, TooManyBadRowsError
 
 END = "<|end|>"
+MAX_BAD = 0.05
+"""Largest share of a split that may be of no use."""
 LARGEST = 10**15
 """Numbers are smaller than this in size; no price has more digits."""
 
@@ -60,11 +65,13 @@ def render_answer(spec: PromptSpec, row: Mapping[str, object], name: str = "row"
 
 
 def parse_answer(spec: PromptSpec, text: str) -> Answer:
-    """Read an answer, with or without its `<|end|>`; never raises.
+    """Read an answer with its `<|end|>`; never raises.
 
-    A field ends where the next field's `, Label: ` first stands.
+    A field ends where the next field's `, Label: ` first stands. What has no `<|end|>` was cut off, perhaps in the
+    middle of a number, and does not parse.
     """
-    parts = _split(spec, text.split(END, 1)[0].strip())
+    answer, end, _ = text.partition(END)
+    parts = _split(spec, answer.strip())
     if not parts:
         return Answer(None, f"does not start with {f'{spec.fields[0].label}: '!r}")
     values: dict[str, Value] = {}
@@ -76,7 +83,36 @@ def parse_answer(spec: PromptSpec, text: str) -> Answer:
         if value is None or value == "":
             return Answer(None, f"{field.label!r} is {part!r}, not a {field.kind}")
         values[field.column] = value
-    return Answer(values)
+    return Answer(values) if end else Answer(None, f"was cut off before its {END}")
+
+
+def usable_rows(
+    catalog: Catalog, spec: PromptSpec, split: str, check: Callable[[Mapping[str, Any], str], object] | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of a split whose text reads back and whose picture decodes, and the reasons against the others.
+
+    `check` is also called with each row and its name, and raises PromptError against one. Raises CatalogError as
+    `Catalog.rows`, and TooManyBadRowsError where more than `MAX_BAD` of the rows are of no use.
+    """
+    roles = catalog.card.roles
+    rows = catalog.rows(split, [roles.image, roles.id, *(field.column for field in spec.fields)])
+    good: list[dict[str, Any]] = []
+    bad: list[str] = []
+    for number, row in enumerate(rows, start=1):
+        name = f"{split} row {number} ({row[roles.id]})"
+        try:
+            render_answer(spec, row, name)
+            if check:
+                check(row, name)
+            open_picture(row[roles.image])
+            good.append(row)
+        except PromptError as error:
+            bad.append(str(error))
+        except PictureError as error:
+            bad.append(f"{name}: picture {error}")
+    if len(bad) > MAX_BAD * len(rows):
+        raise TooManyBadRowsError(f"{len(bad)} of {len(rows)} {split} rows cannot be used: {'; '.join(bad[:3])}")
+    return good, bad
 
 
 def canonical_text(value: str) -> str:

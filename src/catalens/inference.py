@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from catalens.catalog.pictures import open_picture
+from catalens.catalog.pictures import open_picture, picture_size
 from catalens.config import PromptSpec
 from catalens.examples import END, render_prompt
 from catalens.model import Phi3VProcessor
 
 CHUNK = 8
-"""Batches whose pictures are decoded and sorted by length together."""
+"""Batches that are sorted by length together."""
 
 
 class Writer:
@@ -40,26 +40,27 @@ class Writer:
         )
 
     def answers(self, pictures: Sequence[bytes], progress: Callable[[int], None] = lambda done: None) -> list[str]:
-        """One answer a picture, in their order, without `<|end|>`; `progress` hears how many are done.
+        """One answer a picture, in their order; `progress` hears how many are done.
 
-        Raises PictureError where a picture cannot be decoded.
+        An answer ends with its `<|end|>`, unless it was cut off at `max_new_tokens`. Raises
+        PictureError where a picture cannot be decoded.
         """
         answers: list[str] = []
         remaining = iter(pictures)
-        while chunk := [open_picture(data) for data in islice(remaining, CHUNK * self.batch_size)]:
+        while chunk := list(islice(remaining, CHUNK * self.batch_size)):
             order = sorted(range(len(chunk)), key=lambda i: self._tokens(chunk[i]))
             written = [""] * len(chunk)
             for start in range(0, len(order), self.batch_size):
                 batch = order[start : start + self.batch_size]
-                for i, text in zip(batch, self._generate([chunk[i] for i in batch]), strict=True):
+                for i, text in zip(batch, self._generate([open_picture(chunk[i]) for i in batch]), strict=True):
                     written[i] = text
                 progress(len(answers) + start + len(batch))
             answers += written
         return answers
 
-    def _tokens(self, picture: Image.Image) -> int:
+    def _tokens(self, picture: bytes) -> int:
         images = self.processor.image_processor
-        return images.num_image_tokens(*images.hd_size(picture.width, picture.height))
+        return images.num_image_tokens(*images.hd_size(*picture_size(picture)))
 
     @torch.inference_mode()
     def _generate(self, pictures: Sequence[Image.Image]) -> list[str]:
@@ -76,4 +77,5 @@ class Writer:
             ids = self.model.generate(**inputs, generation_config=self._generation)
         finally:
             self.model.train(was_training)
-        return self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
+        return [text.partition(END)[0] + END if END in text else text for text in texts]

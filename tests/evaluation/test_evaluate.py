@@ -1,11 +1,13 @@
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
 
 from catalens.catalog.pictures import open_picture
-from catalens.catalog.storage import Catalog
+from catalens.catalog.storage import Catalog, CatalogWriter
 from catalens.config import METRICS, PromptSpec
+from catalens.errors import CatalogError
 from catalens.evaluation import blanked, evaluate, flatten, pictures_matter, shuffle, truth_of
 
 pytestmark = pytest.mark.integration
@@ -13,7 +15,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def result(run):
-    return evaluate(run)
+    return evaluate(run).metrics
 
 
 def test_every_figure_has_its_interval_in_the_same_structure_everywhere(result, recipe):
@@ -71,6 +73,50 @@ def test_pictures_matter_only_where_the_intervals_part():
 
     assert pictures_matter(score(0.8, 0.9), score(0.0, 0.1))
     assert not pictures_matter(score(0.8, 0.9), score(0.7, 0.85))
+    assert not pictures_matter(score(0.0, 0.1), score(0.8, 0.9))  # wrong pictures helped
+
+
+def test_pictures_matter_where_an_error_grows():
+    def score(low: float, high: float):
+        return {"fields": {"width": {"mae": {"value": (low + high) / 2, "low": low, "high": high}}}}
+
+    assert pictures_matter(score(1.0, 2.0), score(8.0, 9.0))
+    assert not pictures_matter(score(8.0, 9.0), score(1.0, 2.0))
+
+
+def changed(recipe, **evaluation):
+    evaluation |= {"before": False, "image_use": False}
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=evaluation)})
+
+
+def test_other_rows_than_the_recipes_stand_beside_its_evaluation(result, run, recipe, drawn, tmp_path):
+    seen = evaluate(run, changed(recipe, split="validation", rows=3))
+    assert seen.folder == run / "evaluation-validation-3"
+    assert seen.metrics["rows"] == 3
+    assert json.loads((run / "evaluation" / "metrics.json").read_text()) == result
+    shutil.copytree(drawn, tmp_path / "elsewhere")
+    elsewhere = changed(recipe, rows=3).model_copy(update={"catalog": str(tmp_path / "elsewhere")})
+    assert evaluate(run, elsewhere).folder == run / "evaluation-elsewhere-3"
+
+
+def test_a_catalogue_that_has_changed_since_training_is_refused(run, recipe, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    versions = json.loads((run / "versions.json").read_text())
+    (tmp_path / "run" / "versions.json").write_text(json.dumps(versions | {"catalog": "sha256:other"}))
+    with pytest.raises(CatalogError, match="has changed since"):
+        evaluate(tmp_path / "run", changed(recipe))
+
+
+def test_a_row_that_cannot_be_judged_is_named(run, recipe, drawn, tmp_path):
+    picture = Catalog(drawn).rows("test")[0]["image"]
+    with CatalogWriter(tmp_path / "hurt", Catalog(drawn).card.roles, {}) as writer:
+        for split in ("train", "test"):
+            for number in range(20):
+                values = {"title": "Bag", "category3_code": "BAGS", "full_price": 1.0}
+                writer.add(split, b"" if (split, number) == ("test", 7) else picture, f"P{number}", values)
+    found = evaluate(run, changed(recipe, rows=4).model_copy(update={"catalog": str(tmp_path / "hurt")}))
+    assert found.metrics["left_out"] == ["test row 8 (P7): picture no bytes"]
+    assert "test row 8 (P7): picture no bytes" in (found.folder / "report.html").read_text()
 
 
 def test_truth_is_what_an_answer_would_state():

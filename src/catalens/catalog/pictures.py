@@ -25,6 +25,18 @@ def open_picture(data: bytes) -> Image.Image:
     return _decode(data)[0]
 
 
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels of what `open_picture` gives, without decoding it; raises PictureError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            lying = image.getexif().get(ORIENTATION, 1) >= 5  # turned by a quarter
+    except Exception as error:
+        raise PictureError(f"not a picture in one of {', '.join(FORMATS)}") from error
+    return (image.height, image.width) if lying else image.size
+
+
 def storable_picture(data: bytes) -> bytes:
     """The bytes to store: as received where every reader sees the same RGB picture, else encoded again as PNG.
 

@@ -258,7 +258,7 @@ class Catalog:
         rows = table.to_pylist()
         if roles.image in wanted:
             for row in rows:
-                row[roles.image] = row[roles.image]["bytes"]
+                row[roles.image] = (row[roles.image] or {}).get("bytes") or b""
         return rows
 
 

@@ -4,15 +4,18 @@
      "model":      {"parse_rate": F, "fields": {"title": {"exact": F, "similarity": F}, ...}},
      "baselines":  {"majority": {...}, "nearest_neighbour": {...}},
      "before":     {...},
-     "image_use":  {"blank": {...}, "shuffled": {...}, "pictures_matter": true}}
+     "image_use":  {"blank": {...}, "shuffled": {...}, "pictures_matter": true},
+     "left_out":   ["test row 7 (BAG-01): picture cannot be decoded (broken data)"], ...}
 
 with F = {"value": 0.91, "low": 0.88, "high": 0.94}, the 95 % bootstrap interval. Every answer is generated freely.
 """
 
 import io
 import json
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +27,45 @@ from rich.console import Console
 from rich.progress import Progress
 
 from catalens import metrics
-from catalens.catalog.pictures import open_picture
+from catalens.catalog.pictures import open_picture, picture_size
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import inference_dtype, load_model, load_run
-from catalens.config import EvaluationSpec, Kind, PromptSpec, Recipe
+from catalens.checkpoint import Run, compute_dtype, load_model, load_run
+from catalens.config import LOWER_IS_BETTER, EvaluationSpec, Kind, PromptSpec, Recipe
+from catalens.errors import CatalogError
 from catalens.evaluation.report import Judged, write_report
-from catalens.examples import canonical_text, parse_answer
+from catalens.examples import canonical_text, parse_answer, usable_rows
 from catalens.inference import Writer
 from catalens.model import Phi3VProcessor
 
 Row = Mapping[str, Any]
 
 
-def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | None = None) -> dict[str, Any]:
-    """Score a run on a split and write `run/evaluation/`; returns the content of `metrics.json`.
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out of an evaluation."""
+
+    folder: Path
+    """Holds `metrics.json`, `predictions.parquet` and `report.html`."""
+    prompt: PromptSpec
+    metrics: dict[str, Any]
+    """The content of `metrics.json`."""
+
+
+def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | None = None) -> Evaluation:
+    """Score a run on a split and write `run/evaluation/`, or a folder beside it where the rows are not the recipe's.
 
     `recipe` replaces the run's own, its prompt apart. Raises CheckpointError where the run is not finished,
-    CatalogError where its catalogue or the split is not there.
+    CatalogError where its catalogue or the split is not there, or where the catalogue has changed since the training.
     """
     console = console or Console()
     started = time.monotonic()
     loaded = load_run(run)
     recipe, prompt = recipe or loaded.recipe, loaded.prompt
     spec = recipe.evaluation
-    catalog = Catalog(recipe.catalog)
+    catalog = _unchanged(loaded, recipe)
     roles = catalog.card.roles
-    rows = catalog.rows(spec.split)[: spec.rows]
+    rows, left_out = usable_rows(catalog, prompt, spec.split)
+    rows = _sample(rows, spec.rows)
     pictures = [row[roles.image] for row in rows]
     truths = [truth_of(prompt, row) for row in rows]
     judge = _Judge(prompt, truths, spec)
@@ -66,15 +82,17 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
         seconds = time.monotonic() - generating
         result: dict[str, Any] = {"rows": len(rows), "split": spec.split, "model": judge.answers(answers)}
         result["baselines"] = _baselines(catalog, prompt, pictures, judge)
-        if spec.before:
-            base = load_model(recipe.model, inference_dtype(), recipe.training.attention)
-            result["before"] = judge.answers(write("as it was before training", base.eval(), pictures))
         if spec.image_use:
             ids = [row[roles.id] for row in rows]
             blank = judge.answers(write("blanked pictures", loaded.model, [blanked(p) for p in pictures]))
             shuffled = judge.answers(write("shuffled pictures", loaded.model, shuffle(pictures, ids)))
             matter = pictures_matter(result["model"], shuffled)
             result["image_use"] = {"blank": blank, "shuffled": shuffled, "pictures_matter": matter}
+        if spec.before:
+            loaded.model.to("cpu")  # a GPU need not hold both
+            base = load_model(recipe.model, compute_dtype(), recipe.training.attention)
+            result["before"] = judge.answers(write("as it was before training", base.eval(), pictures))
+    result["left_out"] = left_out
     result["noise_floor"] = catalog.card.figures
     result["seconds"] = {"generation": seconds, "evaluation": time.monotonic() - started}
     judged = [
@@ -83,21 +101,24 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
             rows, truths, answers, pictures, (parse_answer(prompt, text) for text in answers), strict=True
         )
     ]
-    folder = loaded.folder / "evaluation"
+    folder = loaded.folder / _folder_name(loaded.recipe, recipe)
     folder.mkdir(exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     pq.write_table(pa.Table.from_pylist([_record(row) for row in judged]), folder / "predictions.parquet")
-    write_report(folder / "report.html", loaded.folder.name, result, prompt.fields, judged)
-    return result
+    write_report(folder / "report.html", loaded.folder.resolve().name, result, prompt.fields, judged)
+    return Evaluation(folder, prompt, result)
 
 
 def validation_scorer(recipe: Recipe) -> Callable[[Any, Phi3VProcessor], Mapping[str, float]] | None:
-    """What `training` calls at each validation round: free generation on the first validation rows, or None."""
+    """What `training` calls at each validation round: free generation on a sample of validation rows, or None.
+
+    Raises CatalogError and TooManyBadRowsError as `usable_rows`.
+    """
     spec = recipe.evaluation.model_copy(update={"resamples": 100})
     if not recipe.training.validation_rows:
         return None
     catalog = Catalog(recipe.catalog)
-    rows = catalog.rows("validation")[: recipe.training.validation_rows]
+    rows = _sample(usable_rows(catalog, recipe.prompt, "validation")[0], recipe.training.validation_rows)
     judge = _Judge(recipe.prompt, [truth_of(recipe.prompt, row) for row in rows], spec)
     pictures = [row[catalog.card.roles.image] for row in rows]
 
@@ -127,7 +148,7 @@ def truth_of(prompt: PromptSpec, row: Row) -> dict[str, Any]:
 def blanked(picture: bytes) -> bytes:
     """A grey picture of the same size: as many tokens, nothing to see."""
     buffer = io.BytesIO()
-    Image.new("RGB", open_picture(picture).size, (128, 128, 128)).save(buffer, "PNG")
+    Image.new("RGB", picture_size(picture), (128, 128, 128)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -141,15 +162,43 @@ def shuffle(pictures: Sequence[bytes], ids: Sequence[str]) -> list[bytes]:
 
 
 def pictures_matter(model: Mapping[str, Any], shuffled: Mapping[str, Any]) -> bool:
-    """Whether wrong pictures hurt: some field's first figure falls beyond both 95 % intervals."""
-    return any(
-        _apart(next(iter(figures.values())), next(iter(shuffled["fields"][field].values())))
-        for field, figures in model["fields"].items()
-    )
+    """Whether wrong pictures hurt: some field's first figure is worse, beyond both 95 % intervals."""
+
+    def hurts(field: str, metric: str) -> bool:
+        own, others = model["fields"][field][metric], shuffled["fields"][field][metric]
+        return own["high"] < others["low"] if metric in LOWER_IS_BETTER else own["low"] > others["high"]
+
+    return any(hurts(field, next(iter(figures))) for field, figures in model["fields"].items())
 
 
-def _apart(one: Mapping[str, float], other: Mapping[str, float]) -> bool:
-    return one["low"] > other["high"] or other["low"] > one["high"]
+def _unchanged(run: Run, recipe: Recipe) -> Catalog:
+    """The catalogue to score on; CatalogError where the one of the training holds other rows by now."""
+    catalog = Catalog(recipe.catalog)
+    if recipe.catalog == run.recipe.catalog and catalog.card.content_hash != run.versions.get("catalog"):
+        raise CatalogError(
+            f"{catalog.folder} has changed since {run.folder} was trained, so its {recipe.evaluation.split} rows may "
+            "have been trained on: train again, or name another catalogue with --set catalog=FOLDER"
+        )
+    return catalog
+
+
+def _sample(rows: list[dict[str, Any]], most: int | None) -> list[dict[str, Any]]:
+    """At most so many rows, always the same ones, in their order: the first rows may all be of one kind."""
+    if most is None or most >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), most))]
+
+
+def _folder_name(own: Recipe, recipe: Recipe) -> str:
+    """`evaluation` for the rows that the run's recipe names; others do not overwrite it."""
+    name = "evaluation"
+    if recipe.catalog != own.catalog:
+        name += f"-{Path(recipe.catalog).name}"
+    if recipe.evaluation.split != own.evaluation.split:
+        name += f"-{recipe.evaluation.split}"
+    if recipe.evaluation.rows != own.evaluation.rows:
+        name += f"-{recipe.evaluation.rows or 'all'}"
+    return name
 
 
 class _Judge:
@@ -169,7 +218,7 @@ class _Judge:
 
 
 def _baselines(catalog: Catalog, prompt: PromptSpec, pictures: Sequence[bytes], judge: _Judge) -> dict[str, Any]:
-    train = catalog.rows("train")
+    train, _ = usable_rows(catalog, prompt, "train")
     truths = [truth_of(prompt, row) for row in train]
     looks = _thumbnails([row[catalog.card.roles.image] for row in train])
     neighbours = metrics.nearest_neighbour(truths, looks, _thumbnails(pictures))

@@ -23,11 +23,10 @@ from PIL import Image
 from rapidfuzz.distance import Levenshtein
 
 from catalens.catalog.pictures import open_picture
-from catalens.config import METRICS, FieldSpec
+from catalens.config import LOWER_IS_BETTER, METRICS, FieldSpec
 from catalens.errors import PictureError
 from catalens.evaluation.scatter import scatter
 from catalens.evaluation.wording import (
-    LOWER_IS_BETTER,
     METRIC_NAMES,
     noise_floor,
     number,
@@ -79,6 +78,7 @@ def write_report(
         run=run,
         metrics=metrics,
         verdict=verdict(metrics, fields),
+        left_out=metrics.get("left_out") or [],
         tiles=tiles(metrics, fields),
         columns=[(f, [(m, METRIC_NAMES[m], m in LOWER_IS_BETTER) for m in METRICS[f.kind]]) for f in fields],
         scores=score_table(metrics, fields),

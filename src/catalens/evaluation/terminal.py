@@ -5,6 +5,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from catalens.config import PromptSpec
@@ -35,10 +36,13 @@ def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console
         table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "this\nmodel" else None)
     table.add_row("parses", *_cells("parse_rate", [score["parse_rate"] for score in scores.values()]))
     for field in prompt.fields:
+        label = escape(field.label)
         for metric in result["model"]["fields"][field.column]:
             figures = [score["fields"][field.column][metric] for score in scores.values()]
-            table.add_row(f"{field.label}, {METRIC_NAMES[metric]}", *_cells(metric, figures))
+            table.add_row(f"{label}, {METRIC_NAMES[metric]}", *_cells(metric, figures))
     console.print(table)
+    if left_out := result.get("left_out"):
+        console.print(f"[yellow]left out {len(left_out)} rows[/], such as {escape(left_out[0])}")
     if not result.get("image_use", {}).get("pictures_matter", True):
         console.print("[bold red]The score does not fall with other products' pictures: the model does not look.[/]")
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from catalens.config import METRICS, FieldSpec, Kind
+from catalens.config import LOWER_IS_BETTER, METRICS, FieldSpec, Kind
 
 PRIMARY: Mapping[Kind, str] = {"text": "exact", "category": "accuracy", "number": "mdape"}
 """The one metric of a kind that stands for it in headlines."""
@@ -23,7 +23,6 @@ METRIC_NAMES = {
     "mdape": "median error",
     "within_10pct": "within 10\u00a0%",
 }
-LOWER_IS_BETTER = ("mae", "mdape")
 BASELINES = {"nearest_neighbour": "nearest neighbour", "majority": "majority"}
 
 

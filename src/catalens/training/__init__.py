@@ -3,7 +3,7 @@
 runs/demo/
   recipe.yaml     the resolved recipe
   versions.json   libraries, device, content hash of the catalogue
-  left_out.jsonl  training rows that could not be used, with the reason; absent where there are none
+  left_out.jsonl  rows of train and validation that could not be used, and why; absent where there are none
   metrics.jsonl   every logged figure, one line a step
   checkpoints/    the last ones and the best one
   best/           the best model or adapter, with processor, generation config and prompt
@@ -23,14 +23,16 @@ from typing import Any
 import torch
 import transformers
 from rich.console import Console
+from rich.markup import escape
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import add_lora, load_model, load_processor, save_best
+from catalens.checkpoint import add_lora, compute_dtype, load_model, load_processor, save_best
 from catalens.collation import Collator, Encoder, ProductDataset
-from catalens.config import Recipe, dump_recipe
-from catalens.errors import PictureError, PromptError, TooManyBadRowsError, TrainingError
+from catalens.config import LOWER_IS_BETTER, Recipe, dump_recipe
+from catalens.errors import TrainingError
+from catalens.examples import usable_rows
 from catalens.model import Phi3VProcessor, unused_parameter_names
 from catalens.tracking import start_tracker
 from catalens.training.callbacks import Bar, LastStep, Recorder, is_timing
@@ -39,7 +41,6 @@ from catalens.training.optimizers import make_optimizer
 Score = Callable[[Any, Phi3VProcessor], Mapping[str, float]]
 """Figures of a model on validation rows, such as `{"title.exact": 0.9}`; given by the caller."""
 
-MAX_BAD = 0.05
 VISION = "vision_embed_tokens.img_processor"
 
 
@@ -58,40 +59,41 @@ class Trained:
 def train(recipe: Recipe, folder: Path | str, score: Score | None = None, console: Console | None = None) -> Trained:
     """Train as the recipe says and leave a run in `folder`.
 
-    Raises TrainingError where the folder is taken, CatalogError, CheckpointError, and TooManyBadRowsError where more
-    than 5 % of the rows cannot be used.
+    Raises TrainingError where the folder is taken, nothing trains or the loss is no number; CatalogError,
+    CheckpointError, and TooManyBadRowsError where more than 5 % of the rows cannot be used.
     """
     folder, console = Path(folder), console or Console()
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise TrainingError(f"{folder} exists already: choose another --out, or remove it first")
     set_seed(recipe.training.seed)
     catalog = Catalog(recipe.catalog)
     processor = load_processor(recipe.model, recipe.num_crops)
     encoder = Encoder(processor, recipe.prompt)
-    cache = int(recipe.training.picture_cache_gb * 2**30)
-    datasets = {
-        split: ProductDataset(
-            _usable(catalog, split, encoder, folder, console), encoder, catalog.card.roles.image, cache
-        )
-        for split in ("train", "validation")
-    }
+    usable = {split: usable_rows(catalog, recipe.prompt, split, encoder.check) for split in ("train", "validation")}
+    left_out = [{"split": split, "reason": reason} for split, (_, bad) in usable.items() for reason in bad]
     model = _trainable(recipe)
-    _describe(model, datasets, console)
-    versions = _versions(catalog)
+    _describe(model, {split: len(rows) for split, (rows, _) in usable.items()}, left_out, console)
     folder.mkdir(parents=True, exist_ok=True)
+    if left_out:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in left_out)
+        (folder / "left_out.jsonl").write_text("".join(lines), encoding="utf-8")
+    versions = _versions(catalog)
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
     tracker = start_tracker(recipe.tracking, folder, {**recipe.model_dump(mode="json"), "versions": versions})
+    cache = int(recipe.training.picture_cache_gb * 2**30)
+    image = catalog.card.roles.image
+    bar = Bar(console)
     try:
         trainer = _CatalensTrainer(
             recipe,
             None if score is None else lambda: score(model, processor),
             model=model,
-            args=_arguments(recipe, folder, len(datasets["train"])),
+            args=_arguments(recipe, folder, len(usable["train"][0])),
             data_collator=Collator(encoder.tokenizer.pad_token_id),
-            train_dataset=datasets["train"],
-            eval_dataset=datasets["validation"],
-            callbacks=[LastStep(), Recorder(folder / "metrics.jsonl", tracker), Bar(console)],
+            train_dataset=ProductDataset(usable["train"][0], encoder, image, cache),
+            eval_dataset=ProductDataset(usable["validation"][0], encoder, image, cache_bytes=0),
+            callbacks=[LastStep(), Recorder(folder / "metrics.jsonl", tracker), bar],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         result = trainer.train()
@@ -99,6 +101,7 @@ def train(recipe: Recipe, folder: Path | str, score: Score | None = None, consol
         trained = _outcome(trainer, folder, result.metrics["train_runtime"])
         tracker.summary({f"best/{name}": value for name, value in trained.figures.items()})
     finally:
+        bar.progress.stop()
         tracker.finish()
     (folder / "README.md").write_text(_model_card(recipe, trained, catalog), encoding="utf-8")
     return trained
@@ -119,8 +122,13 @@ class _CatalensTrainer(Trainer):
         return self.optimizer
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Validation loss, then generation."""
+        """Validation loss, then generation; TrainingError where the loss is no number."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if not math.isfinite((output.metrics or {})[f"{metric_key_prefix}_loss"]):
+            raise TrainingError(
+                f"the validation loss at step {self.state.global_step} is no finite number: "
+                "lower training.learning_rate or raise training.warmup"
+            )
         figures = self.score() if self.score else {}
         metrics = {
             **(output.metrics or {}),
@@ -129,38 +137,11 @@ class _CatalensTrainer(Trainer):
         return output._replace(metrics=metrics)
 
 
-def _usable(
-    catalog: Catalog, split: str, encoder: Encoder, folder: Path, console: Console
-) -> list[Mapping[str, Any]]:
-    """Rows of a split whose text and picture can be used; the others are named on the console and in the run."""
-    roles = catalog.card.roles
-    rows = catalog.rows(split, [roles.image, roles.id, *(field.column for field in encoder.prompt.fields)])
-    good: list[Mapping[str, Any]] = []
-    bad: list[str] = []
-    for number, row in enumerate(rows, start=1):
-        try:
-            encoder.check(row, f"{split} row {number} ({row[roles.id]})")
-            good.append(row)
-        except (PromptError, PictureError) as error:
-            bad.append(str(error))
-    if len(bad) > MAX_BAD * len(rows):
-        raise TooManyBadRowsError(f"{len(bad)} of {len(rows)} {split} rows cannot be used: {'; '.join(bad[:3])}")
-    if bad:
-        console.print(f"[yellow]left out {len(bad)} of {len(rows)} {split} rows[/], such as {bad[0]}")
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "left_out.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(
-                json.dumps({"split": split, "reason": reason}, ensure_ascii=False) + "\n" for reason in bad
-            )
-    return good
-
-
 def _trainable(recipe: Recipe) -> Any:
     """The model with gradients where the recipe wants them."""
     spec = recipe.training
     lora = spec.method == "lora"
-    on_gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if lora and on_gpu and spec.precision != "fp32" else torch.float32
+    dtype = compute_dtype() if lora and spec.precision == "auto" else torch.float32  # full: fp32 under autocast
     model: Any = load_model(recipe.model, dtype, spec.attention)
     if lora:
         model = add_lora(model, spec.lora)
@@ -168,9 +149,10 @@ def _trainable(recipe: Recipe) -> Any:
     for name, parameter in model.named_parameters():
         if name in unused or (spec.freeze_vision and VISION in name):
             parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TrainingError("no parameter trains: set training.freeze_vision to false or adapt other modules")
     if spec.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    model.config.use_cache = False
     return model
 
 
@@ -178,7 +160,7 @@ def _arguments(recipe: Recipe, folder: Path, rows: int) -> TrainingArguments:
     spec = recipe.training
     steps = spec.max_steps or max(1, math.ceil(rows * spec.epochs / (spec.batch_size * spec.gradient_accumulation)))
     every = max(1, math.ceil(steps / spec.evaluations))
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
         per_device_train_batch_size=spec.batch_size,
@@ -188,7 +170,7 @@ def _arguments(recipe: Recipe, folder: Path, rows: int) -> TrainingArguments:
         lr_scheduler_type=spec.schedule,
         warmup_steps=spec.warmup,
         max_grad_norm=spec.max_grad_norm,
-        bf16=torch.cuda.is_available() and spec.precision != "fp32",
+        bf16=compute_dtype() == torch.bfloat16 and spec.precision == "auto",
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
@@ -197,14 +179,17 @@ def _arguments(recipe: Recipe, folder: Path, rows: int) -> TrainingArguments:
         save_only_model=True,
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{spec.best_by}",
-        greater_is_better=not spec.best_by.endswith(("loss", ".mae", ".mdape")),
+        greater_is_better=spec.best_by.rpartition(".")[2] not in LOWER_IS_BETTER,
         logging_steps=max(1, min(10, steps // 20)),
+        logging_nan_inf_filter=False,  # a loss that is no number is shown as it is
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         report_to="none",
         disable_tqdm=True,
         seed=spec.seed,
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # torch's DataParallel would cut a batch between a row and its crops
+    return arguments
 
 
 def _outcome(trainer: Trainer, folder: Path, seconds: float) -> Trained:
@@ -218,11 +203,15 @@ def _outcome(trainer: Trainer, folder: Path, seconds: float) -> Trained:
     return Trained(folder, trainer.state.global_step, best, figures, seconds)
 
 
-def _describe(model: Any, datasets: Mapping[str, Sequence[Any] | ProductDataset], console: Console) -> None:
+def _describe(model: Any, rows: Mapping[str, int], left_out: Sequence[Mapping[str, str]], console: Console) -> None:
+    if left_out:
+        console.print(f"[yellow]left out {len(left_out)} rows[/], such as {escape(left_out[0]['reason'])}")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    rows = ", ".join(f"{len(data)} {name}" for name, data in datasets.items())
-    console.print(f"{rows} rows; {trained:,} of {total:,} parameters train ({trained / total:.1%})", highlight=False)
+    counts = ", ".join(f"{count} {split}" for split, count in rows.items())
+    console.print(
+        f"{counts} rows; {trained:,} of {total:,} parameters train ({trained / total:.1%})", highlight=False
+    )
 
 
 def _versions(catalog: Catalog) -> dict[str, str]:

@@ -90,13 +90,7 @@ class Bar(TrainerCallback):
             figures = {_public_name(name): value for name, value in logs.items() if name.startswith("eval_")}
             shown = [f"{name.split('/')[1]} {value:.3f}" for name, value in figures.items() if not is_timing(name)]
             line = f"step {state.global_step}: validation " + ", ".join(shown)
-            self.console.print(line, highlight=False, soft_wrap=True)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Leave the bar as it is."""
-        self.progress.stop()
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class LastStep(TrainerCallback):
