@@ -190,7 +190,7 @@ def test_labels_in_any_language(label: str):
         ("prompt.numbers.decimal=','", "prompt.numbers.decimal", ","),
         ("model=a=b", "model", "a=b"),
         ("model=/models/phi", "model", "/models/phi"),
-        ("evaluation.split=1e4", None, "evaluation.split: input should be a valid string, not 10000.0"),
+        ("evaluation.split=1e4", None, "evaluation.split: input should be .test. or .validation., not 10000.0"),
         ("training.epochs", None, "--set training.epochs: write it as key.key=value, such as training.epochs=3"),
         ("=3", None, "write it as key.key=value"),
         ("", None, "write it as key.key=value"),

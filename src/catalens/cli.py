@@ -89,7 +89,7 @@ def demo(
     if catalog.exists():
         console.print(f"using the catalogue in {catalog} as it is; remove it to draw {rows} rows", markup=False)
     else:
-        sample(catalog, rows=rows, splits="0.8,0.06,0.14")
+        sample(catalog, rows=rows, splits="0.84,0.05,0.11")
     if out.exists():
         spare = next(
             out.with_name(f"{out.name}-{n}") for n in range(2, 10**6) if not out.with_name(f"{out.name}-{n}").exists()

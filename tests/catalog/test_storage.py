@@ -286,7 +286,7 @@ SHARD = "data/train-00000-of-00001.parquet"
         (card_with(lambda card: card.pop("roles")), "not a catalogue of format 1"),
         (card_with(lambda card: card.update(more=1)), "not a catalogue of format 1"),
         (lambda folder: cut(folder / SHARD), "data: cannot be read"),
-        (lambda folder: (folder / SHARD).unlink(), "data: cannot be read"),
+        (lambda folder: (folder / SHARD).unlink(), "data: 0 train rows, but 4 in catalog.json"),
         (lambda folder: (folder / SHARD).write_text("<html>"), "data: cannot be read"),
         (
             lambda folder: (folder / SHARD).write_bytes((folder / SHARD.replace("train", "test")).read_bytes()),

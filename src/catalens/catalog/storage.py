@@ -16,7 +16,7 @@ import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -31,6 +31,7 @@ from catalens.errors import CatalogError
 SPLITS = ("train", "validation", "test")
 SHARD_BYTES = 256 * 2**20
 GROUP_BYTES = 32 * 2**20
+BATCH_ROWS = 256
 EXTENSIONS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
 
 
@@ -233,9 +234,13 @@ class Catalog:
             raise CatalogError(f"{path}: not a catalogue of format 1: prepare the table again") from error
 
     def rows(self, split: str, columns: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """Rows of a split as dicts; the image column, where wanted, holds encoded bytes.
+        """All that `batches` yields, in one list."""
+        return [row for batch in self.batches(split, columns) for row in batch]
 
-        Raises CatalogError where the split or a column does not exist or the split is empty.
+    def batches(self, split: str, columns: Iterable[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+        """Rows of a split as dicts, some hundreds at a time; the image column, where wanted, holds encoded bytes.
+
+        Raises CatalogError where the split or a column does not exist, the split is empty, or rows are not there.
         """
         if not self.card.rows.get(split):
             having = ", ".join(name for name, count in self.card.rows.items() if count)
@@ -245,21 +250,23 @@ class Catalog:
         wanted = list(known if columns is None else columns)
         if missing := [name for name in wanted if name not in known]:
             raise CatalogError(f"{self.folder}: no column {missing[0]!r}; columns are {', '.join(known)}")
-        files = sorted((self.folder / "data").glob(f"{split}-*.parquet"))
+        found = 0
         try:
-            table = pa.concat_tables([pq.read_table(file, columns=wanted) for file in files])
+            for file in sorted((self.folder / "data").glob(f"{split}-*.parquet")):
+                with pq.ParquetFile(file) as shard:
+                    for batch in shard.iter_batches(BATCH_ROWS, columns=wanted):
+                        rows = batch.to_pylist()
+                        if roles.image in wanted:
+                            for row in rows:
+                                row[roles.image] = (row[roles.image] or {}).get("bytes") or b""
+                        found += len(rows)
+                        yield rows
         except (OSError, pa.ArrowException) as error:
             raise CatalogError(f"{self.folder}/data: cannot be read ({error}): prepare the table again") from error
-        if table.num_rows != (counted := self.card.rows[split]):
+        if found != (counted := self.card.rows[split]):
             raise CatalogError(
-                f"{self.folder}/data: {table.num_rows} {split} rows, but {counted} in catalog.json: "
-                "prepare the table again"
+                f"{self.folder}/data: {found} {split} rows, but {counted} in catalog.json: prepare the table again"
             )
-        rows = table.to_pylist()
-        if roles.image in wanted:
-            for row in rows:
-                row[roles.image] = (row[roles.image] or {}).get("bytes") or b""
-        return rows
 
 
 def _schema(roles: Roles, integer_fields: Sequence[str]) -> pa.Schema:

@@ -31,7 +31,7 @@ def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console
         show_edge=False,
         title=f"{result['rows']} {result['split']} rows, free generation, 95 % intervals",
     )
-    table.add_column("", max_width=22)
+    table.add_column("", max_width=24)
     for name in scores:
         table.add_column(name, justify="right", no_wrap=True, style="bold" if name == "this\nmodel" else None)
     table.add_row("parses", *_cells("parse_rate", [score["parse_rate"] for score in scores.values()]))
