@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from catalens.catalog.preparing import prepare_table
-from catalens.catalog.storage import Catalog, Roles
-from catalens.config import load_recipe
+from catalens.catalog.preparing import prepare
+from catalens.catalog.roles import Columns
+from catalens.catalog.storage import Catalog
+from catalens.config import Kind, load_recipe
 from catalens.evaluation import evaluate, validation_scorer
 from catalens.training import train
 
@@ -23,8 +24,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def furniture(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("catalogs") / "furniture"
-    fields = {"title": "text", "category3_code": "category", "width_cm": "number"}
-    prepare_table(TABLE, out, Roles(id="product_code", fields=fields), "local_image_path")
+    fields: dict[str, Kind] = {"title": "text", "category3_code": "category", "width_cm": "number"}
+    prepare(str(TABLE), out, Columns(fields=fields))
     return out
 
 

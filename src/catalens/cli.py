@@ -1,4 +1,4 @@
-"""The command line: `catalens demo | sample | prepare | train | evaluate | predict | recipe-schema`.
+"""The command line: `catalens demo | sample | prepare | check | train | evaluate | predict | recipe-schema`.
 
 Heavy libraries are imported inside the commands, so that `catalens --help` answers at once.
 """
@@ -6,6 +6,8 @@ Heavy libraries are imported inside the commands, so that `catalens --help` answ
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,15 +24,16 @@ from rich.progress import (
 )
 
 from catalens import __version__
-from catalens.config import Kind, Recipe, load_recipe
-from catalens.errors import CatalensError, CheckpointError, PictureError, RecipeError
+from catalens.config import Kind, Recipe, from_flags, load_recipe
+from catalens.errors import CatalensError, CheckError, CheckpointError, PictureError, RecipeError
 
 if TYPE_CHECKING:
     from catalens.catalog.storage import CatalogCard
 
 EPILOG = (
     "Exit codes: 0 done, 1 other error, 2 recipe or flag, 3 table or catalogue, 4 too many bad rows, "
-    "5 text that does not read back, 6 picture, 7 model or run, 8 training, 130 interrupted."
+    "5 text that does not read back, 6 picture, 7 model or run, 8 training, 9 problems found by a check, "
+    "130 interrupted."
 )
 
 app = typer.Typer(
@@ -129,52 +132,114 @@ def sample(
 
 
 @app.command(
-    epilog="Example:  catalens prepare furniture.csv --image local_image_path --id product_code --text title "
-    "--category category3_code --number width_cm --out catalogs/furniture"
+    epilog="Example:  catalens prepare DBQ/Burberry.Product.prices.United.States\n\n"
+    "Example:  catalens prepare shop.csv --image photo_url --id sku --text title --number price --out catalogs/shop"
 )
 def prepare(
-    table: Annotated[Path, typer.Argument(help="A .csv, .tsv or .parquet file.")],
-    out: Out,
-    image: Annotated[str, typer.Option(help="Column with picture paths, relative to the table.")],
-    id: Annotated[str, typer.Option(help="Column that names the product; variants share it.")],
+    source: Annotated[
+        str,
+        typer.Argument(help="A .csv, .tsv, .parquet or .jsonl file or URL, a folder of pictures, or a dataset's id."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to make; catalogs/<name of the source> by default.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Column with URLs, paths or bytes of pictures; else guessed.")
+    ] = None,
+    id: Annotated[
+        str | None, typer.Option(help="Column that names the product; variants share it; else guessed.")
+    ] = None,
     text: Annotated[list[str] | None, typer.Option(help="Text column to learn; repeatable.")] = None,
     category: Annotated[list[str] | None, typer.Option(help="Category column to learn; repeatable.")] = None,
     number: Annotated[list[str] | None, typer.Option(help="Number column to learn; repeatable.")] = None,
     splits: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.8,0.1,0.1",
     max_bad: Annotated[str, typer.Option(help="Largest share of rows that may be left out.")] = "5%",
+    retry: Annotated[str | None, typer.Option(metavar="failed", help="Ask again for pictures that failed.")] = None,
+    max_side: Annotated[int | None, typer.Option(min=16, help="Make larger pictures smaller, in pixels.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 64,
+    per_host: Annotated[int, typer.Option(min=1, help="Requests at a time to one host.")] = 16,
+    rate: Annotated[float, typer.Option(min=0.5, help="Most requests a second to one host.")] = 50,
+    allow_private_hosts: Annotated[
+        bool, typer.Option(help="Also fetch from loopback and private addresses.")
+    ] = False,
+    ignore_noai: Annotated[bool, typer.Option(help="Fetch what a server marks as noai or noimageai.")] = False,
+    decimal: Annotated[str, typer.Option(help="Sign before the digits after the point in numbers.")] = ".",
+    thousands: Annotated[str, typer.Option(help="Sign between groups of digits in numbers.")] = "",
+    encoding: Annotated[str | None, typer.Option(help="Encoding of a CSV; else detected.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV; else detected.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for tables beyond one machine.")] = "local",
 ) -> None:
-    """Make a catalogue from a table with picture paths: checked, split by product, stored."""
-    from catalens.catalog.preparing import prepare_table
-    from catalens.catalog.storage import Roles
+    """Make a catalogue of a table: pictures fetched and checked, near-duplicates tied, split by product, stored.
 
-    columns: list[tuple[str, Kind]] = [
+    A run that was stopped goes on from where it was; a second run asks only for what is missing.
+    """
+    from catalens.catalog.preparing import PrepareSpec
+    from catalens.catalog.preparing import prepare as prepare_source
+    from catalens.catalog.roles import Columns
+
+    fields: list[tuple[str, Kind]] = [
         *((name, "text") for name in text or []),
         *((name, "category") for name in category or []),
         *((name, "number") for name in number or []),
     ]
-    names = [image, id, *(name for name, _ in columns)]
-    if not columns:
-        raise RecipeError("no field to learn: give at least one of --text, --category, --number")
+    names = [name for name in (image, id, *(name for name, _ in fields)) if name]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise RecipeError(f"column {twice!r} has two roles: give each column one of --image, --id, --text, ...")
+    if retry not in (None, "failed"):
+        raise RecipeError(f"--retry {retry}: the only choice is failed")
+    spec = from_flags(
+        PrepareSpec,
+        {
+            "fractions": _fractions(splits),
+            "max_bad": _share(max_bad),
+            "numbers": {"decimal": decimal, "thousands": thousands},
+            "max_side": max_side,
+            "encoding": encoding,
+            "delimiter": delimiter,
+            "engine": engine,
+            "download": {
+                "concurrency": concurrency,
+                "per_host": per_host,
+                "per_host_rate": rate,
+                "allow_private_hosts": allow_private_hosts,
+                "obey_noai": not ignore_noai,
+            },
+        },
+    )
+    columns = Columns(image, id, dict(fields))
+    with _stages() as heard:
+        folder, card = prepare_source(source, out, columns, spec, retry == "failed", heard, _say)
+    _report_catalog(folder, card)
+
+
+@app.command(epilog="Example:  catalens check catalogs/demo --recipe recipes/tiny.yaml")
+def check(
+    catalog: Annotated[Path, typer.Argument(help="Folder of a catalogue.")],
+    recipe: Annotated[Path | None, typer.Option(help="Reckon with its prompt, model and batch size.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File of the page; check.html in the catalogue by default.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")] = False,
+) -> None:
+    """Say what is wrong with a catalogue and what training on it costs, before an expensive run.
+
+    Exit code 9 where something is wrong enough to make scores false or stop a run; with --strict also where a warning
+    is given; else 0. Nothing is downloaded: a model that is not on disk is reckoned as Phi-3-Vision.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a title beyond the model's length is a finding
+    from catalens.catalog.checking import check_catalog
+    from catalens.catalog.checking.terminal import print_check
+    from catalens.collation import plan_check
+
+    plan = plan_check(catalog, load_recipe(recipe) if recipe else None)
     with _bar() as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total)
-            bar.update(tasks[stage], completed=done)
-
-        card = prepare_table(
-            table,
-            out,
-            Roles(id=id, fields=dict(columns)),
-            image,
-            _fractions(splits),
-            _share(max_bad),
-            progress,
-        )
-    _report_catalog(out, card)
+        task = bar.add_task("checking", total=None)
+        checked = check_catalog(catalog, out, plan, lambda done, all: bar.update(task, completed=done, total=all))
+    print_check(checked, Console())
+    print(f"page: {checked.page}")
+    if checked.count("error") or (strict and checked.count("warning")):
+        raise CheckError(f"{catalog} is not ready to train on: mend what {checked.page} names, each with its fix")
 
 
 @app.command(epilog="Example:  catalens train recipes/tiny.yaml --set training.epochs=3 --out runs/first")
@@ -283,7 +348,27 @@ def _report_catalog(out: Path, card: "CatalogCard") -> None:
         console.print(f"[yellow]left out {count}:[/] {escape(f'{reason} (named in {out}/rejected.parquet)')}")
 
 
-def _bar() -> Progress:
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str, int, int | None, str], None]]:
+    """A bar for each stage of a long command, with its rate and what goes wrong."""
+    with _bar(TextColumn("{task.fields[rate]}"), TextColumn("[yellow]{task.fields[note]}")) as bar:
+        tasks: dict[str, Any] = {}
+
+        def heard(stage: str, done: int, total: int | None, note: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, completed=done, rate="", note="")
+            speed = bar.tasks[tasks[stage]].speed
+            rate = f"{speed:.0f}/s" if speed else ""
+            bar.update(tasks[stage], completed=done, total=total, rate=rate, note=escape(note))
+
+        yield heard
+
+
+def _bar(*more: TextColumn) -> Progress:
     columns = (
         BarColumn(),
         MofNCompleteColumn(),
@@ -291,7 +376,7 @@ def _bar() -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    return Progress(TextColumn("{task.description}"), *columns, console=console)
+    return Progress(TextColumn("{task.description}"), *columns, *more, console=console)
 
 
 def _fractions(text: str) -> dict[str, float]:

@@ -21,7 +21,7 @@ import reprlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -285,6 +285,17 @@ def make_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), source: 
         return Recipe.model_validate(merged)
     except ValidationError as error:
         raise RecipeError(f"{source}: {_explain(error)}") from error
+
+
+SettingsT = TypeVar("SettingsT", bound=Frozen)
+
+
+def from_flags(settings: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
+    """Settings out of a command's flags; RecipeError that names the flag."""
+    try:
+        return settings.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"flags: {_explain(error)}") from error
 
 
 def dump_recipe(recipe: Recipe) -> str:

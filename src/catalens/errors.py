@@ -7,7 +7,8 @@
     ├── PromptError              5   a row's values cannot be written as text and read back
     ├── PictureError             6   one picture cannot be decoded
     ├── CheckpointError          7   a model, an adapter or a run cannot be loaded or saved
-    └── TrainingError            8   training cannot start or go on
+    ├── TrainingError            8   training cannot start or go on
+    └── CheckError               9   a check found problems that are to be mended first
 
 Every message is one sentence that names the row, the field or the flag, and the fix.
 """
@@ -59,3 +60,9 @@ class TrainingError(CatalensError):
     """Training cannot start or cannot go on."""
 
     exit_code = 8
+
+
+class CheckError(CatalensError):
+    """A check found problems that are to be mended before training."""
+
+    exit_code = 9

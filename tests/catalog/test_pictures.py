@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from catalens.catalog.pictures import MAX_PIXELS, open_picture, picture_key, storable_picture
+from catalens.catalog.pictures import MAX_PIXELS, open_picture, picture_size, storable_picture
 from catalens.errors import PictureError
 
 ORIENTATION = 0x0112
@@ -88,10 +88,11 @@ SAMPLES: dict[str, tuple[bytes, bool]] = {
 @pytest.mark.parametrize(("data", "kept"), SAMPLES.values(), ids=SAMPLES)
 def test_what_is_stored_looks_as_what_is_opened(data: bytes, kept: bool):
     seen = open_picture(data)
-    stored = storable_picture(data)
+    stored, seen = storable_picture(data)
+    assert seen.tobytes() == open_picture(data).tobytes()
     assert seen.mode == "RGB"
     assert (stored == data) is kept
-    assert storable_picture(stored) == stored
+    assert storable_picture(stored)[0] == stored
     naive = Image.open(io.BytesIO(stored)).convert("RGB")  # as a reader that knows neither EXIF nor transparency
     assert (naive.size, naive.tobytes()) == (seen.size, seen.tobytes())
 
@@ -157,7 +158,7 @@ def test_pictures_stand_upright(kind: str, orientation: int):
 
 def test_a_colour_profile_of_four_inks_is_not_put_on_three_colours():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    stored = storable_picture(encoded(gradient("CMYK"), "JPEG", icc_profile=profile))
+    stored, _ = storable_picture(encoded(gradient("CMYK"), "JPEG", icc_profile=profile))
     assert "icc_profile" not in Image.open(io.BytesIO(stored)).info
 
 
@@ -181,7 +182,7 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
     ],
     ids=lambda value: repr(value[:12]),
 )
-@pytest.mark.parametrize("function", [open_picture, storable_picture, picture_key])
+@pytest.mark.parametrize("function", [open_picture, storable_picture])
 def test_what_is_no_whole_picture_says_why(function: Any, data: bytes, reason: str):
     with pytest.raises(PictureError, match=reason) as caught:
         function(data)
@@ -254,25 +255,21 @@ def test_broken_bytes_are_a_picture_or_a_picture_error(name: str):
     assert all(reasons)
 
 
-def test_one_picture_has_one_key_in_every_lossless_form():
-    image = gradient()
-    forms = [
-        encoded(image, "PNG"),
-        encoded(image, "PNG", exif=turned(1)),
-        encoded(image.convert("RGBA"), "PNG"),
-        encoded(image, "BMP"),
-        encoded(image, "TIFF"),
-        encoded(image, "WEBP", lossless=True),
-        encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=turned(6)),
-    ]
-    assert len(forms) == len(set(forms))
-    assert len({picture_key(form) for form in forms}) == 1
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_larger_pictures_are_made_smaller_and_photos_stay_photos(kind: str):
+    image = Image.effect_noise((400, 100), 60).convert("RGB")
+    stored, seen = storable_picture(encoded(image, kind), max_side=200)
+    assert seen.size == open_picture(stored).size == (200, 50)
+    assert Image.open(io.BytesIO(stored)).format == ("JPEG" if kind == "JPEG" else "PNG")
+    assert storable_picture(stored, max_side=200)[0] == stored
 
 
-def test_other_pictures_have_other_keys():
-    image = gradient()
-    other = image.copy()
-    other.putpixel((7, 7), (0, 0, 0))
-    flat = [Image.new("RGB", size, "red") for size in ((10, 20), (20, 10), (40, 5))]
-    keys = {picture_key(encoded(picture, "PNG")) for picture in (image, other, image.rotate(180), *flat)}
-    assert len(keys) == 6
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_the_size_is_known_without_decoding(name: str):
+    data = SAMPLES[name][0]
+    assert picture_size(data) == open_picture(data).size
+
+
+def test_the_size_of_what_is_no_picture():
+    with pytest.raises(PictureError):
+        picture_size(b"<svg/>")

@@ -1,82 +1,90 @@
-"""Splits are decided by products, and what belongs together stays together."""
+"""Rows that are tied never straddle a split, and a table that grows moves none of them."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalens.catalog.splits import DEFAULT_FRACTIONS, group_rows, split_of
+from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key, split_of
+
+THIRDS = {"train": 0.4, "validation": 0.3, "test": 0.3}
+ROWS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(0, 3)), min_size=1, max_size=80)
 
 
-def test_a_split_is_what_it_has_always_been():
-    """Another hash would move products between the splits of catalogues that exist."""
+def ties(rows: list[tuple[int, int, int]], near: list[tuple[int, int]] = []) -> Ties:  # noqa: B006
+    """Ties of rows of (product, picture, category)."""
+    return Ties(
+        np.array([key(f"P{product}") for product, _, _ in rows], np.uint64),
+        np.array([key(f"picture {picture}") for _, picture, _ in rows], np.uint64),
+        np.array(near, np.intp).reshape(-1, 2),
+        np.array([category for _, _, category in rows], np.intp),
+    )
+
+
+def single(count: int, category: int = 0) -> list[tuple[int, int, int]]:
+    return [(n, n, category) for n in range(count)]
+
+
+def test_the_hash_is_known_for_good():
     others = {"2": "validation", "5": "test", "6": "test", "15": "validation", "20": "test"}
-    assert {str(n): split_of(str(n)) for n in range(24)} == {str(n): "train" for n in range(24)} | others
+    found = {str(n): split_of(str(n)) for n in range(24)}
+    assert {n: split for n, split in found.items() if split != "train"} == others
 
 
-@pytest.mark.parametrize("fractions", [DEFAULT_FRACTIONS, {"train": 0.6, "validation": 0.15, "test": 0.25}])
-def test_fractions_are_kept_closely(fractions: dict[str, float]):
-    counts = Counter(split_of(f"product-{n}", fractions) for n in range(10_000))
-    for split, fraction in fractions.items():
-        assert counts[split] / 10_000 == pytest.approx(fraction, abs=0.015)
+@pytest.mark.parametrize("fractions", [DEFAULT_FRACTIONS, THIRDS, {"train": 1.0, "validation": 0.0, "test": 0.0}])
+def test_shares_are_kept_within_a_row_of_each_category(fractions: dict[str, float]):
+    rows = single(400) + [(1000 + n, 1000 + n, 1) for n in range(37)]
+    splits = assign_splits(ties(rows), fractions)
+    for category, size in ((0, 400), (1, 37)):
+        counts = Counter(split for split, row in zip(splits, rows, strict=True) if row[2] == category)
+        for split, share in fractions.items():
+            assert abs(counts[split] - share * size) <= 2
 
 
-@pytest.mark.parametrize("split", DEFAULT_FRACTIONS)
-def test_one_split_may_hold_everything_and_another_nothing(split: str):
-    fractions = dict.fromkeys(DEFAULT_FRACTIONS, 0.0) | {split: 1.0}
-    assert {split_of(str(n), fractions) for n in range(500)} == {split}
+def test_the_hash_decides_where_shares_allow_it():
+    rows = single(1000)
+    splits = assign_splits(ties(rows))
+    by_hash = [split_of(f"P{n}") for n in range(1000)]
+    assert sum(one == other for one, other in zip(splits, by_hash, strict=True)) > 700
 
 
-@given(st.text(), st.lists(st.floats(0.01, 1), min_size=1, max_size=5))
-def test_every_group_has_a_split_whatever_the_rounding(group: str, parts: list[float]):
-    fractions = {str(n): part / sum(parts) for n, part in enumerate(parts)}
-    assert split_of(group, fractions) in fractions
+@given(ROWS, st.lists(st.tuples(st.integers(0, 79), st.integers(0, 79)), max_size=30))
+def test_what_is_tied_is_never_apart(rows: list[tuple[int, int, int]], pairs: list[tuple[int, int]]):
+    near = sorted({(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1] and max(pair) < len(rows)})
+    splits = assign_splits(ties(rows, near), THIRDS)
+    sides: dict[object, set[str]] = defaultdict(set)
+    for (product, picture, _), split in zip(rows, splits, strict=True):
+        if split is not None:
+            sides["product", product].add(split)
+            sides["picture", picture].add(split)
+    assert all(len(splits) == 1 for splits in sides.values())
+    for one, other in near:
+        assert None in (splits[one], splits[other]) or splits[one] == splits[other]
 
 
-@pytest.mark.parametrize(
-    ("ties", "groups"),
-    [
-        ([], []),
-        (["a", "b", "c"], [0, 1, 2]),
-        (["a", "a", "b", "a"], [0, 0, 2, 0]),
-        (["a", "b", "ab"], [0, 0, 0]),
-        (["a", "b", "c", "bc", "ab"], [0, 0, 0, 0, 0]),
-        (["b", "a", "c", "d", "cd", "ba"], [0, 0, 2, 2, 2, 0]),
-        (["", "a", "", "a"], [0, 1, 2, 1]),
-    ],
-    ids=str,
-)
-def test_rows_with_a_key_in_common_are_a_group(ties: list[str], groups: list[int]):
-    assert group_rows(ties) == groups
+@given(ROWS, ROWS)
+def test_a_row_never_moves_when_the_table_grows(rows: list[tuple[int, int, int]], more: list[tuple[int, int, int]]):
+    near = [(n, n + 2) for n in range(0, len(rows) - 2, 5)]
+    later = [*near, *((n, len(rows) + n % len(more)) for n in range(0, len(rows), 3))]
+    before = assign_splits(ties(rows, near), THIRDS)
+    after = assign_splits(ties(rows + more, sorted(set(later))), THIRDS)
+    assert after[: len(rows)] == before
 
 
-@given(st.lists(st.lists(st.integers(0, 12), max_size=3), max_size=40))
-def test_groups_are_the_connected_parts(ties: list[list[int]]):
-    """Against the slow way: spread the smallest number until nothing changes."""
-    expected = list(range(len(ties)))
-    changed = True
-    while changed:
-        changed = False
-        for a, keys in enumerate(ties):
-            for b in range(a):
-                if set(keys) & set(ties[b]) and expected[a] != expected[b]:
-                    expected[a] = expected[b] = min(expected[a], expected[b])
-                    changed = True
-    assert group_rows(ties) == expected
+def test_a_row_that_joins_two_splits_belongs_to_neither():
+    rows = single(40)
+    splits = assign_splits(ties(rows), THIRDS)
+    train, test = splits.index("train"), splits.index("test")
+    assert assign_splits(ties([*rows, (train, test, 0)]), THIRDS)[-1] is None
+    assert assign_splits(ties([*rows, (99, 99, 0)], [(train, 40), (test, 40)]), THIRDS)[-1] is None
+    assert assign_splits(ties([*rows, (99, 99, 0)], [(test, 40)]), THIRDS)[-1] == "test"
 
 
-@given(st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=2), max_size=30), st.integers(0, 30))
-def test_a_table_that_grows_keeps_every_group_named_by_its_first_row(ties: list[list[int]], cut: int):
-    """New rows may join two groups, but a group that they leave alone is named as before."""
-    before, after = group_rows(ties[:cut]), group_rows(ties)
-    for row, group in enumerate(before):
-        assert after[row] <= group
-        tied = {key for other, of in enumerate(before) if of == group for key in ties[other]}
-        if not any(tied & set(keys) for keys in ties[cut:]):
-            assert after[row] == group
-
-
-def test_a_long_chain_is_one_group_in_no_time():
-    assert set(group_rows((n, n + 1) for n in range(100_000))) == {0}
-    assert set(group_rows((n, n + 1) for n in reversed(range(100_000)))) == {0}
+def test_a_row_left_out_ties_nothing():
+    rows = single(40)
+    splits = assign_splits(ties(rows), THIRDS)
+    train, test = splits.index("train"), splits.index("test")
+    joined = [*rows, (train, test, 0), (train, 77, 0), (78, test, 0)]
+    assert assign_splits(ties(joined), THIRDS)[40:] == [None, "train", "test"]

@@ -122,8 +122,8 @@ def test_the_card_says_what_there_is(catalog: Path):
 
 def test_rows_that_were_left_out_are_named(catalog: Path):
     assert pq.read_table(catalog / "rejected.parquet").to_pylist() == [
-        {"row": 7, "id": "P9", "reason": "picture: not a picture in one of JPEG"},
-        {"row": 8, "id": "", "reason": "no value in 'code'"},
+        {"row": 7, "id": "P9", "url": "", "reason": "picture: not a picture in one of JPEG"},
+        {"row": 8, "id": "", "url": "", "reason": "no value in 'code'"},
     ]
 
 

@@ -12,8 +12,9 @@ import pytest
 from browser import needs_chromium, opened
 from PIL import Image, ImageDraw
 
+from catalens.catalog.page import THUMBNAIL
 from catalens.config import REFERENCE_FIELDS, FieldSpec
-from catalens.evaluation.report import GALLERY_ROWS, THUMBNAIL, Judged, write_report
+from catalens.evaluation.report import GALLERY_ROWS, Judged, write_report
 from catalens.evaluation.scatter import VECTOR_POINTS, scatter
 from catalens.metrics import majority, score
 

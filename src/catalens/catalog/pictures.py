@@ -4,7 +4,6 @@ What comes from a table is hostile until checked: only the formats below are han
 before a pixel is decoded, a truncated file is refused.
 """
 
-import hashlib
 import io
 import warnings
 
@@ -14,6 +13,8 @@ from catalens.errors import PictureError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 64_000_000
+JPEG_QUALITY = 92
+"""Of photos that are made smaller."""
 ORIENTATION = 0x0112  # the EXIF tag
 
 
@@ -31,33 +32,34 @@ def picture_size(data: bytes) -> tuple[int, int]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            lying = image.getexif().get(ORIENTATION, 1) >= 5  # turned by a quarter
+            # turned by a quarter; of a TIFF Pillow gives the upright size
+            lying = image.getexif().get(ORIENTATION, 1) >= 5 and image.format != "TIFF"
     except Exception as error:
         raise PictureError(f"not a picture in one of {', '.join(FORMATS)}") from error
     return (image.height, image.width) if lying else image.size
 
 
-def storable_picture(data: bytes) -> bytes:
-    """The bytes to store: as received where every reader sees the same RGB picture, else encoded again as PNG.
+def storable_picture(data: bytes, max_side: int | None = None) -> tuple[bytes, Image.Image]:
+    """The bytes to store, and what they show.
 
-    Raises PictureError as `open_picture`.
+    As received where every reader sees the same RGB picture, no side longer than `max_side` pixels; else encoded
+    again, as PNG, or as JPEG where a photo that came as JPEG was made smaller. Raises PictureError as `open_picture`.
     """
-    seen, plain = _decode(data)
-    if plain:
-        return data
+    seen, plain, format = _decode(data)
+    small = max_side is None or max(seen.size) <= max_side
+    if plain and small:
+        return data, seen
+    lossy = not small and format in ("JPEG", "MPO")
+    if max_side is not None and not small:
+        seen.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    seen.save(buffer, "PNG", icc_profile=None)  # it may be one for the four inks of a CMYK original
-    return buffer.getvalue()
+    # no colour profile: it may be one for the four inks of a CMYK original
+    seen.save(buffer, "JPEG" if lossy else "PNG", icc_profile=None, **({"quality": JPEG_QUALITY} if lossy else {}))
+    return buffer.getvalue(), seen
 
 
-def picture_key(data: bytes) -> str:
-    """Hash of what is seen (size and RGB pixels): equal for one picture stored twice in any lossless form."""
-    image = open_picture(data)
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-
-
-def _decode(data: bytes) -> tuple[Image.Image, bool]:
-    """What is seen, and whether every reader sees it in these bytes."""
+def _decode(data: bytes) -> tuple[Image.Image, bool, str | None]:
+    """What is seen, whether every reader sees it in these bytes, and their format."""
     if not data:
         raise PictureError("no bytes")
     try:
@@ -70,7 +72,7 @@ def _decode(data: bytes) -> tuple[Image.Image, bool]:
             plain = image.mode in ("RGB", "L") and "transparency" not in image.info
             upright = image.getexif().get(ORIENTATION, 1) == 1
             still = image.format == "MPO" or not getattr(image, "is_animated", False)  # MPO: a JPEG with previews
-            return _on_white(image), plain and upright and still
+            return _on_white(image), plain and upright and still, image.format
     except PictureError:
         raise
     except UnidentifiedImageError as error:

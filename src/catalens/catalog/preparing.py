@@ -1,175 +1,297 @@
-"""A table with picture paths -> a catalogue.
+"""A table with pictures -> a catalogue.
 
-    product_code,title,category3_code,width_cm,local_image_path
-    blendswap-cc-0-001,Armchair,Office,59.4,images/blendswap-cc-0-001.png
+    imageurl,product_code,title,category3_code,full_price
+    https://shop.example/8043.jpg,8043,Check Scarf,ACCESSORIES,390.0
 
-Two passes: the first reads and decodes every picture and keeps only a short record of each row, so that the groups
-that may not straddle a split are known; the second stores. A row that cannot be used is named and left out.
+    catalogs/shop.work/   plan.json            what was asked for, and whether all rows are read
+                          shards/00000.sqlite  1,000 rows each and what came of them (`records`)
+    catalogs/shop/        the catalogue
+
+Four passes, none of which holds the table: rows are read into shards; their pictures are fetched, decoded and
+recorded; splits are assigned from short keys of all rows; rows and pictures go into the catalogue in the table's
+order. The work folder stays, so that a later run asks only for what is missing or failed; it may be removed.
 """
 
-import csv
-import hashlib
-import math
-import re
-from collections.abc import Callable, Mapping
+import itertools
+import json
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
+from pydantic import Field
 
-from catalens.catalog.pictures import picture_key, storable_picture
-from catalens.catalog.splits import DEFAULT_FRACTIONS, group_rows, split_of
-from catalens.catalog.storage import CatalogCard, CatalogWriter, LeftOut, Roles, refuse_existing
-from catalens.errors import CatalogError, PictureError, TooManyBadRowsError
+from catalens.catalog.collecting import CollectSpec, collect, collect_on_ray
+from catalens.catalog.downloading import DownloadSpec
+from catalens.catalog.duplicates import near_pairs
+from catalens.catalog.records import Shard, TableRow
+from catalens.catalog.roles import SAMPLE_ROWS, Columns, guess_columns
+from catalens.catalog.sources import Row, Source, open_source
+from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key
+from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, LeftOut, Roles, refuse_existing
+from catalens.catalog.values import Numbers, is_missing, read_values
+from catalens.config import Frozen
+from catalens.errors import CatalogError, TooManyBadRowsError
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, rows done and rows in all."""
+SHARD_ROWS = 1000
+TIED = "tied to products of two splits"
+
+Progress = Callable[[str, int, int | None, str], None]
+"""Called with a stage's name, rows done, rows in all where known, and failures by reason."""
+
+
+class PrepareSpec(Frozen):
+    """How a table becomes a catalogue."""
+
+    fractions: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_FRACTIONS))
+    """Shares of train, validation and test."""
+    max_bad: float = 0.05
+    """Largest share of rows that may be left out."""
+    numbers: Numbers = Numbers()
+    download: DownloadSpec = DownloadSpec()
+    max_side: int | None = None
+    """Longest side of a stored picture in pixels; unset: as it came."""
+    encoding: str | None = None
+    delimiter: str | None = None
+    engine: Literal["local", "ray"] = "local"
+    """Where shards are worked on; the result is the same."""
 
 
 @dataclass(frozen=True)
-class _Checked:
-    """A usable row after the first pass."""
+class _Keys:
+    """Short keys of all rows with a picture."""
 
-    number: int
-    id: str
-    values: Mapping[str, Any]
-    picture: Path
-    key: str
+    ties: Ties
+    integers: tuple[str, ...]
+    """Number columns in which every value is whole."""
 
 
-def prepare_table(
-    table: Path | str,
-    out: Path | str,
-    roles: Roles,
-    image_column: str,
-    fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
-    max_bad: float = 0.05,
-    progress: Progress = lambda stage, done, total: None,
-) -> CatalogCard:
-    """Make the catalogue `out` from a CSV, TSV or Parquet file whose `image_column` holds paths relative to it.
+def prepare(
+    where: str,
+    out: Path | str | None = None,
+    columns: Columns | None = None,
+    spec: PrepareSpec | None = None,
+    retry_failed: bool = False,
+    progress: Progress = lambda stage, done, total, note: None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> tuple[Path, CatalogCard]:
+    """Make the catalogue `out`, by default `catalogs/<name of the source>`, of any source of `open_source`.
 
-    `max_bad` is the largest share of rows that may be left out. Raises CatalogError where the table cannot be read,
-    lacks a column or has no rows, or where `out` exists, TooManyBadRowsError above `max_bad` or where no row is left;
-    nothing is written then.
+    Goes on from where an earlier run with the same settings was stopped; `retry_failed` asks again for pictures that
+    failed. `tell` hears what was guessed and found. Raises CatalogError where the table cannot be read, lacks a
+    column or has no rows, or where `out` is something else; RecipeError where a column's role cannot be told; and
+    TooManyBadRowsError above `max_bad` or where no row is left, with what was fetched kept.
     """
-    table = Path(table)
-    refuse_existing(out)
-    rows = _read_table(table, [roles.id, image_column, *roles.fields])
-    good: list[_Checked] = []
-    bad: list[LeftOut] = []
-    for number, row in enumerate(rows, start=1):
-        checked = _check(number, row, roles, image_column, table.parent)
-        if isinstance(checked, LeftOut):
-            bad.append(checked)
-        else:
-            good.append(checked)
-        progress("checking pictures", number, len(rows))
-    if len(bad) > max_bad * len(rows) or not good:
-        reasons = "; ".join(f"row {row.row} ({row.id}): {row.reason}" for row in bad[:5])
-        allowed = f"more than --max-bad {max_bad * 100:g}%" if good else "no row is left"
-        raise TooManyBadRowsError(f"{len(bad)} of {len(rows)} rows of {table} cannot be used, {allowed}: {reasons}")
-    numbers = [name for name, kind in roles.fields.items() if kind == "number"]
-    integers = [name for name in numbers if all(isinstance(row.values[name], int) for row in good)]
-    floats = [name for name in numbers if name not in integers]
-    provenance = {
-        "command": "prepare",
-        "table": table.name,
-        "sha256": hashlib.sha256(table.read_bytes()).hexdigest(),
-        "image_column": image_column,
-        "fractions": dict(fractions),
+    spec = spec or PrepareSpec()
+    source = open_source(where, spec.encoding, spec.delimiter)
+    if source.told:
+        tell(source.told)
+    out = Path(out) if out else Path("catalogs") / source.name
+    columns = _columns(source, columns or Columns(), spec.numbers, tell)
+    work = _Work(out, source, columns, spec)
+    if retry_failed:
+        tell(f"{work.forget_failed()} rows failed before and are asked for again")
+    elif (done := work.finished()) is not None:
+        tell(f"{out} is complete; --retry failed asks again for the {sum(done.left_out.values())} rows left out")
+        return out, done
+    work.read(progress)
+    work.collect(progress)
+    return out, work.write(progress, tell)
+
+
+def _columns(source: Source, given: Columns, numbers: Numbers, tell: Callable[[str], None]) -> Columns:
+    for name in (given.image, given.id, *given.fields):
+        if name and name not in source.columns:
+            raise CatalogError(f"{source.where}: no column {name!r}; its columns are {', '.join(source.columns)}")
+    first = [row for row in itertools.islice(source.rows(), SAMPLE_ROWS) if isinstance(row, Mapping)]
+    if not first:
+        raise CatalogError(f"{source.where}: the table has no rows")
+    columns = guess_columns(source.columns, first, given, numbers)
+    flags = {columns.image: "--image", columns.id: "--id"} | {
+        name: f"--{kind}" for name, kind in columns.fields.items()
     }
-    groups = group_rows([("id", row.id), ("picture", row.key)] for row in good)
-    with CatalogWriter(out, roles, provenance, integers) as writer:
-        for position, (row, group) in enumerate(zip(good, groups, strict=True), start=1):
-            image = storable_picture(row.picture.read_bytes())
-            values = {**row.values, **{name: float(row.values[name]) for name in floats}}
-            writer.add(split_of(good[group].id, fractions), image, row.id, values)
-            progress("storing", position, len(good))
-        for row in bad:
-            writer.leave_out(row)
-    return writer.card
+    guessed = {name for name in flags if name not in (given.image, given.id, *given.fields)}
+    if guessed:
+        said = " ".join(f"{flag} {name}" for name, flag in flags.items() if name in guessed)
+        tell(f"guessed from names and values: {said}")
+    return columns
 
 
-def _read_table(path: Path, columns: list[str]) -> list[dict[str, Any]]:
-    """All rows with at least the wanted columns; CSV values as text, so that no code loses its leading zeros."""
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet, ".pq": _read_parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise CatalogError(f"{path}: give a .csv, .tsv or .parquet file")
-    try:
-        names, rows = reader(path, columns)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise CatalogError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from error
-    for name in columns:
-        if name not in names:
-            raise CatalogError(f"{path}: no column {name!r}; its columns are {', '.join(names)}")
-        if names.count(name) > 1:
-            raise CatalogError(f"{path}: column {name!r} stands twice: rename one")
-    if not rows:
-        raise CatalogError(f"{path}: the table has no rows")
-    return rows
+class _Work:
+    """The work folder of a catalogue, and the passes over it."""
 
-
-def _read_parquet(path: Path, columns: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
-    with pq.ParquetFile(path) as file:
-        return file.schema_arrow.names, file.read(columns=columns).to_pylist()
-
-
-def _read_csv(path: Path, columns: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    def __init__(self, out: Path, source: Source, columns: Columns, spec: PrepareSpec) -> None:
+        self.out, self.source, self.spec = out, source, spec
+        self.image = str(columns.image)
+        self.roles = Roles(id=str(columns.id), fields=dict(columns.fields))
+        self.folder = out.with_name(f"{out.name}.work")
+        self._plan_file = self.folder / "plan.json"
+        asked = {
+            "source": source.where,
+            "version": source.version,
+            "image": self.image,
+            "roles": self.roles.model_dump(mode="json"),
+            **spec.model_dump(mode="json", include={"numbers", "max_side", "encoding", "delimiter"}),
+        }
         try:
-            return list(reader.fieldnames or []), list(reader)
-        except csv.Error as error:
-            raise ValueError(f"line {reader.reader.line_num}: {error}") from error
+            self.plan: dict[str, Any] = json.loads(self._plan_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            refuse_existing(out)
+            self.plan = {"asked": asked, "rows": None}
+        except (OSError, ValueError) as error:
+            raise CatalogError(f"{self._plan_file} cannot be read: remove {self.folder} to start again") from error
+        if self.plan["asked"] != asked:
+            raise CatalogError(
+                f"{self.folder} is of another table or other settings ({_difference(self.plan['asked'], asked)}): "
+                "choose another --out, or remove it to start again"
+            )
+
+    def finished(self) -> CatalogCard | None:
+        """The card of the catalogue, where it is complete and split as asked."""
+        if not (self.out / "catalog.json").is_file():
+            return None
+        card = Catalog(self.out).card
+        return card if card.provenance.get("fractions") == dict(self.spec.fractions) else None
+
+    def forget_failed(self) -> int:
+        """Forget what failed; how many rows that were."""
+        total = 0
+        for path in self._shards():
+            with Shard(path) as shard:
+                total += shard.forget_failed()
+        return total
+
+    def read(self, progress: Progress) -> None:
+        """Read the table into shards, from where an earlier run was stopped."""
+        if self.plan["rows"] is not None:
+            return
+        (self.folder / "shards").mkdir(parents=True, exist_ok=True)
+        self._save_plan()
+        read = SHARD_ROWS * len(self._shards())
+        rows = itertools.islice(enumerate(self.source.rows(), start=1), read, None)
+        while batch := [self._row(number, row) for number, row in itertools.islice(rows, SHARD_ROWS)]:
+            Shard.write(self.folder / "shards" / f"{read // SHARD_ROWS:05d}.sqlite", batch)
+            read += len(batch)
+            progress("reading", read, None, "")
+        self.plan["rows"] = read
+        progress("reading", read, read, "")
+        self._save_plan()
+
+    def collect(self, progress: Progress) -> None:
+        """Give every row a record."""
+        done = 0
+        for path in self._shards():
+            with Shard(path) as shard:
+                done += shard.done()
+        total = self.plan["rows"]
+        progress("pictures", done, total, "")
+        run = collect_on_ray if self.spec.engine == "ray" else collect
+        asked = CollectSpec(base=self.source.base, download=self.spec.download, max_side=self.spec.max_side)
+
+        def heard(more: int, failures: Mapping[str, int]) -> None:
+            worst = sorted(failures.items(), key=lambda item: -item[1])[:3]
+            progress("pictures", done + more, total, ", ".join(f"{count} {reason}" for reason, count in worst))
+
+        run(self._shards(), asked, heard)
+
+    def write(self, progress: Progress, tell: Callable[[str], None]) -> CatalogCard:
+        """Assign splits and write the catalogue, in the place of an earlier one."""
+        keys = self._keys()
+        kept, total = len(keys.ties.products), self.plan["rows"]
+        if not kept or total - kept > self.spec.max_bad * total:
+            allowed = f"more than --max-bad {self.spec.max_bad * 100:g}%" if kept else "no row is left"
+            raise TooManyBadRowsError(
+                f"{total - kept} of {total} rows of {self.source.where} cannot be used, {allowed}: {self._reasons()}"
+            )
+        splits = iter(assign_splits(keys.ties, self.spec.fractions))
+        provenance = {
+            "command": "prepare",
+            "table": Path(self.source.where).name if "://" not in self.source.where else self.source.where,
+            "version": self.source.version,
+            "image_column": self.image,
+            "fractions": dict(self.spec.fractions),
+        }
+        floats = [n for n, kind in self.roles.fields.items() if kind == "number" and n not in keys.integers]
+        with CatalogWriter(self.out, self.roles, provenance, keys.integers, replace=True) as writer:
+            for row, stored in self._results():
+                left_out = LeftOut(row=row.number, id=row.id, url=row.picture, reason=row.reason or TIED)
+                if stored is None or (split := next(splits)) is None:
+                    writer.leave_out(left_out)
+                else:
+                    writer.add(split, stored, row.id, {**row.fields, **{n: float(row.fields[n]) for n in floats}})
+                progress("storing", row.number, total, "")
+        tell(f"{self.folder} keeps what was fetched for a later run; it may be removed")
+        return writer.card
+
+    def _row(self, number: int, row: Row) -> TableRow:
+        if isinstance(row, str):
+            return TableRow(number, "", {}, "", reason=row)
+        id, fields, reason = read_values(row, self.roles, self.spec.numbers)
+        picture, embedded = _picture(row.get(self.image))
+        if reason is None and not picture and embedded is None:
+            reason = f"no value in {self.image!r}"
+        return TableRow(number, id, fields, picture, embedded, reason)
+
+    def _keys(self) -> _Keys:
+        products, contents, categories, prints = array("Q"), array("Q"), array("q"), bytearray()
+        column = next((name for name, kind in self.roles.fields.items() if kind == "category"), None)
+        numbered: dict[str, int] = {}
+        broken: set[str] = set()
+        numbers = [name for name, kind in self.roles.fields.items() if kind == "number"]
+        for path in self._shards():
+            with Shard(path) as shard:
+                for id, fields, sha256, fingerprint in shard.keys_of_pictures():
+                    products.append(key(id))
+                    contents.append(int.from_bytes(sha256[:8], "big"))
+                    prints += fingerprint
+                    categories.append(numbered.setdefault(fields[column], len(numbered)) if column else 0)
+                    broken |= {name for name in numbers if not isinstance(fields[name], int)}
+        ties = Ties(
+            np.array(products, np.uint64),
+            np.array(contents, np.uint64),
+            near_pairs(np.array(prints, np.uint8).reshape(-1, 32)),
+            np.array(categories, np.intp),
+        )
+        return _Keys(ties, tuple(name for name in numbers if name not in broken))
+
+    def _reasons(self) -> str:
+        """Counts by reason, the most frequent first, then some rows."""
+        counts: Counter[str] = Counter()
+        some: list[str] = []
+        for row, stored in self._results():
+            if stored is None:
+                counts[str(row.reason).split(":")[0]] += 1
+                if len(some) < 5:
+                    some.append(f"row {row.number} ({row.id}): {row.reason}")
+        return (
+            f"{', '.join(f'{count} {reason}' for reason, count in counts.most_common())}; such as {'; '.join(some)}"
+        )
+
+    def _results(self) -> Iterator[tuple[TableRow, bytes | None]]:
+        for path in self._shards():
+            with Shard(path) as shard:
+                yield from shard.results()
+
+    def _shards(self) -> Sequence[Path]:
+        return sorted((self.folder / "shards").glob("*.sqlite"))
+
+    def _save_plan(self) -> None:
+        aside = self._plan_file.with_suffix(".partial")
+        aside.write_text(json.dumps(self.plan, indent=2) + "\n", encoding="utf-8")
+        aside.rename(self._plan_file)
 
 
-def _check(number: int, row: Mapping[Any, Any], roles: Roles, image_column: str, base: Path) -> _Checked | LeftOut:
-    id = "" if _missing(row[roles.id]) else str(row[roles.id]).strip()
-
-    def bad(reason: str) -> LeftOut:
-        return LeftOut(row=number, id=id, reason=reason)
-
-    if None in row:  # where csv puts what no column holds
-        return bad("more values than the table has columns")
-    if not id:
-        return bad(f"no value in {roles.id!r}")
-    values: dict[str, object] = {}
-    for name, kind in roles.fields.items():
-        value = row[name]
-        if _missing(value):
-            return bad(f"no value in {name!r}")
-        values[name] = _number(value) if kind == "number" else str(value)
-        if values[name] is None:
-            return bad(f"not a number in {name!r}: {str(value)[:40]!r}")
-    if _missing(row[image_column]):
-        return bad(f"no value in {image_column!r}")
-    picture = base / str(row[image_column])
-    try:
-        if not picture.resolve().is_relative_to(base.resolve()):
-            return bad("picture path leaves the table's folder")
-        key = picture_key(picture.read_bytes())
-    except OSError as error:
-        return bad(f"picture cannot be read: {error.strerror}")
-    except (ValueError, RuntimeError):  # a null character, a circle of links
-        return bad("picture path is none")
-    except PictureError as error:
-        return bad(f"picture: {error}")
-    return _Checked(number, id, values, picture, key)
+def _picture(cell: Any) -> tuple[str, bytes | None]:
+    """URL or path, and bytes, of a picture's cell."""
+    if isinstance(cell, Mapping):
+        return str(cell.get("path") or ""), cell.get("bytes")
+    if isinstance(cell, bytes):
+        return "", cell
+    return ("" if is_missing(cell) else str(cell).strip()), None
 
 
-def _missing(value: object) -> bool:
-    return value is None or value != value or not str(value).strip()
-
-
-def _number(value: object) -> float | int | None:
-    """A whole number stays an int, so that its text has no point; None where it is no finite number."""
-    text = str(value).strip()
-    if re.fullmatch(r"-?\d{1,18}", text, flags=re.ASCII):
-        return int(text)
-    if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text, flags=re.ASCII | re.IGNORECASE):
-        return None
-    number = float(text)
-    return number if math.isfinite(number) else None
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    return ", ".join(name for name in other if one.get(name) != other[name])

@@ -15,22 +15,26 @@ import hashlib
 import io
 import json
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from catalens.catalog.splits import key
 from catalens.config import Frozen, Kind
 from catalens.errors import CatalogError
 
 SPLITS = ("train", "validation", "test")
 SHARD_BYTES = 256 * 2**20
-GROUP_BYTES = 32 * 2**20
+GROUP_BYTES = 16 * 2**20
+GROUP_ROWS = 1000
 BATCH_ROWS = 256
 EXTENSIONS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
 
@@ -54,7 +58,9 @@ class LeftOut(Frozen):
     id: str
     """Its product id, as far as known."""
     reason: str
-    """Why, in words."""
+    """Why, in words; what stands before the first colon is what summaries count by."""
+    url: str = ""
+    """URL or path of its picture, as the table has it."""
 
 
 class CatalogCard(Frozen):
@@ -89,7 +95,8 @@ def refuse_existing(folder: Path | str) -> None:
 class CatalogWriter:
     """Writes a catalogue row by row, with memory bounded by one row group a split.
 
-    Use as a context manager: the folder appears when the block ends without an error, and only then.
+    Use as a context manager: the folder appears when the block ends without an error, and only then; with `replace`
+    it takes the place of one that is there.
     """
 
     def __init__(
@@ -98,19 +105,23 @@ class CatalogWriter:
         roles: Roles,
         provenance: Mapping[str, Any],
         integer_fields: Sequence[str] = (),
+        replace: bool = False,
     ) -> None:
         self.folder = Path(folder)
-        refuse_existing(self.folder)
+        if not replace:
+            refuse_existing(self.folder)
         names = [roles.image, roles.id, *roles.fields]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise CatalogError(f"column {twice!r} has two roles in the catalogue: rename it in the table")
         self.roles, self.provenance, self.integer_fields = roles, dict(provenance), tuple(integer_fields)
         self.figures: dict[str, float] = {}
-        self._left_out: list[LeftOut] = []
-        self._aside = self.folder.parent / f".{self.folder.name}.partial"
-        self._schema = _schema(roles, self.integer_fields)
-        self._shards = {split: _Shards(self._aside / "data", split, self._schema) for split in SPLITS}
-        self._products: dict[str, set[str]] = {split: set() for split in SPLITS}
+        aside = self.folder.parent / f".{self.folder.name}.partial"
+        self._left_out: Counter[str] = Counter()
+        self._rejected = _Rejected(aside / "rejected.parquet")
+        self._aside = aside
+        schema = _schema(roles, self.integer_fields)
+        self._shards = {split: _Shards(aside / "data", split, schema) for split in SPLITS}
+        self._products = {split: array("Q") for split in SPLITS}  # 8 bytes a row, whatever the ids
         self._digest = hashlib.sha256()
 
     def __enter__(self) -> Self:
@@ -127,7 +138,7 @@ class CatalogWriter:
             return
         self._finish()
         if self.folder.exists():
-            self.folder.rmdir()
+            shutil.rmtree(self.folder)
         self._aside.rename(self.folder)
 
     def add(self, split: str, image: bytes, id: str, values: Mapping[str, object]) -> None:
@@ -140,13 +151,14 @@ class CatalogWriter:
         }
         row |= {name: values[name] for name in self.roles.fields}
         shards.add(row, len(image))
-        self._products[split].add(id)
+        self._products[split].append(key(id))
         self._digest.update(json.dumps([split, id, [values[name] for name in self.roles.fields]]).encode())
         self._digest.update(hashlib.sha256(image).digest())
 
     def leave_out(self, row: LeftOut) -> None:
         """Record a row that is not in the catalogue."""
-        self._left_out.append(row)
+        self._left_out[row.reason.split(":")[0]] += 1
+        self._rejected.add(row)
 
     @cached_property
     def card(self) -> CatalogCard:
@@ -156,21 +168,46 @@ class CatalogWriter:
             roles=self.roles,
             provenance=self.provenance,
             rows={split: shards.rows for split, shards in self._shards.items()},
-            products={split: len(products) for split, products in self._products.items()},
+            products={split: len(np.unique(products)) for split, products in self._products.items()},
             integer_fields=self.integer_fields,
             content_hash=f"sha256:{self._digest.hexdigest()}",
-            left_out=dict(Counter(row.reason.split(":")[0] for row in self._left_out)),
+            left_out=dict(self._left_out.most_common()),
             figures=self.figures,
         )
 
     def _finish(self) -> None:
         for shards in self._shards.values():
             shards.close()
-        if self._left_out:
-            rejected = pa.Table.from_pylist([row.model_dump() for row in self._left_out])
-            pq.write_table(rejected, self._aside / "rejected.parquet")
+        self._rejected.close()
         (self._aside / "catalog.json").write_text(self.card.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (self._aside / "README.md").write_text(_dataset_card(self.card), encoding="utf-8")
+
+
+class _Rejected:
+    """`rejected.parquet`, written a group at a time; no file where no row is left out."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._group: list[LeftOut] = []
+        self._writer: pq.ParquetWriter | None = None
+
+    def add(self, row: LeftOut) -> None:
+        self._group.append(row)
+        if len(self._group) == GROUP_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        if self._group:
+            self._flush()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _flush(self) -> None:
+        columns = {"row": pa.int64(), "id": pa.string(), "url": pa.string(), "reason": pa.string()}
+        schema = pa.schema(list(columns.items()))
+        self._writer = self._writer or pq.ParquetWriter(self.path, schema)
+        self._writer.write_table(pa.Table.from_pylist([row.model_dump() for row in self._group], schema=schema))
+        self._group = []
 
 
 class _Shards:
@@ -187,7 +224,7 @@ class _Shards:
         self.rows += 1
         self._group.append(row)
         self._group_bytes += size
-        if self._group_bytes >= GROUP_BYTES:
+        if self._group_bytes >= GROUP_BYTES or len(self._group) == GROUP_ROWS:
             self._flush()
 
     def close(self) -> None:

@@ -3,28 +3,21 @@
     write_report(Path("runs/demo/evaluation/report.html"), "demo", metrics, recipe.prompt.fields, rows)
 
 `metrics` is the content of `metrics.json`, `rows` one `Judged` for each evaluated row. The page has no
-script and asks for nothing outside itself. Titles, answers and pictures are hostile: text is escaped by the
-template, a picture is decoded, made small and encoded again, so that none of its metadata leaves.
+script and asks for nothing outside itself; `catalens.catalog.page` makes titles, answers and pictures harmless.
 """
 
-import base64
-import io
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 from rapidfuzz.distance import Levenshtein
 
-from catalens.catalog.pictures import open_picture
+from catalens.catalog.page import thumbnail, write_page
 from catalens.config import LOWER_IS_BETTER, METRICS, FieldSpec
-from catalens.errors import PictureError
 from catalens.evaluation.scatter import scatter
 from catalens.evaluation.wording import (
     METRIC_NAMES,
@@ -39,8 +32,6 @@ from catalens.evaluation.wording import (
 GALLERY_ROWS = 200
 WORST_ROWS = 8
 CONFUSION_CLASSES = 12
-THUMBNAIL = 160
-"""Pixels of a picture's longer side in the page."""
 CLOSE = 0.1
 """A number counts as right within this share of the truth, as in `within_10pct`."""
 
@@ -74,7 +65,9 @@ def write_report(
         picked = sorted(random.Random(0).sample(picked, GALLERY_ROWS))
     failures = [row for row in rows if row.prediction is None]
     seconds = metrics.get("seconds") or {}
-    page = _template().render(
+    write_page(
+        path,
+        Path(__file__).with_name("report.html.j2"),
         run=run,
         metrics=metrics,
         verdict=verdict(metrics, fields),
@@ -93,19 +86,6 @@ def write_report(
         failed=len(failures),
         seconds=[(name, number(value)) for name, value in seconds.items() if isinstance(value, int | float)],
     )
-    path.write_text(page, encoding="utf-8", newline="\n")
-
-
-def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shown"] = _shown
-    return environment.get_template("report.html.j2")
 
 
 # Plots and tables of rows
@@ -207,7 +187,7 @@ def _card(row: Judged, fields: Sequence[FieldSpec]) -> dict[str, Any]:
         values.append(entry)
     return {
         "id": row.id,
-        "picture": _thumbnail(row.picture),
+        "picture": thumbnail(row.picture),
         "values": values,
         "right": all(entry["right"] for entry in values),
         "parsed": row.prediction is not None,
@@ -215,19 +195,6 @@ def _card(row: Judged, fields: Sequence[FieldSpec]) -> dict[str, Any]:
         "reason": row.error or "",
         "note": "",
     }
-
-
-def _thumbnail(picture: bytes) -> str | None:
-    """A small JPEG data URI of pixels alone; None where the bytes are no picture."""
-    try:
-        image = open_picture(picture)
-    except PictureError:
-        return None
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    bare = Image.frombytes("RGB", image.size, image.tobytes())  # Pillow would carry comments over
-    buffer = io.BytesIO()
-    bare.save(buffer, "JPEG", quality=78, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 # Values as text
@@ -246,16 +213,3 @@ def _exact(value: object) -> str:
     """A number of the table or of an answer, with the digits that it has."""
     exact = _float(value)
     return f"{exact:,.12g}" if abs(exact) < 1e12 else f"{exact:.6g}"
-
-
-def _shown(value: object, most: int = 160, lines: bool = False) -> str:
-    """Text that is safe to lay out: cut to `most` characters, control characters and surrogates replaced."""
-    text = str(value)
-    text = text if len(text) <= most else text[: most - 1].rstrip() + "\u2026"
-    kept = "\n" if lines else ""
-    return "".join("\ufffd" if _hides(c) and c not in kept else c for c in text)
-
-
-def _hides(character: str) -> bool:
-    """Control characters, lone surrogates, and the two that reverse the text after them."""
-    return unicodedata.category(character) in ("Cc", "Cs") or character in "\u202d\u202e"

@@ -1,0 +1,175 @@
+"""One URL -> one `Fetched`, whatever the server does.
+
+    async with Downloader(DownloadSpec()) as downloader:
+        fetched = await downloader.fetch("https://shop.example/photos/10432877.jpg")
+    fetched.body     b"\\xff\\xd8..."
+    fetched.reason   None; or, with no body, such as "HTTP 404" or "timed out: no byte for 20 s"
+
+The body is what the server sent, at most undone from gzip: whether it is a picture is for a decoder to say.
+"""
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, replace
+from typing import Self
+
+import aiohttp
+from yarl import URL
+
+from catalens.catalog.downloading.headers import forbidding_directive, retry_after
+from catalens.catalog.downloading.network import Network, connector
+from catalens.catalog.downloading.pacing import Pacer
+from catalens.catalog.downloading.reasons import Failure, checked_url, explained
+from catalens.catalog.downloading.settings import DownloadSpec
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+SLOW_DOWN = frozenset({429, 503})
+TRANSIENT = frozenset({408, 425, 429, *range(500, 600)})
+LONGEST_BACKOFF = 30.0  # seconds
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What came of one URL."""
+
+    final_url: str | None
+    """The last URL that was asked, after redirects; None where none was."""
+    status: int | None
+    """HTTP status of the last answer; None where none came."""
+    body: bytes | None
+    """The bytes, at least one; None where `reason` is set."""
+    attempts: int
+    """Times that the URL was tried; redirects are not counted."""
+    reason: str | None
+    """Why there is no body, as `stable words: details` (`reasons` lists them); None where there is one."""
+    retryable: bool
+    """Whether a later run may do better."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What came of one request."""
+
+    url: URL | None
+    status: int | None
+    outcome: bytes | URL | Failure
+    """A body, the target of a redirect, or why neither."""
+
+    def fetched(self, attempts: int) -> Fetched:
+        body = self.outcome if isinstance(self.outcome, bytes) else None
+        failure = self.outcome if isinstance(self.outcome, Failure) else None
+        reason, retryable = (failure.reason, failure.retryable) if failure else (None, False)
+        return Fetched(str(self.url) if self.url else None, self.status, body, attempts, reason, retryable)
+
+
+class Downloader:
+    """Fetches URLs; an async context manager around one pool of connections.
+
+    Start as many `fetch` at a time as there is memory for their results: they wait here for their host and then for
+    one of the `concurrency` places, so that those of a slow host hold up no others.
+    """
+
+    def __init__(self, spec: DownloadSpec, network: Network | None = None) -> None:
+        """`network` replaces name resolution and sockets in tests; addresses are checked between the two."""
+        self.spec = spec
+        self._network = network or Network()
+        self._name = spec.user_agent.partition("/")[0].strip()
+
+    async def __aenter__(self) -> Self:
+        self._pacer = Pacer(self.spec)
+        tcp, self._resolver = connector(self.spec, self._network)
+        self._client = aiohttp.ClientSession(
+            connector=tcp,
+            # Pictures are compressed already; a server that does it all the same is understood.
+            headers={
+                "User-Agent": self.spec.user_agent,
+                "Accept": "image/*,*/*;q=0.5",
+                "Accept-Encoding": "identity",
+            },
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            timeout=aiohttp.ClientTimeout(
+                total=self.spec.total_timeout,
+                connect=self.spec.connect_timeout,
+                sock_read=self.spec.read_timeout,
+            ),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+        await self._resolver.close()
+
+    async def fetch(self, url: str) -> Fetched:
+        """Ask for a URL until its bytes are there or known not to come; raises nothing that a URL or a server causes.
+
+        Redirects are followed, what may be passing is tried again as the settings say.
+        """
+        attempts = 0
+        while True:
+            attempts += 1
+            answer = await self._follow(url)
+            outcome = answer.outcome
+            if not isinstance(outcome, Failure) or not outcome.again or attempts > self.spec.retries:
+                return answer.fetched(attempts)
+            longest = min(LONGEST_BACKOFF, self.spec.backoff * 2 ** (attempts - 1))
+            await asyncio.sleep(random.uniform(0, longest))  # full jitter: those that failed together part
+
+    async def _follow(self, text: str) -> _Answer:
+        """One attempt: the URL, and the redirects from it."""
+        answer = _Answer(None, None, checked_url(text))
+        asked: set[URL] = set()
+        while isinstance(answer.outcome, URL):
+            if answer.outcome in asked:
+                return replace(answer, outcome=Failure("redirect loop: it leads back to where it came from"))
+            if len(asked) > self.spec.max_redirects:
+                return replace(answer, outcome=Failure(f"too many redirects: more than {self.spec.max_redirects}"))
+            asked.add(answer.outcome)
+            answer = await self._ask(answer.outcome)
+        return answer
+
+    async def _ask(self, url: URL) -> _Answer:
+        """One request, when it is this host's turn."""
+        clock = asyncio.get_running_loop().time
+        async with self._pacer.turn((url.host, url.port)) as host:
+            if host.given_up:
+                silence = f"nothing but time-outs, lost connections, 429 and 503 for {self.spec.host_patience:g} s"
+                return _Answer(url, None, Failure(f"host given up: {silence}", retryable=True))
+            asked_at, status = clock(), None
+            try:
+                async with self._client.get(url, allow_redirects=False) as response:
+                    status = response.status
+                    if status in SLOW_DOWN:
+                        pause = retry_after(response.headers.get("Retry-After"), time.time())
+                        host.objected(asked_at, pause, clock())
+                    else:
+                        host.answered()
+                    return _Answer(url, status, await self._read(url, response))
+            except Exception as error:
+                failure = explained(error, self.spec)
+                if failure.retryable:
+                    host.unheard(clock())
+                return _Answer(url, status, failure)
+
+    async def _read(self, url: URL, response: aiohttp.ClientResponse) -> bytes | URL | Failure:
+        """What an answer holds; leaving the response with bytes unread closes its connection."""
+        status, headers, largest = response.status, response.headers, self.spec.max_bytes
+        if status == 200 or status in REDIRECTS:
+            directive = forbidding_directive(headers.getall("X-Robots-Tag", ()), self._name)
+            if directive and self.spec.obey_noai:
+                return Failure(f"noai: X-Robots-Tag says {directive}")
+        if status in REDIRECTS and (target := headers.get("Location")):
+            return checked_url(target, url)
+        if status != 200:
+            return Failure(f"HTTP {status}", retryable=status in TRANSIENT, again=status in TRANSIENT)
+        too_large = Failure(f"too large: more than {largest / 2**20:.3g} MB")
+        if (response.content_length or 0) > largest:
+            return too_large
+        chunks, size = [], 0
+        async for chunk in response.content.iter_any():
+            size += len(chunk)
+            if size > largest:
+                return too_large
+            chunks.append(chunk)
+        return b"".join(chunks) or Failure("empty: 0 bytes")

@@ -1,0 +1,115 @@
+"""What each column is for, guessed from names and values where nobody says.
+
+imageurl,product_code,title,category3_code,full_price
+  -> picture `imageurl`, product `product_code`, text `title`, category `category3_code`, number `full_price`
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from catalens.catalog.values import Numbers, is_missing
+from catalens.config import Kind
+from catalens.errors import RecipeError
+
+SAMPLE_ROWS = 500
+"""Rows that a guess looks at."""
+
+# Names as shops write them, the best first; a name counts without its case and signs.
+PICTURES = ("local_image_path", "image", "image_url", "picture", "photo", "img", "file_name", "thumbnail")
+PRODUCTS = ("product_code", "product_id", "sku", "asin", "gtin", "ean", "code", "item_id", "article", "id", "handle")
+TITLES = ("title", "product_title", "product_name", "name", "product", "label", "description")
+CATEGORIES = ("category", "kategorie", "categorie", "product_type", "type", "department", "class")
+NUMBERS = ("full_price", "price", "list_price", "amount", "cost", "msrp", "preis", "prix")
+PICTURE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)(\?|#|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a table by what they are for; what is left out is guessed."""
+
+    image: str | None = None
+    id: str | None = None
+    fields: Mapping[str, Kind] = field(default_factory=dict)
+
+
+def guess_columns(
+    columns: Sequence[str],
+    rows: Sequence[Mapping[Any, Any]],
+    given: Columns,
+    numbers: Numbers,
+) -> Columns:
+    """What is given, and for the rest what names and values of some first `rows` tell.
+
+    Fields are guessed only where none is given: a title, a category and a number, as many as there are. Raises
+    RecipeError where a column for the picture, the product or any field cannot be told.
+    """
+    free = [name for name in columns if name not in {given.image, given.id, *given.fields}]
+
+    def values(name: str) -> list[Any]:
+        return [row[name] for row in rows if not is_missing(row.get(name))]
+
+    def pick(names: Sequence[str], fits: Callable[[list[Any]], bool]) -> str | None:
+        return next((name for name in _ranked(free, names) if (found := values(name)) and fits(found)), None)
+
+    picture = (
+        given.image or pick(PICTURES, _are_pictures) or next((n for n in free if _are_pictures(values(n))), None)
+    )
+    if picture is None:
+        raise RecipeError(f"no column holds pictures: say which with --image; columns are {', '.join(columns)}")
+    free = [name for name in free if name != picture]
+    product = given.id or pick(PRODUCTS, lambda found: all(isinstance(value, str | int) for value in found))
+    if product is None:
+        raise RecipeError(f"no column names the product: say which with --id; columns are {', '.join(columns)}")
+    free = [name for name in free if name != product]
+    if given.fields:
+        return Columns(picture, product, given.fields)
+    fields: dict[str, Kind] = {}
+    if title := pick(TITLES, lambda found: all(isinstance(value, str) for value in found)):
+        fields[title] = "text"
+    if category := pick(CATEGORIES, lambda found: len({str(value) for value in found}) <= max(2, len(found) // 2)):
+        fields[category] = "category"
+    if number := pick(NUMBERS, lambda found: sum(numbers.read(v) is not None for v in found) >= 0.8 * len(found)):
+        fields[number] = "number"
+    if not fields:
+        raise RecipeError(
+            "no column to learn is known by its name: say which with --text, --category and --number; "
+            f"columns are {', '.join(columns)}"
+        )
+    return Columns(picture, product, fields)
+
+
+def _ranked(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Columns that bear one of the names, then those that begin with one; of numbered ones the last, the finest."""
+
+    def rank(column: str) -> tuple[int, int, int] | None:
+        plain = _plain(column)
+        for place, name in enumerate(map(_plain, names)):
+            if plain == name:
+                return 0, place, 0
+        for place, name in enumerate(map(_plain, names)):
+            if plain.startswith(name):
+                return 1, place, -int(re.sub(r"\D", "", plain)[:9] or 0)
+        return None
+
+    ranks = {column: place for column in columns if (place := rank(column))}
+    return sorted(ranks, key=lambda column: ranks[column])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _are_pictures(found: Sequence[Any]) -> bool:
+    """Whether at least half of the values are bytes, Image structs, or text that ends like a picture's name or begins like a URL."""
+    return bool(found) and sum(_is_picture(value) for value in found) >= 0.5 * len(found)
+
+
+def _is_picture(value: Any) -> bool:
+    if isinstance(value, bytes):
+        return True
+    if isinstance(value, Mapping):
+        return bool({"bytes", "path"} & set(value))
+    text = str(value)
+    return bool(PICTURE_NAME.search(text)) or text.startswith(("http://", "https://"))

@@ -1,0 +1,77 @@
+"""Copies are found, other products are not taken for copies, and the work does not grow with the square."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from catalens.catalog.drawing import draw_catalog
+from catalens.catalog.duplicates import BITS, THRESHOLD, fingerprint, near_pairs
+from catalens.catalog.pictures import open_picture
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return [open_picture(row.image) for row in draw_catalog(60, seed=3)]
+
+
+def prints(pictures: list[Image.Image]) -> np.ndarray:
+    return np.array([np.frombuffer(fingerprint(picture), np.uint8) for picture in pictures])
+
+
+def jpeg(picture: Image.Image) -> Image.Image:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=50)
+    return open_picture(buffer.getvalue())
+
+
+def recoloured(picture: Image.Image) -> Image.Image:
+    hue, saturation, value = picture.convert("HSV").split()
+    return Image.merge("HSV", (hue.point(lambda level: (level + 80) % 256), saturation, value)).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda picture: picture.resize((picture.width * 2 // 3, picture.height * 2 // 3)),
+        jpeg,
+        recoloured,
+        ImageOps.mirror,
+        lambda picture: jpeg(ImageOps.mirror(picture)),
+    ],
+    ids=["resized", "encoded again", "recoloured", "mirrored", "mirrored and encoded again"],
+)
+def test_copies_are_found_and_others_are_not(pictures, copy):
+    pairs = near_pairs(np.concatenate([prints(pictures), prints([copy(picture) for picture in pictures])]))
+    right = {(n, n + len(pictures)) for n in range(len(pictures))}
+    found = {(int(one), int(other)) for one, other in pairs}
+    assert len(found & right) >= 0.95 * len(right)
+    originals = {tuple(pair) for pair in near_pairs(prints(pictures)).tolist()}
+    assert len(originals) <= 2
+
+
+def test_pairs_are_those_within_the_threshold():
+    dice = np.random.default_rng(0)
+    base = dice.integers(0, 2, (40, BITS))
+    near = base.copy()
+    for row in range(40):
+        near[row, dice.choice(BITS, row, replace=False)] ^= 1  # row n differs in n bits
+    found = near_pairs(np.packbits(np.concatenate([base, near]), axis=1))
+    assert set(map(tuple, found.tolist())) <= {(n, n + 40) for n in range(THRESHOLD + 1)}
+    assert {(n, n + 40) for n in range(13)} <= set(map(tuple, found.tolist()))
+
+
+def test_many_equal_ones_are_paired_with_the_first_only():
+    same = np.tile(np.arange(32, dtype=np.uint8), (5000, 1))
+    found = near_pairs(same)
+    assert found.tolist() == [[0, n] for n in range(1, 5000)]
+
+
+def test_none_and_one():
+    assert near_pairs(np.empty((0, 32), np.uint8)).shape == (0, 2)
+    assert near_pairs(np.zeros((1, 32), np.uint8)).shape == (0, 2)
+
+
+def test_a_picture_of_one_colour_has_a_fingerprint():
+    assert len(fingerprint(Image.new("RGB", (1, 1), "red"))) == 32

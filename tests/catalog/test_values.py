@@ -1,0 +1,109 @@
+"""Cells as tables write them."""
+
+import math
+
+import pytest
+
+from catalens.catalog.roles import Columns, guess_columns
+from catalens.catalog.storage import Roles
+from catalens.catalog.values import Numbers, is_missing, read_values
+from catalens.errors import RecipeError
+
+ENGLISH, GERMAN = Numbers(thousands=","), Numbers(decimal=",", thousands=".")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text", "number"),
+    [
+        (Numbers(), "390", 390),
+        (Numbers(), "390.0", 390.0),
+        (Numbers(), " $1290.50 ", 1290.5),
+        (Numbers(), "12 €", 12),
+        (Numbers(), "-3", -3),
+        (ENGLISH, "1,290.50", 1290.5),
+        (ENGLISH, "£1,234,567", 1234567),
+        (ENGLISH, "1290", 1290),
+        (ENGLISH, "12,90", None),
+        (ENGLISH, "1,2345", None),
+        (GERMAN, "1.290,50 €", 1290.5),
+        (GERMAN, "5,00", 5.0),
+        (GERMAN, "1.29", None),
+        (Numbers(thousands=" "), "1 290", 1290),
+        (Numbers(decimal=","), "1.5", None),
+        (Numbers(), "1,290", None),
+        (Numbers(), "", None),
+        (Numbers(), "$", None),
+        (Numbers(), "USD 5", None),
+        (Numbers(), True, None),
+        (Numbers(), math.inf, None),
+        (Numbers(), 2**70, 2**70),
+    ],
+)
+def test_numbers_are_read_by_one_rule(numbers: Numbers, text: object, number: float | None):
+    read = numbers.read(text)
+    assert (read, type(read)) == (number, type(number))
+
+
+def test_missing_is_nothing_blank_or_nan():
+    assert all(map(is_missing, (None, math.nan, "", " \t")))
+    assert not any(map(is_missing, (0, "0", False, "nan", b"x")))
+
+
+def test_the_first_field_that_fails_is_named():
+    roles = Roles(id="sku", fields={"title": "text", "price": "number"})
+    assert read_values({"sku": 7, "title": "Bag", "price": 5}, roles, Numbers()) == (
+        "7",
+        {"title": "Bag", "price": 5},
+        None,
+    )
+    assert read_values({"sku": 7, "title": "Bag"}, roles, Numbers()) == ("7", {}, "no value in 'price'")
+
+
+FASHION = {
+    "sku": "8",
+    "name": "Scarf",
+    "product_type": "SCARVES",
+    "price": "1,290.00",
+    "img_src": "https://x.test/8.jpg",
+}
+
+
+def guess(row: dict, given: Columns | None = None, numbers: Numbers = ENGLISH) -> Columns:
+    return guess_columns(list(row), [row] * 4, given or Columns(), numbers)
+
+
+def test_roles_are_guessed_from_names_and_values():
+    assert guess(FASHION) == Columns(
+        "img_src", "sku", {"name": "text", "product_type": "category", "price": "number"}
+    )
+
+
+def test_what_is_given_is_kept_and_fields_are_then_not_guessed():
+    given = Columns(None, "name", {"price": "number"})
+    assert guess(FASHION, given) == Columns("img_src", "name", {"price": "number"})
+
+
+def test_a_path_on_disk_is_taken_before_a_url():
+    row = {"imageurl": "https://x.test/8.jpg", "local_image_path": "photos/8.jpg", "id": "8", "title": "Scarf"}
+    assert guess(row).image == "local_image_path"
+
+
+def test_bytes_are_pictures_whatever_the_name():
+    assert guess({"id": "1", "title": "Scarf", "front": b"\xff\xd8"}).image == "front"
+
+
+def test_a_number_column_that_holds_words_is_none():
+    assert guess(FASHION | {"price": "ask us"}).fields == {"name": "text", "product_type": "category"}
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"id": "1", "title": "Scarf"}, "no column holds pictures: say which with --image; columns are id, title"),
+        ({"photo": "a.jpg", "title": "Scarf"}, "no column names the product: say which with --id"),
+        ({"photo": "a.jpg", "id": "1", "x": "y"}, "say which with --text, --category and --number"),
+    ],
+)
+def test_what_cannot_be_told_is_asked_for(row: dict, words: str):
+    with pytest.raises(RecipeError, match=words):
+        guess(row)
