@@ -120,6 +120,15 @@ def test_other_splits_need_no_picture_again(hostile: Hostile, tmp_path: Path):
     assert set(hostile.counts.values()) == {1}
 
 
+def test_categories_too_rare_for_every_split_are_named(hostile: Hostile, tmp_path: Path):
+    path = table(tmp_path / "table.csv", [hostile.url("jpeg", n) for n in range(30)])
+    path.write_text(path.read_text().replace("KIND 0", "HATS", 1))
+    told: list[str] = []
+    prepare(str(path), tmp_path / "out", spec=PrepareSpec(download=HASTY, max_bad=1.0), tell=told.append)
+    (rare,) = (text for text in told if "too rare" in text)
+    assert "HATS (1)" in rare
+
+
 def test_what_came_of_each_row_is_on_record(hostile: Hostile, tmp_path: Path):
     prepared(table(tmp_path / "table.csv", [hostile.url("redirect", 1), hostile.url("gone", 2)]), tmp_path / "out")
     with Shard(tmp_path / "out.work/shards/00000.sqlite") as shard:

@@ -65,6 +65,8 @@ class _Keys:
     """Short keys of all rows with a picture."""
 
     ties: Ties
+    categories: tuple[str, ...]
+    """Names of the categories by their numbers in `ties`."""
     integers: tuple[str, ...]
     """Number columns in which every value is whole."""
 
@@ -206,7 +208,8 @@ class _Work:
             raise TooManyBadRowsError(
                 f"{total - kept} of {total} rows of {self.source.where} cannot be used, {allowed}: {self._reasons()}"
             )
-        splits = iter(assign_splits(keys.ties, self.spec.fractions))
+        assigned = assign_splits(keys.ties, self.spec.fractions)
+        splits = iter(assigned)
         provenance = {
             "command": "prepare",
             "table": Path(self.source.where).name if "://" not in self.source.where else self.source.where,
@@ -223,6 +226,8 @@ class _Work:
                 else:
                     writer.add(split, stored, row.id, {**row.fields, **{n: float(row.fields[n]) for n in floats}})
                 progress("storing", row.number, total, "")
+        if rare := _rare(keys, assigned, [split for split, share in self.spec.fractions.items() if share]):
+            tell(f"categories too rare to be in every split: {rare}")
         tell(f"{self.folder} keeps what was fetched for a later run; it may be removed")
         return writer.card
 
@@ -255,7 +260,7 @@ class _Work:
             near_pairs(np.array(prints, np.uint8).reshape(-1, 32)),
             np.array(categories, np.intp),
         )
-        return _Keys(ties, tuple(name for name in numbers if name not in broken))
+        return _Keys(ties, tuple(numbered), tuple(name for name in numbers if name not in broken))
 
     def _reasons(self) -> str:
         """Counts by reason, the most frequent first, then some rows."""
@@ -291,6 +296,14 @@ def _picture(cell: Any) -> tuple[str, bytes | None]:
     if isinstance(cell, bytes):
         return "", cell
     return ("" if is_missing(cell) else str(cell).strip()), None
+
+
+def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) -> str:
+    """Categories that some split has no row of, with their rows; empty where there are none."""
+    counts = Counter(zip(keys.ties.categories.tolist(), assigned, strict=True))
+    rows = {number: [counts[number, split] for split in splits] for number in range(len(keys.categories))}
+    rare = [f"{keys.categories[number]} ({sum(found)})" for number, found in rows.items() if not all(found)]
+    return ", ".join(rare[:10]) + (f" and {len(rare) - 10} more" if len(rare) > 10 else "")
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
