@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from catalens.cli import app
 from catalens.config import Recipe
 
-VERBS = ("demo", "sample", "prepare", "train", "evaluate", "predict", "recipe-schema")
+VERBS = ("demo", "sample", "prepare", "check", "train", "evaluate", "predict", "recipe-schema")
 HEAVY = ("torch", "transformers", "wandb", "datasets", "sklearn", "matplotlib")
 
 
@@ -63,6 +63,7 @@ def test_the_schema_is_the_recipe():
         (["prepare", "no.csv", "--image", "i", "--id", "d", "--text", "d", "--out", "x"], 2, "two roles"),
         (["prepare", "no.csv", "--image", "i", "--id", "d", "--text", "t", "--out", "x"], 3, "no.csv"),
         (["sample"], 2, "Missing argument"),
+        (["check", "catalogs/none"], 3, "catalogs/none is not a catalogue"),
     ],
 )
 def test_errors_are_one_sentence_and_an_exit_code(arguments: list[str], code: int, words: str, tmp_path: Path):
