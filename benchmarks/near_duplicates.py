@@ -1,4 +1,4 @@
-"""How well near-duplicates are found: copies of each sort that are found, and pairs of different products taken for copies.
+"""How well near-duplicates are found: the share of copies of each sort, and the pairs that are no copies.
 
     python benchmarks/near_duplicates.py --catalog catalogs/furniture
 

@@ -262,7 +262,8 @@ def test_too_many_bad_rows_stop_with_the_reasons_and_leave_nothing(source: Path)
     with pytest.raises(TooManyBadRowsError) as caught:
         prepare(path, max_bad=0.125)
     assert str(caught.value).startswith(
-        f"4 of 20 rows of {path} cannot be used, more than --max-bad 12.5%: 4 picture cannot be read; such as row 17 (bad0)"
+        f"4 of 20 rows of {path} cannot be used, more than --max-bad 12.5%: "
+        "4 picture cannot be read; such as row 17 (bad0)"
     )
     assert sorted(found.name for found in source.parent.iterdir()) == ["out.work", "source"]
     assert sum(prepare(path, max_bad=0.2).rows.values()) == 16

@@ -102,7 +102,7 @@ def _plain(name: str) -> str:
 
 
 def _are_pictures(found: Sequence[Any]) -> bool:
-    """Whether at least half of the values are bytes, Image structs, or text that ends like a picture's name or begins like a URL."""
+    """Whether at least half of the values are bytes, Image structs, names of pictures, or URLs."""
     return bool(found) and sum(_is_picture(value) for value in found) >= 0.5 * len(found)
 
 
