@@ -74,7 +74,7 @@ def _scaled(factor: float) -> Callable[[Image.Image], Image.Image]:
 def _hue(degrees: int) -> Callable[[Image.Image], Image.Image]:
     def turn(picture: Image.Image) -> Image.Image:
         hue, saturation, value = picture.convert("HSV").split()
-        turned = hue.point(lambda level: (level + degrees * 256 // 360) % 256)
+        turned = hue.point([(level + degrees * 256 // 360) % 256 for level in range(256)])
         return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
 
     return turn
