@@ -151,7 +151,6 @@ def pretraining_recipe(catalog: Path, model: Path, steps: int, batch_size: int) 
             "model": str(model),
             "training": {
                 "method": "full",
-                "freeze_vision": False,
                 "optimizer": "muon",
                 "learning_rate": 3e-3,
                 "adamw_learning_rate": 1.5e-3,

@@ -34,7 +34,14 @@ def recipe(drawn: Path):
     """A recipe that trains for some seconds."""
     from catalens.config import make_recipe
 
-    training = {"method": "full", "optimizer": "muon", "learning_rate": 3e-3, "max_steps": 6, "batch_size": 8}
+    training = {
+        "method": "full",
+        "parts": {"vision": "frozen"},
+        "optimizer": "muon",
+        "learning_rate": 3e-3,
+        "max_steps": 6,
+        "batch_size": 8,
+    }
     return make_recipe(
         {
             "catalog": str(drawn),

@@ -6,8 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from catalens.checkpoint import TINY, add_lora, load_model, load_processor, load_run
-from catalens.config import LoraSpec
+from catalens.checkpoint import TINY, load_model, load_processor, load_run
 from catalens.errors import CheckpointError
 
 
@@ -80,19 +79,6 @@ def test_a_damaged_file_is_one_sentence(copied, name: str):
     (copied / name).write_bytes((copied / name).read_bytes()[:100])
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         load_processor(str(copied)) if name == "tokenizer.json" else load_model(str(copied))
-
-
-def test_a_lora_target_that_matches_nothing_is_an_error_with_the_choices():
-    with pytest.raises(CheckpointError, match=r"'q_projj' matches no module.*qkv_proj"):
-        add_lora(load_model("tiny"), LoraSpec(targets=("qkv_proj", "q_projj")))
-
-
-def test_lora_on_the_embeddings_leaves_the_vision_embeddings_alone():
-    model = add_lora(load_model("tiny"), LoraSpec(train_embeddings=True))
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert any("model.embed_tokens.modules_to_save" in name for name in trained)
-    assert any("lm_head.modules_to_save" in name for name in trained)
-    assert not any("vision_embed_tokens" in name for name in trained)
 
 
 @pytest.mark.integration

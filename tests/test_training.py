@@ -6,10 +6,9 @@ from safetensors.torch import load_file
 
 from catalens.catalog.storage import CatalogWriter, Roles
 from catalens.checkpoint import TINY, load_model, load_run
-from catalens.config import TrackingSpec, TrainingSpec, load_recipe
+from catalens.config import TrackingSpec, load_recipe
 from catalens.errors import CatalogError, CheckpointError, TooManyBadRowsError, TrainingError
 from catalens.training import train
-from catalens.training.optimizers import MuonWithAdamW, make_optimizer
 
 pytestmark = pytest.mark.integration
 
@@ -145,16 +144,3 @@ def test_a_field_that_the_catalogue_does_not_have(recipe, drawn, tmp_path):
     asked = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"fields": (field,)})})
     with pytest.raises(CatalogError, match=r"no column 'colour'.*title, category3_code, full_price"):
         train(asked, tmp_path / "run")
-
-
-def test_muon_takes_the_matrices_and_adamw_the_rest():
-    model = load_model("tiny")
-    optimizer = make_optimizer(model.named_parameters(), TrainingSpec(optimizer="muon", adamw_learning_rate=1e-3))
-    assert isinstance(optimizer, MuonWithAdamW)
-    muon = {id(p) for group in optimizer.parts[0].param_groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        table = name.endswith((".embed_tokens.weight", "lm_head.weight", "position_embedding.weight"))
-        assert (id(parameter) in muon) == (parameter.ndim == 2 and not table), name
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
-    undecayed = [group for group in optimizer.param_groups if group["weight_decay"] == 0]
-    assert all(parameter.ndim < 2 for group in undecayed for parameter in group["params"])

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from pydantic import ValidationError
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
 
-from catalens.config import LoraSpec, PromptSpec, Recipe, load_recipe
+from catalens.config import PromptSpec, Recipe, load_recipe
 from catalens.errors import CheckpointError
 from catalens.examples import END
 from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
@@ -48,14 +48,24 @@ class Run:
     processor: Phi3VProcessor
 
 
-def load_model(name: str, dtype: torch.dtype = torch.float32, attention: str = "auto") -> Phi3VForCausalLM:
-    """Load a model by hub id, folder or `tiny`.
+def load_model(
+    name: str, dtype: torch.dtype = torch.float32, attention: str = "auto", four_bits: bool = False
+) -> Phi3VForCausalLM:
+    """Load a model by hub id, folder or `tiny`; with `four_bits` the decoder's linear weights are nf4.
 
     Raises CheckpointError where there is none, where it is another kind of model, or where its weights are not the
     ones that its configuration asks for.
     """
     source = _source(name)
     options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    if four_bits:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["lm_head", "vision_embed_tokens"],
+        )
     with _loading(name):
         config, _ = PreTrainedConfig.get_config_dict(source)
     if (kind := config.get("model_type")) != Phi3VConfig.model_type:
@@ -74,7 +84,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, attention: str = "
         if keys := sorted(map(str, report[problem])):
             what = f"{len(keys)} {problem.replace('_', ' ')}, such as {keys[0]}"
             raise CheckpointError(f"model {name!r}: its weights do not fit its config.json ({what}): save it again")
-    return model.to(device())
+    return model if four_bits else model.to(device())
 
 
 def load_processor(name: str, num_crops: int | None = None) -> Phi3VProcessor:
@@ -84,27 +94,6 @@ def load_processor(name: str, num_crops: int | None = None) -> Phi3VProcessor:
     if num_crops is not None:
         processor.image_processor.num_crops = num_crops
     return processor
-
-
-def add_lora(model: Phi3VForCausalLM, spec: LoraSpec) -> PeftModel:
-    """Wrap a model with adapters; CheckpointError where a target matches no module."""
-    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    for target in spec.targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in names}))
-            raise CheckpointError(f"training.lora.targets: {target!r} matches no module; linear modules are {known}")
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=spec.rank,
-            lora_alpha=spec.alpha,  # type: ignore[arg-type]
-            lora_dropout=spec.dropout,
-            target_modules=list(spec.targets),
-            # the full name: `vision_embed_tokens` ends with `embed_tokens` too
-            modules_to_save=["model.embed_tokens", "lm_head"] if spec.train_embeddings else None,
-            task_type="CAUSAL_LM",
-        ),
-    )
 
 
 def save_best(folder: Path, model: Any, processor: Phi3VProcessor, prompt: PromptSpec) -> None:

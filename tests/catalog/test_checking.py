@@ -265,7 +265,7 @@ def test_an_empty_split_and_an_empty_catalogue(tmp_path):
 
 
 def test_costs_follow_the_recipe_and_its_tokenizer(tmp_path):
-    training = {"batch_size": 4, "gradient_accumulation": 2, "method": "full", "freeze_vision": False}
+    training = {"batch_size": 4, "gradient_accumulation": 2, "method": "full"}
     check = checked(tmp_path, clean_rows(), {"training": training})
     one, four, sixteen = check.costs
     assert [cost.num_crops for cost in check.costs] == [1, 4, 16]

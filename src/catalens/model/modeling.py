@@ -269,6 +269,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
             crop_features: [C, m, m, F] from `model.get_crop_features`, in place of `pixel_values`.
             labels: [B, T], -100 where there is none. The loss is the sum over labels in fp32, divided by
                 `num_items_in_batch` where given, else by their number; without any label it is zero.
+                `label_smoothing` spreads that share of each target over the vocabulary.
             use_cache: off by default where there are labels.
             logits_to_keep: as elsewhere in transformers; 0 keeps all, unless `labels` are given.
 
@@ -280,6 +281,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
             ValueError: when picture slots, crops and sizes do not fit together.
         """
         count = kwargs.pop("num_items_in_batch", None)
+        smoothing = kwargs.pop("label_smoothing", 0.0)
         if labels is not None and use_cache is None:
             use_cache = False
         outputs = self.model(
@@ -297,7 +299,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
         hidden = outputs.last_hidden_state  # [B, T, H]
         loss = logits = None
         if labels is not None:
-            loss = self._loss(hidden, labels, count)
+            loss = self._loss(hidden, labels, count, smoothing)
         every = isinstance(logits_to_keep, int) and logits_to_keep == 0
         if labels is None or not every:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -310,11 +312,11 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
             attentions=outputs.attentions,
         )
 
-    def _loss(self, hidden: torch.Tensor, labels: torch.Tensor, count: Any) -> torch.Tensor:
+    def _loss(self, hidden: torch.Tensor, labels: torch.Tensor, count: Any, smoothing: float) -> torch.Tensor:
         following = labels[:, 1:].to(hidden.device)
         labelled = following != IGNORED
         logits = self.lm_head(hidden[:, :-1][labelled])  # [labels, V]
-        total = F.cross_entropy(logits.float(), following[labelled], reduction="sum")
+        total = F.cross_entropy(logits.float(), following[labelled], reduction="sum", label_smoothing=smoothing)
         if count is None:
             count = logits.shape[0]
         if isinstance(count, torch.Tensor):

@@ -4,6 +4,7 @@ runs/demo/
   recipe.yaml     the resolved recipe
   versions.json   libraries, device, content hash of the catalogue
   left_out.jsonl  rows of train and validation that could not be used, and why; absent where there are none
+  coverage.json   what trains, by part: parameters, modules with adapters
   metrics.jsonl   every logged figure, one line a step
   checkpoints/    the last ones and the best one
   best/           the best model or adapter, with processor, generation config and prompt
@@ -22,26 +23,27 @@ from typing import Any
 
 import torch
 import transformers
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Column, Table
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput
 
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import add_lora, compute_dtype, load_model, load_processor, save_best
+from catalens.checkpoint import compute_dtype, load_model, load_processor, save_best
 from catalens.collation import Collator, Encoder, ProductDataset
-from catalens.config import LOWER_IS_BETTER, Recipe, dump_recipe
+from catalens.config import LOWER_IS_BETTER, Part, Recipe, dump_recipe
 from catalens.errors import TrainingError
 from catalens.examples import usable_rows
-from catalens.model import Phi3VProcessor, unused_parameter_names
+from catalens.model import Phi3VProcessor
 from catalens.tracking import start_tracker
 from catalens.training.callbacks import Bar, LastStep, Recorder, is_timing
 from catalens.training.optimizers import make_optimizer
+from catalens.training.parts import Coverage, GradientCheck, as_json, coverage, prepare_parts
 
 Score = Callable[[Any, Phi3VProcessor], Mapping[str, float]]
 """Figures of a model on validation rows, such as `{"title.exact": 0.9}`; given by the caller."""
-
-VISION = "vision_embed_tokens.img_processor"
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,18 @@ def train(recipe: Recipe, folder: Path | str, score: Score | None = None, consol
     usable = {split: usable_rows(catalog, recipe.prompt, split, encoder.check) for split in ("train", "validation")}
     left_out = [{"split": split, "reason": reason} for split, (_, bad) in usable.items() for reason in bad]
     model = _trainable(recipe)
-    _describe(model, {split: len(rows) for split, (rows, _) in usable.items()}, left_out, console)
+    covered = coverage(model, recipe.training)
+    _describe(covered, {split: len(rows) for split, (rows, _) in usable.items()}, left_out, console)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "coverage.json").write_text(json.dumps(as_json(covered), indent=2) + "\n", encoding="utf-8")
     if left_out:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in left_out)
         (folder / "left_out.jsonl").write_text("".join(lines), encoding="utf-8")
     versions = _versions(catalog)
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
-    tracker = start_tracker(recipe.tracking, folder, {**recipe.model_dump(mode="json"), "versions": versions})
+    config = {**recipe.model_dump(mode="json"), "versions": versions, "coverage": as_json(covered)}
+    tracker = start_tracker(recipe.tracking, folder, config)
     cache = int(recipe.training.picture_cache_gb * 2**30)
     image = catalog.card.roles.image
     bar = Bar(console)
@@ -93,7 +98,7 @@ def train(recipe: Recipe, folder: Path | str, score: Score | None = None, consol
             data_collator=Collator(encoder.tokenizer.pad_token_id),
             train_dataset=ProductDataset(usable["train"][0], encoder, image, cache),
             eval_dataset=ProductDataset(usable["validation"][0], encoder, image, cache_bytes=0),
-            callbacks=[LastStep(), Recorder(folder / "metrics.jsonl", tracker), bar],
+            callbacks=[LastStep(), Recorder(folder / "metrics.jsonl", tracker), bar, GradientCheck(recipe.training)],
         )
         trainer.remove_callback(transformers.PrinterCallback)
         result = trainer.train()
@@ -121,6 +126,12 @@ class _CatalensTrainer(Trainer):
             self.optimizer = make_optimizer(trained.named_parameters(), self.recipe.training)
         return self.optimizer
 
+    def compute_loss(self, model: Any, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The model's own loss, its targets smoothed while it trains."""
+        smoothing = self.recipe.training.label_smoothing
+        smoothed = {**inputs, "label_smoothing": smoothing} if smoothing and model.training else dict(inputs)
+        return super().compute_loss(model, smoothed, *args, **kwargs)
+
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Validation loss, then generation; TrainingError where the loss is no number."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
@@ -140,17 +151,9 @@ class _CatalensTrainer(Trainer):
 def _trainable(recipe: Recipe) -> Any:
     """The model with gradients where the recipe wants them."""
     spec = recipe.training
-    lora = spec.method == "lora"
-    dtype = compute_dtype() if lora and spec.precision == "auto" else torch.float32  # full: fp32 under autocast
-    model: Any = load_model(recipe.model, dtype, spec.attention)
-    if lora:
-        model = add_lora(model, spec.lora)
-    unused = set(unused_parameter_names(model))
-    for name, parameter in model.named_parameters():
-        if name in unused or (spec.freeze_vision and VISION in name):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise TrainingError("no parameter trains: set training.freeze_vision to false or adapt other modules")
+    adapters = spec.method != "full"
+    dtype = compute_dtype() if adapters and spec.precision == "auto" else torch.float32  # full: fp32 under autocast
+    model = prepare_parts(load_model(recipe.model, dtype, spec.attention, spec.method == "qlora"), spec)
     if spec.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     return model
@@ -203,15 +206,21 @@ def _outcome(trainer: Trainer, folder: Path, seconds: float) -> Trained:
     return Trained(folder, trainer.state.global_step, best, figures, seconds)
 
 
-def _describe(model: Any, rows: Mapping[str, int], left_out: Sequence[Mapping[str, str]], console: Console) -> None:
+def _describe(
+    covered: Mapping[Part, Coverage],
+    rows: Mapping[str, int],
+    left_out: Sequence[Mapping[str, str]],
+    console: Console,
+) -> None:
     if left_out:
         console.print(f"[yellow]left out {len(left_out)} rows[/], such as {escape(left_out[0]['reason'])}")
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in model.parameters())
-    counts = ", ".join(f"{count} {split}" for split, count in rows.items())
-    console.print(
-        f"{counts} rows; {trained:,} of {total:,} parameters train ({trained / total:.1%})", highlight=False
-    )
+    table = Table("part", "", *(Column(name, justify="right") for name in ("parameters", "train", "", "adapters")))
+    table.box, table.title = box.SIMPLE_HEAD, ", ".join(f"{count} {split}" for split, count in rows.items()) + " rows"
+    for part, entry in covered.items():
+        share = f"{entry.trained / max(1, entry.parameters):.1%}"
+        adapters = f"on {len(entry.adapted)} modules" if entry.adapted else ""
+        table.add_row(part, entry.train, f"{entry.parameters:,}", f"{entry.trained:,}", share, adapters)
+    console.print(table)
 
 
 def _versions(catalog: Catalog) -> dict[str, str]:
@@ -226,7 +235,7 @@ def _versions(catalog: Catalog) -> dict[str, str]:
 
 
 def _model_card(recipe: Recipe, trained: Trained, catalog: Catalog) -> str:
-    tag = "adapter" if recipe.training.method == "lora" else "full fine-tuning"
+    tag = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[recipe.training.method]
     figures = "\n".join(f"| {name} | {value:.4g} |" for name, value in trained.figures.items())
     fields = ", ".join(f"`{field.column}` as `{field.label}`" for field in recipe.prompt.fields)
     return f"""---

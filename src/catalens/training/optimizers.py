@@ -4,13 +4,14 @@ Muon orthogonalises the momentum of a weight matrix (https://kellerjordan.github
 norms, biases and the picture separators are no such matrices and stay with AdamW.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
-from catalens.config import TrainingSpec
+from catalens.config import Part, TrainingSpec
 from catalens.errors import RecipeError
+from catalens.training.parts import part_of
 
 LOOKED_UP = {"embed_tokens", "lm_head", "position_embedding"}
 """Parts of a name that belong to tables, not to matrices that transform."""
@@ -47,27 +48,43 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 
 def make_optimizer(parameters: Iterable[tuple[str, torch.nn.Parameter]], spec: TrainingSpec) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the (name, parameter) pairs that want a gradient.
+    """The recipe's optimizer over the (name, parameter) pairs that want a gradient, in groups by part and decay.
 
-    Weight decay is left out for what has fewer than two dimensions. Raises RecipeError where torch has no Muon.
+    Each group carries its part as `name`. Weight decay is left out for what has fewer than two dimensions. Raises
+    RecipeError where torch has no Muon or bitsandbytes is not installed.
     """
     wanted = [(name, p) for name, p in parameters if p.requires_grad]
-    matrices = []
-    if spec.optimizer == "muon":
-        if not hasattr(torch.optim, "Muon"):
-            raise RecipeError(
-                "training.optimizer is muon, which needs torch 2.9 or newer: upgrade torch or take adamw"
-            )
-        matrices = [p for name, p in wanted if p.ndim == 2 and LOOKED_UP.isdisjoint(name.split("."))]
-    taken = {id(p) for p in matrices}
-    rest = [p for _, p in wanted if id(p) not in taken]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": spec.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    rate = (spec.adamw_learning_rate or spec.learning_rate) if matrices else spec.learning_rate
-    adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=rate)
-    if not matrices:
-        return adamw
-    muon = torch.optim.Muon(matrices, lr=spec.learning_rate, weight_decay=spec.weight_decay)
-    return MuonWithAdamW(muon, adamw)
+    if spec.optimizer != "muon":
+        return _adamw(spec)(_groups(wanted, spec, spec.learning_rate), lr=spec.learning_rate)
+    if not hasattr(torch.optim, "Muon"):
+        raise RecipeError("training.optimizer is muon, which needs torch 2.9 or newer: upgrade torch or take adamw")
+    is_matrix = {name: p.ndim == 2 and LOOKED_UP.isdisjoint(name.split(".")) for name, p in wanted}
+    matrices = _groups([pair for pair in wanted if is_matrix[pair[0]]], spec, spec.learning_rate)
+    rate = spec.adamw_learning_rate or spec.learning_rate
+    rest = _groups([pair for pair in wanted if not is_matrix[pair[0]]], spec, rate)
+    if not matrices or not rest:
+        return torch.optim.Muon(matrices, lr=rate) if matrices else torch.optim.AdamW(rest, lr=rate)
+    return MuonWithAdamW(torch.optim.Muon(matrices, lr=spec.learning_rate), torch.optim.AdamW(rest, lr=rate))
+
+
+def _groups(pairs: Sequence[tuple[str, torch.nn.Parameter]], spec: TrainingSpec, rate: float) -> list[dict[str, Any]]:
+    """Parameter groups by part and weight decay; a part's own learning rate goes before `rate`."""
+    groups: dict[tuple[Part, float], dict[str, Any]] = {}
+    for name, parameter in pairs:
+        part = part_of(name)
+        decay = spec.weight_decay if parameter.ndim >= 2 else 0.0
+        own = {"lr": spec.resolved_parts[part].learning_rate or rate, "weight_decay": decay, "name": part}
+        groups.setdefault((part, decay), {"params": [], **own})["params"].append(parameter)
+    return list(groups.values())
+
+
+def _adamw(spec: TrainingSpec) -> Callable[..., torch.optim.Optimizer]:
+    if spec.optimizer == "adamw":
+        return torch.optim.AdamW
+    try:
+        from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
+    except ImportError as error:
+        raise RecipeError(
+            f"training.optimizer is {spec.optimizer}, which needs bitsandbytes: pip install 'catalens[qlora]'"
+        ) from error
+    return AdamW8bit if spec.optimizer == "adamw_8bit" else PagedAdamW8bit

@@ -86,7 +86,7 @@ def _crop_cost(
         tflop = float(np.mean(sample_flops(shape, setup, np.array(tokens, float), np.array(crops, float)))) / 1e12
         plain = step_memory(shape, setup, long, most)
         again = step_memory(shape, replace(setup, checkpointing=True), long, most)
-        chosen = method == training.method and (frozen == training.freeze_vision or (method == "lora" and frozen))
+        chosen = method == training.method and (frozen == (training.resolved_parts["vision"].train == "frozen"))
         methods.append(
             MethodCost(
                 name,

@@ -1,0 +1,102 @@
+"""What is asked and answered: fields, labels, question, number format; and the base of all settings."""
+
+import re
+import unicodedata
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Kind = Literal["text", "category", "number"]
+
+SPECIAL = re.compile(r"<\|[^|<>]*\|>|</?s>|<unk>")
+"""The special tokens of Phi-3's tokenizer."""
+
+
+class Frozen(BaseModel):
+    """Base of every configuration object: immutable, no unknown keys, docstrings as descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _odd(text: str) -> str | None:
+    """The first special token, or character of control, in a text that goes into the prompt."""
+    found = SPECIAL.search(text) or re.search(r"<\|", text)
+    return found.group() if found else next((c for c in text if unicodedata.category(c) in ("Cc", "Cs")), None)
+
+
+class FieldSpec(Frozen):
+    """One field that the model learns to write."""
+
+    column: str
+    """Column of the catalogue."""
+    label: str
+    """What stands before the value in the answer: `Product` gives `Product: ...`."""
+    kind: Kind
+    """`text` is scored by match and similarity, `category` by accuracy and F1, `number` by relative error."""
+
+    @field_validator("label")
+    @classmethod
+    def _plain(cls, label: str) -> str:
+        if label != " ".join(label.split()) or not label or _odd(label):
+            raise ValueError(f"label {label!r} is not one line of plain text without spaces around it")
+        return label
+
+
+class NumberFormat(Frozen):
+    """How numbers are written and read back, one rule for every number field.
+
+    `{prefix}{digits}{suffix}`: an optional minus sign, digits in groups of three divided by `thousands`, then
+    `decimal` and the digits after it. With `decimals` unset a number is written with the digits that it has, as
+    Python writes it (`390.0`, `1290`); with it, rounded half to even to that many digits.
+    """
+
+    decimal: Literal[".", ","] = "."
+    """Sign before the digits after the point."""
+    thousands: Literal["", ",", ".", " ", "'", "\u00a0", "\u202f"] = ""
+    """Sign between groups of three digits."""
+    decimals: Annotated[int, Field(ge=0, le=6)] | None = None
+    """Digits after the point; unset: as many as the value has."""
+    prefix: str = ""
+    """Before the number, such as `$`."""
+    suffix: str = ""
+    """After the number, such as ` EUR`."""
+
+    @model_validator(mode="after")
+    def _unambiguous(self) -> Self:
+        if self.decimal == self.thousands:
+            raise ValueError(f"decimal and thousands are both {self.decimal!r}: choose two different signs")
+        if any(character.isdigit() or character == "-" for character in self.prefix + self.suffix):
+            raise ValueError("prefix and suffix hold no digits and no minus sign")
+        if odd := _odd(self.prefix + self.suffix):
+            raise ValueError(f"prefix or suffix holds {odd!r}: leave it out")
+        if self.prefix[:1].isspace() or self.suffix[-1:].isspace():
+            raise ValueError("prefix begins and suffix ends with a sign that is not a space")
+        return self
+
+
+REFERENCE_FIELDS = (
+    FieldSpec(column="title", label="Product", kind="text"),
+    FieldSpec(column="category3_code", label="Category", kind="category"),
+    FieldSpec(column="full_price", label="Full Price", kind="number"),
+)
+
+
+class PromptSpec(Frozen):
+    """What is asked and what is answered. The default is the text of the Phi-3 cookbook's Burberry recipe."""
+
+    question: str = "What is shown in this image?"
+    """Stands after the picture, in any language."""
+    fields: tuple[FieldSpec, ...] = Field(default=REFERENCE_FIELDS, min_length=1)
+    """The fields of the answer, in order."""
+    numbers: NumberFormat = NumberFormat()
+    """How numbers are written."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for what in ("column", "label"):
+            values = [getattr(field, what) for field in self.fields]
+            if twice := sorted({value for value in values if values.count(value) > 1}):
+                raise ValueError(f"{what} {twice[0]!r} is used by two fields: name each field once")
+        if odd := _odd(self.question.replace("\n", " ")):
+            raise ValueError(f"the question holds {odd!r}: special tokens are added by catalens, leave it out")
+        return self

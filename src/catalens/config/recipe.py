@@ -1,0 +1,84 @@
+"""The recipe as a whole, and what evaluation and tracking do."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from catalens.config.prompt import Frozen, Kind, PromptSpec
+from catalens.config.training import TrainingSpec
+
+METRICS: Mapping[Kind, tuple[str, ...]] = {
+    "text": ("exact", "similarity"),
+    "category": ("accuracy", "macro_f1"),
+    "number": ("mae", "mdape", "within_10pct"),
+}
+"""Names of the figures that each kind of field is scored by."""
+LOWER_IS_BETTER = ("loss", "mae", "mdape")
+"""Figures that are errors."""
+
+
+class EvaluationSpec(Frozen):
+    """How a run is scored."""
+
+    split: Literal["test", "validation"] = "test"
+    """Split whose rows are generated; training never saw `test`, and chose its best checkpoint by `validation`."""
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """Score a sample of this many rows, the same one every time; unset: all."""
+    batch_size: int = Field(default=16, ge=1)
+    """Rows generated together."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Longest answer; one that is cut off does not parse and counts as wrong."""
+    before: bool = True
+    """Also score the base model as it was before training."""
+    image_use: bool = True
+    """Also score with blanked and with shuffled pictures: the score has to fall."""
+    resamples: int = Field(default=1000, ge=100)
+    """Bootstrap resamples behind each 95 % interval."""
+
+
+class TrackingSpec(Frozen):
+    """Where the run is tracked."""
+
+    to: Literal["wandb", "none"] = "wandb"
+    """Weights & Biases (offline when nobody is logged in), or nowhere."""
+    project: str = "catalens"
+    """W&B project; the entity is the one of the login."""
+
+
+class Recipe(Frozen):
+    """Everything about a run."""
+
+    catalog: str
+    """Folder of the catalogue, relative to the current directory."""
+    model: str = "tiny"
+    """A hub id, a local folder, or `tiny` for the model that ships with catalens."""
+    num_crops: Annotated[int, Field(ge=1)] | None = None
+    """Most high-resolution crops of a picture, the big lever on cost; unset: what the processor was saved with."""
+    prompt: PromptSpec = PromptSpec()
+    """Question, fields and number format."""
+    training: TrainingSpec = TrainingSpec()
+    """How the model is trained."""
+    evaluation: EvaluationSpec = EvaluationSpec()
+    """How the run is scored."""
+    tracking: TrackingSpec = TrackingSpec()
+    """Where the run is tracked."""
+
+    @model_validator(mode="after")
+    def _known_metric(self) -> Self:
+        names = {"loss", "parse_rate"} | {f"{f.column}.{m}" for f in self.prompt.fields for m in METRICS[f.kind]}
+        if self.training.best_by not in names:
+            raise ValueError(
+                f"training.best_by is {self.training.best_by!r}{suggestion(self.training.best_by, names)}; "
+                f"the choices are {', '.join(sorted(names))}"
+            )
+        if self.training.best_by != "loss" and not self.training.validation_rows:
+            raise ValueError(f"training.best_by {self.training.best_by!r} needs training.validation_rows above 0")
+        return self
+
+
+def suggestion(name: str, known: Sequence[str] | set[str]) -> str:
+    """`: did you mean ...?` with the nearest known name, or all of them."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f": did you mean {near[0]!r}?" if near else f" (known: {', '.join(sorted(known))})"

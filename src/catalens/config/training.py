@@ -1,0 +1,127 @@
+"""How a model is trained: what trains, by which method, for how long."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from catalens.config.prompt import Frozen
+
+Part = Literal["vision", "projector", "embeddings", "text"]
+PARTS: tuple[Part, ...] = ("vision", "projector", "embeddings", "text")
+"""Parts of the model: CLIP tower; projector and separators; input and output embeddings; decoder layers."""
+
+
+class PartSpec(Frozen):
+    """How one part of the model trains. In YAML a bare word such as `frozen` stands for `{train: frozen}`."""
+
+    train: Literal["frozen", "adapted", "full"]
+    """Not at all, by low-rank adapters on its linear modules, or all of its weights."""
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of this part; unset: the one of the training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare(cls, value: object) -> object:
+        return {"train": value} if isinstance(value, str) else value
+
+
+class PartsSpec(Frozen):
+    """What trains, where it is not what the method says."""
+
+    vision: PartSpec | None = None
+    """The CLIP tower: `full` under the method `full`, else frozen."""
+    projector: PartSpec | None = None
+    """Projector and separators: `full` under the method `full`, else frozen."""
+    embeddings: PartSpec | None = None
+    """Input and output embeddings: `full` under the method `full`, else frozen; new words need them."""
+    text: PartSpec | None = None
+    """The decoder: `full` under the method `full`, else adapted."""
+
+
+class LoraSpec(Frozen):
+    """Low-rank adaptation (Hu et al., 2021) through PEFT, on the parts that are adapted."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the update matrices."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023)."""
+    dora: bool = False
+    """Learn the magnitude of each weight apart from its direction (Liu et al., 2024); slower."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear modules to adapt, such as `qkv_proj`; empty: all of an adapted part. One that matches no
+    module is an error."""
+
+
+class TrainingSpec(Frozen):
+    """How the model is trained."""
+
+    method: Literal["full", "lora", "qlora"] = "lora"
+    """Train all weights, low-rank adapters, or adapters over weights in 4 bits (nf4 with double quantisation)."""
+    parts: PartsSpec = PartsSpec()
+    """What trains, part by part, where it is not what the method says."""
+    lora: LoraSpec = LoraSpec()
+    """Used where a part is adapted."""
+    epochs: float = Field(default=3.0, gt=0)
+    """Passes over the training split."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after this many optimizer steps, whatever the epochs say."""
+    batch_size: int = Field(default=8, ge=1)
+    """Rows in one forward pass on one device."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Forward passes in one optimizer step."""
+    optimizer: Literal["adamw", "muon", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """`muon` orthogonalises the update of 2-D weights (Jordan et al., 2024) and leaves the rest to AdamW; the 8-bit
+    ones keep their state in 8 bits (bitsandbytes), `paged` moves it to main memory when the GPU's is short."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate: of Muon on the 2-D weights where it is used, of AdamW otherwise."""
+    adamw_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Under `muon`: the peak of AdamW on everything else; unset, the same as `learning_rate`."""
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """Shape of the learning rate after warm-up."""
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """Share of all steps spent warming up."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled decay; norms and biases are left out."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this global norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    precision: Literal["auto", "fp32"] = "auto"
+    """`auto`: bf16 where a GPU can, fp32 on a CPU."""
+    evaluations: int = Field(default=3, ge=1)
+    """Validation rounds in a run, evenly spaced, the last one at the end."""
+    validation_rows: int = Field(default=64, ge=0)
+    """Validation rows that are generated freely at each round; 0: validation loss only."""
+    best_by: str = "loss"
+    """What chooses the best checkpoint: `loss`, `parse_rate`, or `<column>.<metric>` such as `title.exact`."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints kept on disk, the best one always among them."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention implementation; `auto` takes transformers' choice for the machine."""
+    picture_cache_gb: float = Field(default=2.0, ge=0)
+    """Memory for decoded pictures; those that fit are decoded once, the others in every epoch."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each target that is spread over the vocabulary."""
+    seed: int = 0
+    """Seeds initialisation, order and dropout; on a CPU the same seed gives the same bits."""
+
+    @property
+    def resolved_parts(self) -> dict[Part, PartSpec]:
+        """Every part with what it does: what `parts` says, else what the method says."""
+        usual = dict.fromkeys(PARTS, "full" if self.method == "full" else "frozen")
+        if self.method != "full":
+            usual["text"] = "adapted"
+        return {part: getattr(self.parts, part) or PartSpec.model_validate(usual[part]) for part in PARTS}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        trains = {part: spec.train for part, spec in self.resolved_parts.items()}
+        if trains["text"] == "full" and (self.method == "qlora" or "adapted" in trains.values()):
+            raise ValueError("parts.text cannot be full beside adapters or in 4 bits: adapt it, or adapt nothing")
+        if self.method == "full" and "adapted" in trains.values():
+            raise ValueError("parts are adapted under the methods lora and qlora: choose one of these")
+        return self
