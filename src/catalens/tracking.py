@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,9 +54,14 @@ class WandbTracker:
         import wandb
 
         mode = os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+        known = folder / "wandb_id.txt"  # a run that goes on is the same run there
+        if not known.is_file():
+            known.write_text(f"{secrets.token_hex(4)}\n", encoding="utf-8")
         try:
             self._run = wandb.init(
                 project=project,
+                id=known.read_text(encoding="utf-8").strip(),
+                resume="allow" if mode == "online" else None,
                 name=folder.name,
                 dir=str(folder),
                 config=dict(config),

@@ -98,6 +98,8 @@ class TrainingSpec(Frozen):
     """Validation rows that are generated freely at each round; 0: validation loss only."""
     best_by: str = "loss"
     """What chooses the best checkpoint: `loss`, `parse_rate`, or `<column>.<metric>` such as `title.exact`."""
+    checkpoints: int = Field(default=10, ge=1)
+    """Checkpoints written in a run, evenly spaced, besides those at validation rounds: what a kill can cost."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints kept on disk, the best one always among them."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"

@@ -39,6 +39,7 @@ from catalens.examples import usable_rows
 from catalens.model import Phi3VProcessor
 from catalens.tracking import start_tracker
 from catalens.training.callbacks import Bar, LastStep, Recorder, is_timing
+from catalens.training.checkpoints import SafeCheckpoints, SaveEvery, last_checkpoint, step_of
 from catalens.training.optimizers import make_optimizer
 from catalens.training.parts import Coverage, GradientCheck, as_json, coverage, prepare_parts
 
@@ -58,15 +59,24 @@ class Trained:
     seconds: float
 
 
-def train(recipe: Recipe, folder: Path | str, score: Score | None = None, console: Console | None = None) -> Trained:
-    """Train as the recipe says and leave a run in `folder`.
+def train(
+    recipe: Recipe,
+    folder: Path | str,
+    score: Score | None = None,
+    console: Console | None = None,
+    resume: bool = False,
+) -> Trained:
+    """Train as the recipe says and leave a run in `folder`; with `resume` go on with the one that is there.
 
-    Raises TrainingError where the folder is taken, nothing trains or the loss is no number; CatalogError,
-    CheckpointError, and TooManyBadRowsError where more than 5 % of the rows cannot be used.
+    A run that goes on ends, on a CPU, with the same weights to the bit as one that was never stopped. Raises
+    TrainingError where the folder is taken, nothing trains, the loss is no number or the run cannot go on;
+    CatalogError, CheckpointError, and TooManyBadRowsError where more than 5 % of the rows cannot be used.
     """
     folder, console = Path(folder), console or Console()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise TrainingError(f"{folder} exists already: choose another --out, or remove it first")
+    if not resume and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
+        raise TrainingError(
+            f"{folder} exists already: choose another --out, remove it, or go on with it by --resume {folder}"
+        )
     set_seed(recipe.training.seed)
     catalog = Catalog(recipe.catalog)
     processor = load_processor(recipe.model, recipe.num_crops)
@@ -82,10 +92,13 @@ def train(recipe: Recipe, folder: Path | str, score: Score | None = None, consol
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in left_out)
         (folder / "left_out.jsonl").write_text("".join(lines), encoding="utf-8")
     versions = _versions(catalog)
+    checkpoint = _resumed(folder, versions) if resume else None
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
     config = {**recipe.model_dump(mode="json"), "versions": versions, "coverage": as_json(covered)}
     tracker = start_tracker(recipe.tracking, folder, config)
+    arguments = _arguments(recipe, folder, len(usable["train"][0]))
+    often = SaveEvery(math.ceil(arguments.max_steps / recipe.training.checkpoints))
     cache = int(recipe.training.picture_cache_gb * 2**30)
     image = catalog.card.roles.image
     bar = Bar(console)
@@ -94,14 +107,20 @@ def train(recipe: Recipe, folder: Path | str, score: Score | None = None, consol
             recipe,
             None if score is None else lambda: score(model, processor),
             model=model,
-            args=_arguments(recipe, folder, len(usable["train"][0])),
+            args=arguments,
             data_collator=Collator(encoder.tokenizer.pad_token_id),
             train_dataset=ProductDataset(usable["train"][0], encoder, image, cache),
             eval_dataset=ProductDataset(usable["validation"][0], encoder, image, cache_bytes=0),
-            callbacks=[LastStep(), Recorder(folder / "metrics.jsonl", tracker), bar, GradientCheck(recipe.training)],
+            callbacks=[
+                LastStep(),
+                Recorder(folder / "metrics.jsonl", tracker),
+                bar,
+                GradientCheck(recipe.training),
+                often,
+            ],
         )
         trainer.remove_callback(transformers.PrinterCallback)
-        result = trainer.train()
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         save_best(folder / "best", model, processor, recipe.prompt)
         trained = _outcome(trainer, folder, result.metrics["train_runtime"])
         tracker.summary({f"best/{name}": value for name, value in trained.figures.items()})
@@ -112,7 +131,7 @@ def train(recipe: Recipe, folder: Path | str, score: Score | None = None, consol
     return trained
 
 
-class _CatalensTrainer(Trainer):
+class _CatalensTrainer(SafeCheckpoints):
     """Trainer with the recipe's optimizer and with figures from free generation beside the validation loss."""
 
     def __init__(self, recipe: Recipe, score: Callable[[], Mapping[str, float]] | None, **kwargs: Any) -> None:
@@ -148,6 +167,22 @@ class _CatalensTrainer(Trainer):
         return output._replace(metrics=metrics)
 
 
+def _resumed(folder: Path, versions: Mapping[str, str]) -> Path | None:
+    """The checkpoint to go on from, None where none was written; what was logged after it is taken back."""
+    if (folder / "best" / "prompt.json").is_file():
+        raise TrainingError(f"{folder} is finished: there is nothing to go on with")
+    known = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
+    if known["catalog"] != versions["catalog"]:
+        raise TrainingError(f"the catalogue has changed since {folder} was begun: train anew")
+    checkpoint = last_checkpoint(folder)
+    step = step_of(checkpoint) if checkpoint else 0
+    log = folder / "metrics.jsonl"
+    if log.is_file():
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        log.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+    return checkpoint
+
+
 def _trainable(recipe: Recipe) -> Any:
     """The model with gradients where the recipe wants them."""
     spec = recipe.training
@@ -179,7 +214,6 @@ def _arguments(recipe: Recipe, folder: Path, rows: int) -> TrainingArguments:
         save_strategy="steps",
         save_steps=every,
         save_total_limit=spec.keep_checkpoints,
-        save_only_model=True,
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{spec.best_by}",
         greater_is_better=spec.best_by.rpartition(".")[2] not in LOWER_IS_BETTER,
