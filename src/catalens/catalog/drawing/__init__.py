@@ -9,18 +9,21 @@ the same bytes. Variants (photographs of one product) follow each other and shar
 
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
+from typing import Any, TypeVar
 
 import numpy as np
 
 from catalens.catalog.drawing.assortment import BASE, DEMO, Assortment, Kind, plan_product, plan_rows
 from catalens.catalog.drawing.picture import photograph
 
-__all__ = ["BASE", "DEMO", "Assortment", "DrawnRow", "Kind", "NoiseFloor", "draw_catalog", "noise_floor"]
+__all__ = ["BASE", "DEMO", "Assortment", "DrawnRow", "Kind", "NoiseFloor", "draw_catalog", "in_pool", "noise_floor"]
+
+Drawn = TypeVar("Drawn")
 
 _CHUNK = 32  # rows a worker draws at a time: about half a second
 
@@ -57,9 +60,7 @@ def draw_catalog(
     if rows < 0 or noise < 0 or workers < 1:
         raise ValueError(f"rows={rows} and noise={noise} must not be negative, workers={workers} not below 1")
     chunks = _chunks(rows, seed, assortment, noise)
-    if workers == 1:
-        return (row for chunk in chunks for row in _draw_chunk(*chunk))
-    return _draw_in_pool(chunks, workers)
+    return in_pool(_draw_chunk, chunks, workers)
 
 
 def noise_floor(prices: Sequence[float], expected_prices: Sequence[float]) -> NoiseFloor:
@@ -101,13 +102,19 @@ def _draw_chunk(
     return drawn
 
 
-def _draw_in_pool(chunks: Iterator[_Chunk], workers: int) -> Iterator[DrawnRow]:
-    """Draw portions in processes, a few ahead of the reader, and hand them on in order."""
+def in_pool(work: Callable[..., list[Drawn]], portions: Iterator[tuple[Any, ...]], workers: int) -> Iterator[Drawn]:
+    """What `work` makes of each portion's arguments, in order: by processes, a few portions ahead of the reader.
+
+    With one worker it is done right here. `work` and the arguments have to be picklable.
+    """
+    if workers == 1:
+        yield from (made for portion in portions for made in work(*portion))
+        return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        ahead: deque[Future[list[DrawnRow]]] = deque()
+        ahead: deque[Future[list[Drawn]]] = deque()
         try:
-            for chunk in chunks:
-                ahead.append(pool.submit(_draw_chunk, *chunk))
+            for portion in portions:
+                ahead.append(pool.submit(work, *portion))
                 if len(ahead) > 2 * workers:
                     yield from ahead.popleft().result()
             while ahead:

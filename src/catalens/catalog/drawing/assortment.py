@@ -27,6 +27,11 @@ COLOURS: dict[str, tuple[str, str]] = {  # word: cloth, ink of the pattern on it
     "Orange": ("#f07414", "#fff0d6"),
     "Brown": ("#74451f", "#ecd3ac"),
 }
+PALETTE = COLOURS | {  # what a drawn product can have, beside the colours of the assortments
+    "Beige": ("#dcc7a0", "#6b5638"),
+    "Grey": ("#8b9097", "#eceef0"),
+    "Navy": ("#1c2b52", "#c9d4ee"),
+}
 COLOUR_WEIGHTS = (20, 13, 11, 13, 9, 6, 8, 6, 6, 10)
 
 PATTERNS: dict[str, tuple[float, float]] = {  # word: price factor, weight

@@ -18,8 +18,8 @@ import numpy as np
 import resvg_py
 from PIL import Image, ImageColor, ImageFilter
 
-from catalens.catalog.drawing.assortment import COLOURS, Product
-from catalens.catalog.drawing.shapes import SHAPES, STANDING
+from catalens.catalog.drawing.assortment import PALETTE, Product
+from catalens.catalog.drawing.furnishings import ALL_SHAPES, ALL_STANDING
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]  # [height, width, channels], 0 to 255
 
@@ -101,8 +101,20 @@ def take_shot(dice: random.Random, standing: bool) -> Shot:
 
 def photograph(product: Product, dice: random.Random) -> bytes:
     """Draw and photograph a product; the random numbers choose backdrop, pose, light and file format."""
-    standing = product.kind in STANDING
+    standing = product.kind in ALL_STANDING
     shot = take_shot(dice, standing)
+    backdrop = None
+    if shot.format != "RGBA":
+        style = dice.choices(("white", "grey", "paper", "room"), (35, 20, 25, 20))[0]
+        backdrop = paint_backdrop(style, shot, dice, standing)
+    return _encode(*expose(product, shot, backdrop), shot)
+
+
+def expose(product: Product, shot: Shot, backdrop: Pixels | None) -> tuple[Pixels, Pixels]:
+    """Colour [height, width, 3] and opacity [height, width, 1] of a product in front of a backdrop, 0 to 255.
+
+    Without a backdrop there is no shadow either, and the opacity is the product's own.
+    """
     box = math.ceil(shot.size)
     rendered = resvg_py.svg_to_bytes(svg_string=compose_svg(product, shot, box), skip_system_fonts=True)
     cutout = Image.open(io.BytesIO(rendered)).convert("RGBA")
@@ -111,15 +123,15 @@ def photograph(product: Product, dice: random.Random) -> bytes:
     layer.paste(cutout, corner)
     pixels = np.asarray(layer, dtype=np.float32)
     colour, alpha = pixels[..., :3] * _lighting(shot), pixels[..., 3:] / 255
-    if shot.format != "RGBA":
-        studio = _backdrop(shot, dice, standing) * (1 - _shadow(layer.getchannel("A"), shot, standing))
+    if backdrop is not None:
+        studio = backdrop * (1 - _shadow(layer.getchannel("A"), shot, product.kind in ALL_STANDING))
         colour = studio + (colour - studio) * alpha
-    return _encode(np.clip(colour, 0, 255), pixels[..., 3], shot)
+    return np.clip(colour, 0, 255), pixels[..., 3:]
 
 
 def compose_svg(product: Product, shot: Shot, box: int) -> str:
     """The product alone, on transparent ground, as an SVG `box` pixels wide."""
-    cloth, ink = COLOURS[product.colour]
+    cloth, ink = PALETTE[product.colour]
     metal, stops = _METALS.get(product.trim, (cloth, ()))
     paints = {
         "cloth": cloth if product.pattern == "Plain" else "url(#cloth)",
@@ -131,7 +143,7 @@ def compose_svg(product: Product, shot: Shot, box: int) -> str:
         "pole": metal if product.trim else "#55565c",
     }
     drawn: list[str] = []
-    for layer, mirrored, path in _layers(SHAPES[product.kind]):
+    for layer, mirrored, path in _layers(ALL_SHAPES[product.kind]):
         style, volume = LAYERS[layer]
         elements = f'<path d="{path}" {style.format_map(paints)}/>'
         if volume:
@@ -233,9 +245,8 @@ def _lighting(shot: Shot) -> Pixels:
     return (falloff * np.array([1 + shot.warmth, 1, 1 - shot.warmth])).astype(np.float32)
 
 
-def _backdrop(shot: Shot, dice: random.Random, standing: bool) -> Pixels:
-    """White studio, grey gradient, coloured paper, or a wall with a floor."""
-    style = dice.choices(("white", "grey", "paper", "room"), (35, 20, 25, 20))[0]
+def paint_backdrop(style: str, shot: Shot, dice: random.Random, standing: bool) -> Pixels:
+    """`white` studio, `grey` gradient, coloured `paper`, or `room`: a wall with a floor. [height, width, 3]."""
     hue, saturation, value = dice.random(), dice.uniform(0.06, 0.22), dice.uniform(0.86, 0.97)
     y = np.linspace(0, 1, shot.height, dtype=np.float32)[:, None, None]
     x = np.linspace(-1, 1, shot.width, dtype=np.float32)[None, :, None]

@@ -1,0 +1,114 @@
+"""What the commands share: the application, its console, progress bars, and flags that are read alike."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from catalens import __version__
+from catalens.errors import CatalensError, RecipeError
+
+EPILOG = (
+    "Exit codes: 0 done, 1 other error, 2 recipe or flag, 3 table or catalogue, 4 too many bad rows, "
+    "5 text that does not read back, 6 picture, 7 model or run, 8 training, 9 problems found by a check, "
+    "130 interrupted."
+)
+
+app = typer.Typer(
+    help="From a table of product pictures to a fine-tuned Phi-3-Vision with honest scores.\n\n"
+    "Try it on drawn pictures:  catalens demo",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(stderr=True)
+
+
+def main() -> None:
+    """Run the command line; errors of ours are one sentence and an exit code, never a traceback."""
+    # Threads that spin while they wait make a small model many times slower on a machine that does anything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one row is too little to share between threads
+    try:
+        app()
+    except CatalensError as error:
+        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.print("interrupted; `prepare` and `train --resume` go on from where they were")
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def say(text: str) -> None:
+    """Print a line that may hold anything, on the console."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int | None, str], None]]:
+    """A bar for each stage of a long command, with its rate and what goes wrong."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("[yellow]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        tasks: dict[str, Any] = {}
+
+        def heard(stage: str, done: int, total: int | None, note: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=total, completed=done, rate="", note="")
+            speed = bar.tasks[tasks[stage]].speed
+            rate = f"{speed:.0f}/s" if speed else ""
+            bar.update(tasks[stage], completed=done, total=total, rate=rate, note=escape(note))
+
+        yield heard
+
+
+def fractions_of(text: str) -> dict[str, float]:
+    """Shares of the three splits from `--splits`; RecipeError where they are none."""
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        shares = []
+    if len(shares) != 3 or not abs(sum(shares) - 1) < 1e-6 or min(shares) < 0:
+        raise RecipeError(f"--splits {text}: give three shares that sum to 1, such as 0.8,0.1,0.1")
+    return dict(zip(("train", "validation", "test"), shares, strict=True))
+
+
+def share_of(text: str) -> float:
+    """A share from `--max-bad`, as `5%` or `0.05`; RecipeError where it is none."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1
+    if not 0 <= share <= 1:
+        raise RecipeError(f"--max-bad {text}: give a share such as 5% or 0.05")
+    return share

@@ -1,0 +1,193 @@
+"""Commands that make and check catalogues: `sample`, `prepare`, `check`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from catalens.cli.app import app, console, fractions_of, say, share_of, stages
+from catalens.config import Kind, from_flags, load_recipe
+from catalens.errors import CheckError, RecipeError
+
+if TYPE_CHECKING:
+    from catalens.catalog.storage import CatalogCard
+
+
+@app.command(
+    epilog="Example:  catalens sample catalogs/practice --rows 5000 --seed 7\n\n"
+    "Example:  catalens sample catalogs/like-shop --like catalogs/shop"
+)
+def sample(
+    out: Annotated[Path, typer.Argument(help="Folder to make; it must not exist yet.")],
+    like: Annotated[Path | None, typer.Option(help="A catalogue, or a profile.json, to draw one like.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Pictures; 1000, or as many as in --like.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    noise: Annotated[
+        float | None, typer.Option(min=0, help="Log-normal noise on prices, as a standard deviation; 0.08.")
+    ] = None,
+    splits: Annotated[
+        str | None, typer.Option(help="Shares of train, validation and test; 0.8,0.1,0.1, or as in --like.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw; 0: one a core.")] = 0,
+) -> None:
+    """Draw a catalogue of product pictures whose title, category and price can be read from the picture.
+
+    With --like its words, numbers and pictures are as those of a real catalogue, and nothing of that is in it:
+    profile.json and fidelity.html, beside it, say how like it is.
+    """
+    workers = workers or os.cpu_count() or 1
+    if like is not None:
+        if noise is not None:
+            raise RecipeError("--noise: leave it out, with --like the noise comes from the profile")
+        _sample_like(out, like, rows, seed, fractions_of(splits) if splits else None, workers)
+        return
+    from catalens.catalog.sampling import sample_catalog
+
+    fractions, noise, rows = fractions_of(splits or "0.8,0.1,0.1"), 0.08 if noise is None else noise, rows or 1000
+    with stages() as heard:
+        card = sample_catalog(
+            out,
+            rows,
+            seed,
+            noise=noise,
+            workers=workers,
+            fractions=fractions,
+            progress=lambda done: heard("drawing", done, rows, ""),
+        )
+    _report_catalog(out, card)
+    floor = card.figures
+    console.print(f"noise floor of the price: median error {floor['mdape']:.1%}, mean error {floor['mae']:.1f}")
+
+
+@app.command(
+    epilog="Example:  catalens prepare DBQ/Burberry.Product.prices.United.States\n\n"
+    "Example:  catalens prepare shop.csv --image photo_url --id sku --text title --number price --out catalogs/shop"
+)
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(help="A .csv, .tsv, .parquet or .jsonl file or URL, a folder of pictures, or a dataset's id."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to make; catalogs/<name of the source> by default.")
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Column with URLs, paths or bytes of pictures; else guessed.")
+    ] = None,
+    id: Annotated[
+        str | None, typer.Option(help="Column that names the product; variants share it; else guessed.")
+    ] = None,
+    text: Annotated[list[str] | None, typer.Option(help="Text column to learn; repeatable.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="Category column to learn; repeatable.")] = None,
+    number: Annotated[list[str] | None, typer.Option(help="Number column to learn; repeatable.")] = None,
+    splits: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.8,0.1,0.1",
+    max_bad: Annotated[str, typer.Option(help="Largest share of rows that may be left out.")] = "5%",
+    retry: Annotated[str | None, typer.Option(metavar="failed", help="Ask again for pictures that failed.")] = None,
+    max_side: Annotated[int | None, typer.Option(min=16, help="Make larger pictures smaller, in pixels.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 64,
+    per_host: Annotated[int, typer.Option(min=1, help="Requests at a time to one host.")] = 16,
+    rate: Annotated[float, typer.Option(min=0.5, help="Most requests a second to one host.")] = 50,
+    allow_private_hosts: Annotated[
+        bool, typer.Option(help="Also fetch from loopback and private addresses.")
+    ] = False,
+    ignore_noai: Annotated[bool, typer.Option(help="Fetch what a server marks as noai or noimageai.")] = False,
+    decimal: Annotated[str, typer.Option(help="Sign before the digits after the point in numbers.")] = ".",
+    thousands: Annotated[str, typer.Option(help="Sign between groups of digits in numbers.")] = "",
+    encoding: Annotated[str | None, typer.Option(help="Encoding of a CSV; else detected.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV; else detected.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for tables beyond one machine.")] = "local",
+) -> None:
+    """Make a catalogue of a table: pictures fetched and checked, near-duplicates tied, split by product, stored.
+
+    A run that was stopped goes on from where it was; a second run asks only for what is missing.
+    """
+    from catalens.catalog.preparing import PrepareSpec
+    from catalens.catalog.preparing import prepare as prepare_source
+    from catalens.catalog.roles import Columns
+
+    fields: list[tuple[str, Kind]] = [
+        *((name, "text") for name in text or []),
+        *((name, "category") for name in category or []),
+        *((name, "number") for name in number or []),
+    ]
+    names = [name for name in (image, id, *(name for name, _ in fields)) if name]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise RecipeError(f"column {twice!r} has two roles: give each column one of --image, --id, --text, ...")
+    if retry not in (None, "failed"):
+        raise RecipeError(f"--retry {retry}: the only choice is failed")
+    spec = from_flags(
+        PrepareSpec,
+        {
+            "fractions": fractions_of(splits),
+            "max_bad": share_of(max_bad),
+            "numbers": {"decimal": decimal, "thousands": thousands},
+            "max_side": max_side,
+            "encoding": encoding,
+            "delimiter": delimiter,
+            "engine": engine,
+            "download": {
+                "concurrency": concurrency,
+                "per_host": per_host,
+                "per_host_rate": rate,
+                "allow_private_hosts": allow_private_hosts,
+                "obey_noai": not ignore_noai,
+            },
+        },
+    )
+    columns = Columns(image, id, dict(fields))
+    with stages() as heard:
+        folder, card = prepare_source(source, out, columns, spec, retry == "failed", heard, say)
+    _report_catalog(folder, card)
+
+
+@app.command(epilog="Example:  catalens check catalogs/demo --recipe recipes/tiny.yaml")
+def check(
+    catalog: Annotated[Path, typer.Argument(help="Folder of a catalogue.")],
+    recipe: Annotated[Path | None, typer.Option(help="Reckon with its prompt, model and batch size.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File of the page; check.html in the catalogue by default.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")] = False,
+) -> None:
+    """Say what is wrong with a catalogue and what training on it costs, before an expensive run.
+
+    Exit code 9 where something is wrong enough to make scores false or stop a run; with --strict also where a warning
+    is given; else 0. Nothing is downloaded: a model that is not on disk is reckoned as Phi-3-Vision.
+    """
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a title beyond the model's length is a finding
+    from catalens.catalog.checking import check_catalog
+    from catalens.catalog.checking.terminal import print_check
+    from catalens.collation import plan_check
+
+    plan = plan_check(catalog, load_recipe(recipe) if recipe else None)
+    with stages() as heard:
+        checked = check_catalog(catalog, out, plan, lambda done, all: heard("checking", done, all, ""))
+    print_check(checked, Console())
+    print(f"page: {checked.page}")
+    if checked.count("error") or (strict and checked.count("warning")):
+        raise CheckError(f"{catalog} is not ready to train on: mend what {checked.page} names, each with its fix")
+
+
+def _sample_like(out: Path, like: Path, rows: int | None, seed: int, fractions: Any, workers: int) -> None:
+    from catalens.catalog.mimicking import mimic_catalog
+    from catalens.catalog.mimicking.terminal import print_fidelity
+    from catalens.collation import TinyMeter
+
+    with stages() as heard:
+        made = mimic_catalog(
+            out, like, rows, seed, fractions, workers, TinyMeter, lambda stage, done, all: heard(stage, done, all, "")
+        )
+    _report_catalog(out, made.card)
+    print_fidelity(made, Console())
+    print(f"page: {out / 'fidelity.html'}")
+
+
+def _report_catalog(out: Path, card: "CatalogCard") -> None:
+    counts = ", ".join(f"{rows} {split}" for split, rows in card.rows.items())
+    console.print(f"{out}: {counts} rows of {sum(card.products.values())} products", highlight=False, markup=False)
+    for reason, count in card.left_out.items():
+        console.print(f"[yellow]left out {count}:[/] {escape(f'{reason} (named in {out}/rejected.parquet)')}")

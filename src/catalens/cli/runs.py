@@ -1,0 +1,160 @@
+"""Commands that train, score and use models: `demo`, `train`, `evaluate`, `predict`, `recipe-schema`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from catalens.cli.app import app, console
+from catalens.cli.catalogs import sample
+from catalens.config import Recipe, load_recipe
+from catalens.errors import CheckpointError, PictureError, RecipeError
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe: --set training.epochs=3"),
+]
+
+
+@app.command(epilog="Example:  catalens demo --rows 3040")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
+    catalog: Annotated[Path, typer.Option(help="Folder of the drawn catalogue; drawn if absent.")] = Path(
+        "catalogs/demo"
+    ),
+    rows: Annotated[int, typer.Option(min=100, help="Pictures to draw.")] = 3040,
+    overrides: Overrides = None,
+) -> None:
+    """Draw a catalogue, fine-tune the tiny Phi-3-Vision on it, score it beside baselines: minutes on a laptop."""
+    from catalens.checkpoint import DEMO_RECIPE
+
+    recipe = load_recipe(DEMO_RECIPE, [f"catalog={json.dumps(str(catalog))}", *(overrides or [])])
+    if catalog.exists():
+        console.print(f"using the catalogue in {catalog} as it is; remove it to draw {rows} rows", markup=False)
+    else:
+        sample(catalog, rows=rows, splits="0.84,0.05,0.11")
+    if out.exists():
+        spare = next(
+            out.with_name(f"{out.name}-{n}") for n in range(2, 10**6) if not out.with_name(f"{out.name}-{n}").exists()
+        )
+        out.rename(spare)
+        console.print(f"{out} was there: moved to {spare}", markup=False)
+    _train(recipe, out)
+    evaluate(out)
+
+
+@app.command(
+    epilog="Example:  catalens train recipes/tiny.yaml --set training.epochs=3 --out runs/first\n\n"
+    "Example:  catalens train --resume runs/first"
+)
+def train(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A recipe; see recipes/ and `catalens recipe-schema`.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<name of the recipe> by default.")] = None,
+    model: Annotated[str | None, typer.Option(help="A hub id, a folder, or tiny; replaces the recipe's.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Fine-tune a model as the recipe says; the best checkpoint is kept, every figure is tracked.
+
+    A run that was stopped, by a kill or a full disk, goes on from its last checkpoint with --resume.
+    """
+    if resume is not None:
+        if recipe or out or model or overrides:
+            raise RecipeError("--resume goes on with the run's own recipe: give nothing else")
+        _train(load_recipe(_in_run(resume)), resume, resume=True)
+        return
+    if recipe is None:
+        raise RecipeError("give a recipe, such as recipes/tiny.yaml, or --resume RUN")
+    resolved = load_recipe(recipe, [*([f"model={json.dumps(model)}"] if model else []), *(overrides or [])])
+    _train(resolved, out or Path("runs") / recipe.stem)
+
+
+@app.command(epilog="Example:  catalens evaluate runs/demo --split test")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    split: Annotated[str | None, typer.Option(help="Split to score; the recipe's by default.")] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Score a sample of this many rows.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score a run by free generation, beside baselines, the untrained model, blanked and shuffled pictures."""
+    from catalens.evaluation import evaluate as evaluate_run
+    from catalens.evaluation.terminal import print_scores
+
+    sets = [f"evaluation.split={split}"] if split else []
+    sets += [f"evaluation.rows={rows}"] if rows else []
+    recipe = load_recipe(_in_run(run), [*sets, *(overrides or [])])
+    result = evaluate_run(run, recipe, console)
+    print_scores(result.metrics, result.prompt, Console())
+    print(f"report: {result.folder / 'report.html'}")
+
+
+@app.command(epilog="Example:  catalens predict runs/demo photo.jpg another.png")
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    photos: Annotated[list[Path], typer.Argument(help="Pictures.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures written about together.")] = 16,
+) -> None:
+    """Print one JSON line a picture: its fields, or an `error`; exit code 6 where any failed."""
+    from catalens.catalog.pictures import open_picture
+    from catalens.checkpoint import load_run
+    from catalens.examples import parse_answer
+    from catalens.inference import Writer
+
+    loaded = load_run(run)
+    longest = loaded.recipe.evaluation.max_new_tokens
+    writer = Writer(loaded.model, loaded.processor, loaded.prompt, batch_size, longest)
+    failed = 0
+    for start in range(0, len(photos), batch_size):
+        batch: list[tuple[Path, bytes | None, str | None]] = []
+        for path in photos[start : start + batch_size]:
+            try:
+                data = path.read_bytes()
+                open_picture(data)
+                batch.append((path, data, None))
+            except (OSError, PictureError) as error:
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                batch.append((path, None, f"picture cannot be read: {reason}"))
+        answers = iter(writer.answers([data for _, data, _ in batch if data is not None]))
+        for path, data, error in batch:
+            line: dict[str, Any] = {"file": str(path)}
+            if data is not None:
+                text = next(answers)
+                answer = parse_answer(loaded.prompt, text)
+                error = None if answer.values is not None else f"answer {text!r} {answer.error}"
+                line |= answer.values or {}
+            if error is not None:
+                line["error"] = error
+                failed += 1
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+    if failed:
+        raise typer.Exit(PictureError.exit_code)
+
+
+@app.command("recipe-schema", epilog="Example:  catalens recipe-schema > recipe.schema.json")
+def recipe_schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+def _train(recipe: Recipe, out: Path, resume: bool = False) -> None:
+    from catalens.evaluation import validation_scorer
+    from catalens.training import train as train_run
+
+    trained = train_run(recipe, out, validation_scorer(recipe), console, resume)
+    console.print(
+        f"best checkpoint: step {trained.best_step} of {trained.steps} by {recipe.training.best_by}, "
+        f"{trained.seconds:.0f} s; run in {out}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _in_run(run: Path) -> Path:
+    path = run / "recipe.yaml"
+    if not path.is_file():
+        raise CheckpointError(f"{run} is not a run (no recipe.yaml): give the folder that `catalens train` made")
+    return path
