@@ -87,15 +87,9 @@ def train(
     covered = coverage(model, recipe.training)
     _describe(covered, {split: len(rows) for split, (rows, _) in usable.items()}, left_out, console)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "coverage.json").write_text(json.dumps(as_json(covered), indent=2) + "\n", encoding="utf-8")
-    if left_out:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in left_out)
-        (folder / "left_out.jsonl").write_text("".join(lines), encoding="utf-8")
     versions = _versions(catalog)
     checkpoint = _resumed(folder, versions) if resume else None
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
-    config = {**recipe.model_dump(mode="json"), "versions": versions, "coverage": as_json(covered)}
+    config = _explain(folder, recipe, versions, covered, left_out)
     tracker = start_tracker(recipe.tracking, folder, config)
     arguments = _arguments(recipe, folder, len(usable["train"][0]))
     often = SaveEvery(math.ceil(arguments.max_steps / recipe.training.checkpoints))
@@ -165,6 +159,23 @@ class _CatalensTrainer(SafeCheckpoints):
             **{f"{metric_key_prefix}_{name}": v for name, v in figures.items()},
         }
         return output._replace(metrics=metrics)
+
+
+def _explain(
+    folder: Path,
+    recipe: Recipe,
+    versions: Mapping[str, str],
+    covered: Mapping[Part, Coverage],
+    left_out: Sequence[Mapping[str, str]],
+) -> dict[str, Any]:
+    """Write what the run is made of into its folder; the same for the tracker."""
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+    (folder / "coverage.json").write_text(json.dumps(as_json(covered), indent=2) + "\n", encoding="utf-8")
+    if left_out:
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in left_out)
+        (folder / "left_out.jsonl").write_text("".join(lines), encoding="utf-8")
+    return {**recipe.model_dump(mode="json"), "versions": versions, "coverage": as_json(covered)}
 
 
 def _resumed(folder: Path, versions: Mapping[str, str]) -> Path | None:
