@@ -100,15 +100,20 @@ def save_best(folder: Path, model: Any, processor: Phi3VProcessor, prompt: Promp
     """Write a trained model, or its adapter, with all that inference needs."""
     model.config.use_cache = True  # Trainer switches it off
     model.save_pretrained(folder)
+    greedy(processor).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "prompt.json").write_text(prompt.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def greedy(processor: Phi3VProcessor) -> GenerationConfig:
+    """Greedy generation that ends at `<|end|>` or at the tokenizer's own end."""
     tokenizer: Any = processor.tokenizer
-    GenerationConfig(
+    return GenerationConfig(
         do_sample=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted({tokenizer.convert_tokens_to_ids(END), tokenizer.eos_token_id}),
         pad_token_id=tokenizer.pad_token_id,
-    ).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    (folder / "prompt.json").write_text(prompt.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    )
 
 
 def load_run(folder: Path | str, dtype: torch.dtype | None = None) -> Run:

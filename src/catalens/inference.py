@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import GenerationConfig
 
 from catalens.catalog.pictures import open_picture, picture_size
+from catalens.checkpoint import greedy
 from catalens.config import PromptSpec
 from catalens.examples import END, render_prompt
 from catalens.model import Phi3VProcessor
@@ -31,13 +31,8 @@ class Writer:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.tokenizer: Any = processor.tokenizer
         self._prompt = render_prompt(prompt)
-        self._generation = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=sorted({self.tokenizer.convert_tokens_to_ids(END), self.tokenizer.eos_token_id}),
-            pad_token_id=self.tokenizer.pad_token_id,
-            bos_token_id=self.tokenizer.bos_token_id,
-        )
+        self._generation = greedy(processor)
+        self._generation.max_new_tokens = max_new_tokens
 
     def answers(self, pictures: Sequence[bytes], progress: Callable[[int], None] = lambda done: None) -> list[str]:
         """One answer a picture, in their order; `progress` hears how many are done.
