@@ -11,8 +11,8 @@ choice of rope factors. Two places where the original is wrong, and what happens
    the cache at the step at which a row crosses and feeds everything again, pictures included, which gives
    what a run without a cache gives. Who keeps a cache by hand must start it afresh at the crossing.
 2. The second family picks the factors by the padded length. Here padding never counts, and neither does the
-   length of a neighbour: each row of a batch goes by its own largest position, so that it gives the same in
-   any batch.
+   length of a neighbour: each row of a batch, and each sample packed into a row, goes by its own largest
+   position, so that it gives the same in any company.
 
 Shapes: B rows, T tokens, H hidden size, V vocabulary, N pictures, C crops of all pictures, S crop side in
 pixels, h x w crops of a picture, m embeddings along a crop's side, F features of a merged patch.
@@ -21,6 +21,7 @@ pixels, h x w crops of a picture, m embeddings along a crop's side, F features o
 from typing import Any
 
 import torch
+from torch import distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionModel
@@ -32,9 +33,17 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration import Phi3VConfig
 from .generation import PictureGenerationMixin, positions_of
+from .loss import linear_cross_entropy
 from .vision import Phi3VImageEmbedding
 
 IGNORED = -100
+
+
+def _longest(position_ids: torch.Tensor) -> torch.Tensor:
+    """For each position of [B, T], the largest of its sample; in a packed row a sample starts at position 0."""
+    samples = (position_ids == 0).cumsum(-1)
+    largest = position_ids.new_zeros(position_ids.shape[0], position_ids.shape[1] + 1)
+    return largest.scatter_reduce(-1, samples, position_ids, "amax").gather(-1, samples)
 
 
 class Phi3VRotaryEmbedding(nn.Module):
@@ -64,8 +73,8 @@ class Phi3VRotaryEmbedding(nn.Module):
         """Cosine and sine [B, T, head_dim] for `position_ids` [B, T], in the dtype of `x`."""
         inverse = torch.tensor(self.short, device=x.device)
         if self.limit is not None:
-            beyond = position_ids.amax(-1)[:, None, None] >= self.limit
-            inverse = torch.where(beyond, torch.tensor(self.long, device=x.device), inverse)  # [B, 1, head_dim / 2]
+            beyond = _longest(position_ids)[..., None] >= self.limit  # [B, T, 1]
+            inverse = torch.where(beyond, torch.tensor(self.long, device=x.device), inverse)  # [B, T, head_dim / 2]
         angles = position_ids[..., None].float() * inverse
         angles = torch.cat((angles, angles), dim=-1)
         return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
@@ -185,7 +194,19 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
                 f"input_ids hold {wanted} picture slots but the pictures given make {given} tokens: "
                 "pass input_ids, pixel_values and image_sizes of one processor call"
             )
-        return embeds if pictures is None else embeds.masked_scatter(slots[..., None], pictures.to(embeds.device))
+        if pictures is not None:
+            return embeds.masked_scatter(slots[..., None], pictures.to(embeds.device))
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # the other processes wait for this one's tower and projector, in the forward or in the backward pass
+            return embeds + 0 * self._blank_picture().sum().to(embeds.dtype)
+        return embeds
+
+    def _blank_picture(self) -> torch.Tensor:
+        """Embeddings [tokens, H] of an empty picture."""
+        weight = self.vision_embed_tokens.glb_GN
+        side = self.config.crop_size
+        crops = torch.zeros(2, 3, side, side, dtype=weight.dtype, device=weight.device)
+        return self.get_image_features(crops, torch.tensor([[side, side]]))
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -315,10 +336,14 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
     def _loss(self, hidden: torch.Tensor, labels: torch.Tensor, count: Any, smoothing: float) -> torch.Tensor:
         following = labels[:, 1:].to(hidden.device)
         labelled = following != IGNORED
-        logits = self.lm_head(hidden[:, :-1][labelled])  # [labels, V]
-        total = F.cross_entropy(logits.float(), following[labelled], reduction="sum", label_smoothing=smoothing)
+        answers, targets = hidden[:, :-1][labelled], following[labelled]  # [labels, H], [labels]
+        if type(self.lm_head) is nn.Linear:
+            total = linear_cross_entropy(answers, self.lm_head.weight, targets, smoothing)
+        else:  # a head with an adapter, or wrapped, computes in its own way
+            logits = self.lm_head(answers).float()  # [labels, V]
+            total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         if count is None:
-            count = logits.shape[0]
+            count = len(targets)
         if isinstance(count, torch.Tensor):
             return total / count.to(total.device).clamp(min=1)
         return total / max(count, 1)

@@ -47,8 +47,10 @@ class Phi3VImageEmbedding(nn.Module):
         )
 
     def crop_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Tower features [C, m, m, F] of crops [C, 3, S, S], two by two patches merged."""
-        features = self.img_processor(pixel_values)  # [C, 2m, 2m, F/4]
+        """Tower features [C, m, m, F] of crops [C, 3, S, S], 2x2 patches merged; a frozen tower leaves no graph."""
+        learns = pixel_values.requires_grad or any(p.requires_grad for p in self.img_processor.parameters())
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            features = self.img_processor(pixel_values)  # [C, 2m, 2m, F/4]
         features = features.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [C, m, 2, m, 2, F/4]
         return features.transpose(2, 3).flatten(3)  # [C, m, m, F]
 
@@ -74,12 +76,12 @@ class Phi3VImageEmbedding(nn.Module):
         n, m = crops.shape[0], crops.shape[2]
         sub = crops[:, 1:].unflatten(1, (h, w)).transpose(2, 3)  # [n, h, m, w, m, F]
         sub = sub.reshape(n, h * m, w * m, -1)
-        separator = self.glb_GN.expand(n, -1, -1)
+        separator = self.glb_GN.flatten().expand(n, 1, -1)  # flat, its gradient lies as DDP wants it
         return torch.cat([self._end_rows(sub), separator, self._end_rows(crops[:, 0])], dim=1)
 
     def _end_rows(self, image: torch.Tensor) -> torch.Tensor:
         """[n, rows, columns, F] -> [n, rows * (columns + 1), F]: `sub_GN` closes every row."""
-        ends = self.sub_GN.expand(*image.shape[:2], -1, -1)
+        ends = self.sub_GN.flatten().expand(*image.shape[:2], 1, -1)
         return torch.cat([image, ends], dim=2).flatten(1, 2)
 
 
