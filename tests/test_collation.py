@@ -3,9 +3,9 @@ import torch
 
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import load_processor
-from catalens.collation import IGNORED, Collator, Encoder, ProductDataset
+from catalens.collation import IGNORED, Collator, DecodedPictures, Encoder, ProductDataset
 from catalens.config import PromptSpec
-from catalens.errors import CheckpointError, PromptError
+from catalens.errors import CheckpointError, PromptError, TrainingError
 from catalens.examples import render_answer, render_prompt
 
 
@@ -53,21 +53,49 @@ def test_pictures_are_decoded_once_while_they_fit(encoder: Encoder, rows, monkey
     original = Encoder.picture
     monkeypatch.setattr(Encoder, "picture", lambda self, data: decoded.append(1) or original(self, data))
     size = original(encoder, rows[0]["image"]).pixel_values.nbytes
-    for cache, expected in ((10 * size, 3), (0, 6)):
-        dataset = ProductDataset(rows[:3], encoder, "image", cache)
+    for room, expected in ((10 * size, 3), (0, 3 + 6)):
+        pictures = DecodedPictures(encoder, room)
         decoded.clear()
+        for row in rows[:3]:
+            pictures.look(row["image"])
+        dataset = ProductDataset(rows[:3], encoder, "image", pictures)
         first = [dataset[index] for index in range(len(dataset))]
         again = [dataset[index] for index in range(len(dataset))]
         assert len(decoded) == expected
         assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(first, again, strict=True))
 
 
+def test_a_row_that_only_fills_a_place_has_no_label(encoder: Encoder, rows):
+    dataset = ProductDataset(rows[:3], encoder, "image", encoder.picture)
+    filler, row = dataset[~1], dataset[1]
+    assert (filler["labels"] == IGNORED).all()
+    assert torch.equal(filler["input_ids"], row["input_ids"])
+    assert (row["labels"] != IGNORED).any()
+    assert dataset.lengths() == [len(dataset[index]["input_ids"]) for index in range(3)]
+
+
+def test_a_picture_that_went_bad_names_its_row(encoder: Encoder, rows):
+    dataset = ProductDataset([rows[0] | {"image": rows[0]["image"][:200]}], encoder, "image", encoder.picture)
+    with pytest.raises(TrainingError, match=rf"row \(.*{rows[0]['product_code']}.*\): picture .*--resume"):
+        dataset[0]
+
+
+def test_a_packed_batch_is_one_row_without_padding(encoder: Encoder, rows):
+    examples = [encoder.example(row, encoder.picture(row["image"])) for row in rows[:6]]
+    batch = Collator(encoder.tokenizer.pad_token_id, packed=True)(examples)
+    lengths = [len(example["input_ids"]) for example in examples]
+    assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape == (1, sum(lengths))
+    assert "attention_mask" not in batch
+    assert batch["position_ids"][0].tolist() == [place for length in lengths for place in range(length)]
+
+
 def test_a_row_whose_tokens_do_not_read_back_is_named(encoder: Encoder, rows):
+    answer = render_answer(encoder.prompt, rows[0])
     lossy = Encoder(load_processor("tiny"), PromptSpec())
     lossy.tokenizer.decode = lambda ids: "something else"
     with pytest.raises(PromptError, match="row 7"):
-        lossy.check(rows[0], "row 7")
-    encoder.check(rows[0], "row 7")
+        lossy.check(answer, "row 7")
+    encoder.check(answer, "row 7")
 
 
 def test_a_tokenizer_that_melts_prompt_and_answer_is_refused():

@@ -356,11 +356,11 @@ def test_too_many_of_no_use_are_an_error(catalog):
 
 
 def test_a_check_of_the_caller_counts_as_well(catalog):
-    def check(row, name):
-        if row["code"] == "P3":
+    def check(answer, name):
+        if answer == "Product: Hat<|end|>":
             raise PromptError(f"{name}: no")
 
-    good, bad = usable_rows(catalog(*["Bag"] * 20), TITLE, "test", check)
+    good, bad = usable_rows(catalog(*["Bag"] * 3, "Hat", *["Bag"] * 16), TITLE, "test", check)
     assert (len(good), bad) == (19, ["test row 4 (P3): no"])
 
 

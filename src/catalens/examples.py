@@ -87,12 +87,17 @@ def parse_answer(spec: PromptSpec, text: str) -> Answer:
 
 
 def usable_rows(
-    catalog: Catalog, spec: PromptSpec, split: str, check: Callable[[Mapping[str, Any], str], object] | None = None
+    catalog: Catalog,
+    spec: PromptSpec,
+    split: str,
+    check: Callable[[str, str], object] = lambda answer, name: None,
+    look: Callable[[bytes], object] = open_picture,
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of a split whose text reads back and whose picture decodes, and the reasons against the others.
 
-    `check` is also called with each row and its name, and raises PromptError against one. Raises CatalogError as
-    `Catalog.rows`, and TooManyBadRowsError where more than `MAX_BAD` of the rows are of no use.
+    `check` is called with each row's answer and name, and raises PromptError against it; `look` with its picture,
+    and raises PictureError. Raises CatalogError as `Catalog.rows`, and TooManyBadRowsError where more than `MAX_BAD`
+    of the rows are of no use.
     """
     roles = catalog.card.roles
     rows = catalog.rows(split, [roles.image, roles.id, *(field.column for field in spec.fields)])
@@ -101,10 +106,8 @@ def usable_rows(
     for number, row in enumerate(rows, start=1):
         name = f"{split} row {number} ({row[roles.id]})"
         try:
-            render_answer(spec, row, name)
-            if check:
-                check(row, name)
-            open_picture(row[roles.image])
+            check(render_answer(spec, row, name), name)
+            look(row[roles.image])
             good.append(row)
         except PromptError as error:
             bad.append(str(error))

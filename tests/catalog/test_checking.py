@@ -16,14 +16,15 @@ from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from catalens.catalog.checking import Check, check_catalog
-from catalens.catalog.checking.distributions import FAR, Scale, histogram, modified_z, spelling_twins
+from catalens.catalog.checking.distributions import FAR, modified_z, spelling_twins
 from catalens.catalog.checking.evidence import Finding
 from catalens.catalog.checking.rules import RULES
-from catalens.catalog.checking.scanning import LARGEST
+from catalens.catalog.histograms import Scale, histogram
+from catalens.catalog.scanning import LARGEST
 from catalens.catalog.storage import CatalogWriter, LeftOut, Roles
 from catalens.cli import app, main
-from catalens.collation import plan_check
 from catalens.config import make_recipe
+from catalens.costing import plan_check
 from catalens.errors import CatalogError, RecipeError
 
 ROLES = Roles(id="sku", fields={"title": "text", "kind": "category", "price": "number"})

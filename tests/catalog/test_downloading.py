@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from catalens import __version__
 from catalens.catalog.downloading import Downloader, DownloadSpec, Fetched, Network
-from catalens.catalog.downloading.headers import forbidding_directive, retry_after
+from catalens.catalog.downloading.fetching import forbidding_directive, retry_after
 from catalens.catalog.downloading.network import refusal
 from catalens.catalog.downloading.pacing import Host
 from catalens.catalog.pictures import open_picture

@@ -148,8 +148,8 @@ def test_mix_is_as_skewed_as_a_shop(products):
 
 def test_noise_floor_is_what_the_noise_implies(products):
     floor = noise_floor([p.price for p in products], [p.expected_price for p in products])
-    assert floor.median_ape == pytest.approx(0.6745 * NOISE, rel=0.05)
-    assert floor.mae == pytest.approx(0.06 * statistics.mean(p.price for p in products), rel=0.15)
+    assert floor["mdape"] == pytest.approx(0.6745 * NOISE, rel=0.05)
+    assert floor["mae"] == pytest.approx(0.06 * statistics.mean(p.price for p in products), rel=0.15)
     with pytest.raises(ValueError, match="at least one row"):
         noise_floor([], [])
 

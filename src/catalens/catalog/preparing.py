@@ -217,7 +217,7 @@ class _Work:
             "image_column": self.image,
             "fractions": dict(self.spec.fractions),
         }
-        floats = [n for n, kind in self.roles.fields.items() if kind == "number" and n not in keys.integers]
+        floats = [name for name in self.roles.columns("number") if name not in keys.integers]
         with CatalogWriter(self.out, self.roles, provenance, keys.integers, replace=True) as writer:
             for row, stored in self._results():
                 left_out = LeftOut(row=row.number, id=row.id, url=row.picture, reason=row.reason or TIED)
@@ -242,10 +242,10 @@ class _Work:
 
     def _keys(self) -> _Keys:
         products, contents, categories, prints = array("Q"), array("Q"), array("q"), bytearray()
-        column = next((name for name, kind in self.roles.fields.items() if kind == "category"), None)
+        column = self.roles.leading
         numbered: dict[str, int] = {}
         broken: set[str] = set()
-        numbers = [name for name, kind in self.roles.fields.items() if kind == "number"]
+        numbers = self.roles.columns("number")
         for path in self._shards():
             with Shard(path) as shard:
                 for id, fields, sha256, fingerprint in shard.keys_of_pictures():

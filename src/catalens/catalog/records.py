@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -117,18 +117,9 @@ class Shard:
     def record(self, number: int, record: Record) -> None:
         """Write down what came of a row; durable when this returns."""
         self._database.execute(
-            "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                number,
-                record.reason,
-                record.status,
-                record.final_url,
-                record.attempts,
-                record.received,
-                record.sha256,
-                record.fingerprint,
-                record.stored,
-            ),
+            "INSERT INTO records (number, reason, stored, sha256, fingerprint, status, final_url, attempts, bytes) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (number, *astuple(record)),
         )
 
     def forget_failed(self) -> int:

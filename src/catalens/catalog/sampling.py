@@ -44,6 +44,5 @@ def sample_catalog(
             prices.append(row.full_price)
             expected.append(row.expected_price)
             progress(done)
-        floor = noise_floor(prices, expected)
-        writer.figures = {"mdape": floor.median_ape, "mae": floor.mae}
+        writer.figures = noise_floor(prices, expected)
     return writer.card

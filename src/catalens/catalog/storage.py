@@ -12,7 +12,6 @@ Written into a folder beside it and renamed at the end: a catalogue is whole or 
 """
 
 import hashlib
-import io
 import json
 import shutil
 from array import array
@@ -36,6 +35,7 @@ SHARD_BYTES = 256 * 2**20
 GROUP_BYTES = 16 * 2**20
 GROUP_ROWS = 1000
 BATCH_ROWS = 256
+REJECTED = pa.schema([("row", pa.int64()), ("id", pa.string()), ("url", pa.string()), ("reason", pa.string())])
 EXTENSIONS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
 
 
@@ -48,6 +48,15 @@ class Roles(Frozen):
     """Columns to learn, with their kinds."""
     image: str = "image"
     """Column of the picture, an Image feature of Hugging Face datasets."""
+
+    def columns(self, kind: Kind) -> list[str]:
+        """Columns of a kind."""
+        return [name for name, own in self.fields.items() if own == kind]
+
+    @property
+    def leading(self) -> str | None:
+        """The first category column: numbers are compared within its categories."""
+        return next(iter(self.columns("category")), None)
 
 
 class LeftOut(Frozen):
@@ -117,7 +126,7 @@ class CatalogWriter:
         self.figures: dict[str, float] = {}
         aside = self.folder.parent / f".{self.folder.name}.partial"
         self._left_out: Counter[str] = Counter()
-        self._rejected = _Rejected(aside / "rejected.parquet")
+        self._rejected = _File(aside / "rejected.parquet", REJECTED)
         self._aside = aside
         schema = _schema(roles, self.integer_fields)
         self._shards = {split: _Shards(aside / "data", split, schema) for split in SPLITS}
@@ -158,7 +167,7 @@ class CatalogWriter:
     def leave_out(self, row: LeftOut) -> None:
         """Record a row that is not in the catalogue."""
         self._left_out[row.reason.split(":")[0]] += 1
-        self._rejected.add(row)
+        self._rejected.add(row.model_dump())
 
     @cached_property
     def card(self) -> CatalogCard:
@@ -183,17 +192,21 @@ class CatalogWriter:
         (self._aside / "README.md").write_text(_dataset_card(self.card), encoding="utf-8")
 
 
-class _Rejected:
-    """`rejected.parquet`, written a group at a time; no file where no row is left out."""
+class _File:
+    """A Parquet file that is written a group of rows at a time; there is none where there are no rows."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._group: list[LeftOut] = []
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.schema = path, schema
+        self.bytes = 0
+        """Of the pictures that are written."""
+        self._group: list[dict[str, Any]] = []
+        self._group_bytes = 0
         self._writer: pq.ParquetWriter | None = None
 
-    def add(self, row: LeftOut) -> None:
+    def add(self, row: dict[str, Any], size: int = 0) -> None:
         self._group.append(row)
-        if len(self._group) == GROUP_ROWS:
+        self._group_bytes += size
+        if self._group_bytes >= GROUP_BYTES or len(self._group) == GROUP_ROWS:
             self._flush()
 
     def close(self) -> None:
@@ -203,54 +216,35 @@ class _Rejected:
             self._writer.close()
 
     def _flush(self) -> None:
-        columns = {"row": pa.int64(), "id": pa.string(), "url": pa.string(), "reason": pa.string()}
-        schema = pa.schema(list(columns.items()))
-        self._writer = self._writer or pq.ParquetWriter(self.path, schema)
-        self._writer.write_table(pa.Table.from_pylist([row.model_dump() for row in self._group], schema=schema))
-        self._group = []
+        self._writer = self._writer or pq.ParquetWriter(self.path, self.schema)
+        self._writer.write_table(pa.Table.from_pylist(self._group, schema=self.schema))
+        self.bytes += self._group_bytes
+        self._group, self._group_bytes = [], 0
 
 
 class _Shards:
-    """The Parquet files of one split; numbered `-of-N` when N is known."""
+    """The files of one split, numbered `-of-N` when N is known; none of an empty one: datasets cannot read it."""
 
     def __init__(self, folder: Path, split: str, schema: pa.Schema) -> None:
         self.folder, self.split, self.schema = folder, split, schema
         self.rows = 0
-        self._count = self._group_bytes = self._shard_bytes = 0
-        self._group: list[dict[str, Any]] = []
-        self._writer: pq.ParquetWriter | None = None
+        self._files: list[_File] = []
 
     def add(self, row: dict[str, Any], size: int) -> None:
+        if not self._files or self._files[-1].bytes >= SHARD_BYTES:
+            self._end_file()
+            self._files.append(_File(self.folder / f"{self.split}-{len(self._files):05d}.partial", self.schema))
         self.rows += 1
-        self._group.append(row)
-        self._group_bytes += size
-        if self._group_bytes >= GROUP_BYTES or len(self._group) == GROUP_ROWS:
-            self._flush()
+        self._files[-1].add(row, size)
 
     def close(self) -> None:
-        if self._group:  # an empty split has no file: datasets cannot read one
-            self._flush()
-        self._end_shard()
-        for number in range(self._count):
-            self._partial(number).rename(self.folder / f"{self.split}-{number:05d}-of-{self._count:05d}.parquet")
+        self._end_file()
+        for number, file in enumerate(self._files):
+            file.path.rename(self.folder / f"{self.split}-{number:05d}-of-{len(self._files):05d}.parquet")
 
-    def _partial(self, number: int) -> Path:
-        return self.folder / f"{self.split}-{number:05d}.partial"
-
-    def _flush(self) -> None:
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._partial(self._count), self.schema)
-            self._count += 1
-        self._writer.write_table(pa.Table.from_pylist(self._group, schema=self.schema))
-        self._shard_bytes += self._group_bytes
-        self._group, self._group_bytes = [], 0
-        if self._shard_bytes >= SHARD_BYTES:
-            self._end_shard()
-
-    def _end_shard(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._writer, self._shard_bytes = None, 0
+    def _end_file(self) -> None:
+        if self._files:
+            self._files[-1].close()
 
 
 class Catalog:
@@ -273,6 +267,12 @@ class Catalog:
     def rows(self, split: str, columns: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """All that `batches` yields, in one list."""
         return [row for batch in self.batches(split, columns) for row in batch]
+
+    def all_batches(self, columns: Iterable[str] | None = None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """(split, rows) of all splits that have rows, as `batches` yields them."""
+        for split in SPLITS:
+            if self.card.rows.get(split):
+                yield from ((split, batch) for batch in self.batches(split, columns))
 
     def batches(self, split: str, columns: Iterable[str] | None = None) -> Iterator[list[dict[str, Any]]]:
         """Rows of a split as dicts, some hundreds at a time; the image column, where wanted, holds encoded bytes.
@@ -322,17 +322,15 @@ def _schema(roles: Roles, integer_fields: Sequence[str]) -> pa.Schema:
 
 
 def _dataset_card(card: CatalogCard) -> str:
-    text = io.StringIO()
-    text.write("---\npretty_name: " + json.dumps(card.name) + "\ntags: [catalens, product-pictures]\nconfigs:\n")
-    text.write("- config_name: default\n  data_files:\n")
-    text.writelines(f"  - {{split: {split}, path: data/{split}-*}}\n" for split, rows in card.rows.items() if rows)
-    text.write(f"---\n\n# {card.name}\n\nA catalogue of product pictures, made by catalens.\n\n")
-    text.write("| split | rows | products |\n|---|---:|---:|\n")
-    text.writelines(f"| {split} | {rows} | {card.products[split]} |\n" for split, rows in card.rows.items())
-    text.write(f"\nProduct id: `{card.roles.id}`. Picture: `{card.roles.image}`. Fields: ")
-    text.write(", ".join(f"`{name}` ({kind})" for name, kind in card.roles.fields.items()) + ".\n")
-    if card.left_out:
-        text.write(
-            "\nLeft out: " + ", ".join(f"{count} ({reason})" for reason, count in card.left_out.items()) + ".\n"
-        )
-    return text.getvalue()
+    files = "".join(f"  - {{split: {split}, path: data/{split}-*}}\n" for split, rows in card.rows.items() if rows)
+    counts = "".join(f"| {split} | {rows} | {card.products[split]} |\n" for split, rows in card.rows.items())
+    fields = ", ".join(f"`{name}` ({kind})" for name, kind in card.roles.fields.items())
+    left_out = ", ".join(f"{count} ({reason})" for reason, count in card.left_out.items())
+    return (
+        f"---\npretty_name: {json.dumps(card.name)}\ntags: [catalens, product-pictures]\nconfigs:\n"
+        f"- config_name: default\n  data_files:\n{files}---\n\n"
+        f"# {card.name}\n\nA catalogue of product pictures, made by catalens.\n\n"
+        f"| split | rows | products |\n|---|---:|---:|\n{counts}\n"
+        f"Product id: `{card.roles.id}`. Picture: `{card.roles.image}`. Fields: {fields}.\n"
+        + (f"\nLeft out: {left_out}.\n" if left_out else "")
+    )

@@ -1,7 +1,9 @@
 """What the commands share: the application, its console, progress bars, and flags that are read alike."""
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -37,6 +39,8 @@ app = typer.Typer(
     add_completion=False,
 )
 console = Console(stderr=True)
+INTERRUPTED = 130
+"""Exit code after Ctrl-C."""
 
 
 def main() -> None:
@@ -44,14 +48,20 @@ def main() -> None:
     # Threads that spin while they wait make a small model many times slower on a machine that does anything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one row is too little to share between threads
+    # what libraries tell one another
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
+        logging.ERROR
+    )  # it misses a package it can do without
     try:
         app()
     except CatalensError as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.print("interrupted; `prepare` and `train --resume` go on from where they were")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt and says nothing
+            console.print("interrupted; `prepare` and `train --resume` go on from where they were")
+        raise
 
 
 @app.callback(invoke_without_command=True)

@@ -161,7 +161,7 @@ def check(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a title beyond the model's length is a finding
     from catalens.catalog.checking import check_catalog
     from catalens.catalog.checking.terminal import print_check
-    from catalens.collation import plan_check
+    from catalens.costing import plan_check
 
     plan = plan_check(catalog, load_recipe(recipe) if recipe else None)
     with stages() as heard:
@@ -175,7 +175,7 @@ def check(
 def _sample_like(out: Path, like: Path, rows: int | None, seed: int, fractions: Any, workers: int) -> None:
     from catalens.catalog.mimicking import mimic_catalog
     from catalens.catalog.mimicking.terminal import print_fidelity
-    from catalens.collation import TinyMeter
+    from catalens.costing import TinyMeter
 
     with stages() as heard:
         made = mimic_catalog(

@@ -61,6 +61,8 @@ def train(
     """Fine-tune a model as the recipe says; the best checkpoint is kept, every figure is tracked.
 
     A run that was stopped, by a kill or a full disk, goes on from its last checkpoint with --resume.
+
+    On several GPUs: torchrun --nproc-per-node 4 -m catalens train RECIPE (docs/training.md).
     """
     if resume is not None:
         if recipe or out or model or overrides:
@@ -81,6 +83,7 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Score a run by free generation, beside baselines, the untrained model, blanked and shuffled pictures."""
+    from catalens.checkpoint import processes
     from catalens.evaluation import evaluate as evaluate_run
     from catalens.evaluation.terminal import print_scores
 
@@ -88,8 +91,9 @@ def evaluate(
     sets += [f"evaluation.rows={rows}"] if rows else []
     recipe = load_recipe(_in_run(run), [*sets, *(overrides or [])])
     result = evaluate_run(run, recipe, console)
-    print_scores(result.metrics, result.prompt, Console())
-    print(f"report: {result.folder / 'report.html'}")
+    if processes().is_main_process:
+        print_scores(result.metrics, result.prompt, Console())
+        print(f"report: {result.folder / 'report.html'}")
 
 
 @app.command(epilog="Example:  catalens predict runs/demo photo.jpg another.png")
@@ -144,13 +148,7 @@ def _train(recipe: Recipe, out: Path, resume: bool = False) -> None:
     from catalens.evaluation import validation_scorer
     from catalens.training import train as train_run
 
-    trained = train_run(recipe, out, validation_scorer(recipe), console, resume)
-    console.print(
-        f"best checkpoint: step {trained.best_step} of {trained.steps} by {recipe.training.best_by}, "
-        f"{trained.seconds:.0f} s; run in {out}",
-        highlight=False,
-        markup=False,
-    )
+    train_run(recipe, out, validation_scorer(recipe), console, resume)
 
 
 def _in_run(run: Path) -> Path:

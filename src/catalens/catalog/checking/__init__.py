@@ -13,9 +13,8 @@ from pathlib import Path
 
 from catalens.catalog.checking.costs import CropCost, crop_costs
 from catalens.catalog.checking.estimates import ModelShape
-from catalens.catalog.checking.evidence import NAMED_ROWS, Evidence, Finding
+from catalens.catalog.checking.evidence import NAMED_ROWS, Evidence, Finding, read_rejections
 from catalens.catalog.checking.page import write_check
-from catalens.catalog.checking.rejections import read_rejections
 from catalens.catalog.checking.rules import find
 from catalens.catalog.checking.scanning import Describe, scan_catalog
 from catalens.catalog.storage import Catalog, CatalogCard
@@ -68,10 +67,10 @@ def check_catalog(
     catalog = Catalog(folder)
     page = Path(out) if out else catalog.folder / PAGE
     page = page / PAGE if page.is_dir() else page
-    scan = scan_catalog(catalog, plan.describe if plan else None, progress)
-    evidence = Evidence(catalog.card, scan, read_rejections(catalog.folder, NAMED_ROWS))
+    scan, described = scan_catalog(catalog, plan.describe if plan else None, progress)
+    evidence = Evidence(catalog.card, scan, described, read_rejections(catalog.folder, NAMED_ROWS))
     findings = find(evidence)
-    costs = crop_costs(scan, plan.shape, plan.training) if plan else []
+    costs = crop_costs(scan.splits, described, plan.shape, plan.training) if plan else []
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         write_check(page, catalog, evidence, findings, costs, plan.basis if plan else "")

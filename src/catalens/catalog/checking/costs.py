@@ -4,6 +4,7 @@ num_crops 16: 2,569 tokens a row, 17 crops; LoRA with a frozen tower 46.2 TFLOP 
 batches of at most 1 row on 48 GB, 16 with gradient checkpointing
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from catalens.catalog.checking.estimates import GPUS, ModelShape, Setup, sample_flops, step_memory
-from catalens.catalog.checking.scanning import Scan
+from catalens.catalog.checking.scanning import Cost, Description
 from catalens.config import TrainingSpec
 
 LONG_ROW = 99
@@ -64,14 +65,18 @@ METHODS: tuple[tuple[str, Literal["full", "lora", "qlora"], bool], ...] = (
 )
 
 
-def crop_costs(scan: Scan, shape: ModelShape, training: TrainingSpec) -> list[CropCost]:
+def crop_costs(
+    splits: Sequence[str], described: Sequence[Description], shape: ModelShape, training: TrainingSpec
+) -> list[CropCost]:
     """Costs by `num_crops`, from the training rows whose size is known; empty where there are none."""
-    found = []
-    for num_crops, costs in sorted(scan.costs.items()):
-        known = [c for c, split in zip(costs, scan.splits, strict=False) if c is not None and split == "train"]
-        if known:
-            found.append(_crop_cost(num_crops, [c.tokens for c in known], [c.crops for c in known], shape, training))
-    return found
+    known: dict[int, list[Cost]] = defaultdict(list)
+    for split, row in zip(splits, described, strict=True):
+        for num_crops, cost in row.costs.items() if split == "train" else ():
+            known[num_crops].append(cost)
+    return [
+        _crop_cost(num_crops, [c.tokens for c in costs], [c.crops for c in costs], shape, training)
+        for num_crops, costs in sorted(known.items())
+    ]
 
 
 def _crop_cost(

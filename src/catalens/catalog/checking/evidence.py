@@ -7,20 +7,25 @@
 An error makes a run's scores false or stops it; a warning makes the model worse; a note is good to know.
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice, zip_longest
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from catalens.catalog.checking.distributions import FAR, modified_z
-from catalens.catalog.checking.rejections import Rejection
-from catalens.catalog.checking.scanning import Scan
-from catalens.catalog.duplicates import near_pairs
+from catalens.catalog.checking.scanning import Description
+from catalens.catalog.duplicates import BITS, near_pairs
+from catalens.catalog.scanning import Scan
 from catalens.catalog.storage import CatalogCard
+from catalens.errors import CatalogError
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -54,23 +59,42 @@ class Finding:
     """The first `NAMED_ROWS` of them."""
 
 
+@dataclass(frozen=True)
+class Rejection:
+    """Rows that were left out for one reason."""
+
+    reason: str
+    """What stands before the first colon."""
+    count: int
+    forms: tuple[tuple[str, int], ...]
+    """What stands after it, with the number of rows, the most frequent first."""
+    rows: tuple[tuple[str, str], ...]
+    """Name and whole reason of the first rows."""
+
+
 class Evidence:
     """What the rules look at: the scan, and what several of them need from it."""
 
-    def __init__(self, card: CatalogCard, scan: Scan, rejections: Sequence[Rejection] = ()) -> None:
+    def __init__(
+        self, card: CatalogCard, scan: Scan, described: Sequence[Description], rejections: Sequence[Rejection]
+    ) -> None:
         self.card, self.scan, self.rejections = card, scan, rejections
+        self.problems = {row: its.problem for row, its in enumerate(described) if its.problem}
+        """By row: why training would leave it out."""
+        self.rounded = {row: its.rounded for row, its in enumerate(described) if its.rounded}
+        """By row: which number loses digits."""
 
     @cached_property
     def decoded(self) -> NDArray[np.intp]:
         """Rows whose picture can be decoded."""
-        return np.array([row for row, look in enumerate(self.scan.looks) if look.size], np.intp)
+        return np.array([row for row, look in enumerate(self.scan.pictures) if look.size], np.intp)
 
     @cached_property
     def copies(self) -> list[list[int]]:
         """Groups of two or more rows with the same picture, byte by byte."""
         groups: dict[bytes, list[int]] = defaultdict(list)
         for row in self.decoded.tolist():
-            groups[self.scan.looks[row].digest].append(row)
+            groups[self.scan.pictures[row].digest].append(row)
         return [rows for rows in groups.values() if len(rows) > 1]
 
     @cached_property
@@ -82,8 +106,9 @@ class Evidence:
     @cached_property
     def near(self) -> list[tuple[int, int]]:
         """Pairs of rows whose pictures are alike without being the same bytes."""
-        pairs = self.decoded[near_pairs(self.scan.fingerprints()[self.decoded])]
-        looks = self.scan.looks
+        looks = self.scan.pictures
+        prints = b"".join(looks[row].fingerprint for row in self.decoded)
+        pairs = self.decoded[near_pairs(np.frombuffer(prints, np.uint8).reshape(-1, BITS // 8))]
         return [(a, b) for a, b in pairs.tolist() if looks[a].digest != looks[b].digest]
 
     @cached_property
@@ -94,7 +119,7 @@ class Evidence:
     @cached_property
     def outliers(self) -> dict[str, list[tuple[int, float]]]:
         """By number field: rows far from their category, each with that category's median; the furthest first."""
-        return {name: _outlying(self, name) for name, kind in self.card.roles.fields.items() if kind == "number"}
+        return {name: _outlying(self, name) for name in self.scan.roles.columns("number")}
 
     def categories(self, name: str) -> dict[str, list[int]]:
         """Rows of each value of a category field, the most frequent first."""
@@ -106,17 +131,12 @@ class Evidence:
 
     def repeated(self, name: str) -> list[tuple[int, int]]:
         """Texts of a field that several products share: the first row and the number of products, most first."""
-        products: dict[tuple[str, int], dict[str, int]] = defaultdict(dict)
-        for row, (value, length) in enumerate(zip(self.scan.values[name], self.scan.lengths[name], strict=True)):
+        products: dict[str, dict[str, int]] = defaultdict(dict)
+        for row, value in enumerate(self.scan.values[name]):
             if value is not None:
-                products[value, length].setdefault(self.scan.ids[row], row)
+                products[value].setdefault(self.scan.ids[row], row)
         shared = [(next(iter(rows.values())), len(rows)) for rows in products.values() if len(rows) > 1]
         return sorted(shared, key=lambda pair: (-pair[1], pair[0]))
-
-    @property
-    def category_field(self) -> str | None:
-        """The first category field, by which numbers are compared."""
-        return next((name for name, kind in self.card.roles.fields.items() if kind == "category"), None)
 
     def products(self, rows: Sequence[int]) -> set[str]:
         """Product ids of rows."""
@@ -126,24 +146,18 @@ class Evidence:
         """Splits of rows."""
         return {self.scan.splits[row] for row in rows}
 
-    def fields(self, kind: str) -> list[str]:
-        """Names of the fields of a kind."""
-        return [name for name, own in self.card.roles.fields.items() if own == kind]
-
     def finding(
-        self, severity: Severity, title: str, why: str, fix: str, rows: Sequence[int], details: Sequence[str] = ()
-    ) -> Finding:
-        """A finding about rows of the scan, with a detail for each of the first of them."""
-        named = [
-            Named(self.scan.name(row), details[place] if place < len(details) else "")
-            for place, row in enumerate(rows[:NAMED_ROWS])
-        ]
-        return Finding(severity, title, why, fix, len(rows), tuple(named))
+        self, severity: Severity, title: str, why: str, fix: str, rows: Sequence[int], details: Iterable[str] = ()
+    ) -> list[Finding]:
+        """The finding about rows of the scan, with a detail for each of the first of them; none without rows."""
+        names = [self.scan.name(row) for row in rows[:NAMED_ROWS]]
+        named = zip_longest(names, islice(details, len(names)), fillvalue="")
+        return [Finding(severity, title, why, fix, len(rows), tuple(Named(*one) for one in named))] if rows else []
 
 
 def _outlying(evidence: Evidence, name: str) -> list[tuple[int, float]]:
     numbers = evidence.scan.values[name]
-    by = evidence.category_field
+    by = evidence.scan.roles.leading
     groups = list(evidence.categories(by).values()) if by else [list(range(len(numbers)))]
     found = []
     for rows in groups:
@@ -154,3 +168,29 @@ def _outlying(evidence: Evidence, name: str) -> list[tuple[int, float]]:
         scores = modified_z([numbers[row] for row in known])
         found += [(float(scores[i]), known[i], median) for i in np.flatnonzero(scores > FAR).tolist()]
     return [(row, median) for _, row, median in sorted(found, key=lambda item: (-item[0], item[1]))]
+
+
+def read_rejections(catalog: Path, named: int) -> list[Rejection]:
+    """Reasons of `rejected.parquet`, the most frequent first; none without the file. Raises CatalogError."""
+    path = catalog / "rejected.parquet"
+    if not path.is_file():
+        return []
+    forms: dict[str, Counter[str]] = defaultdict(Counter)
+    rows: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["row", "id", "reason"]):
+                for row in batch.to_pylist():
+                    reason, _, form = str(row["reason"]).partition(":")
+                    forms[reason][form.strip()] += 1
+                    if len(rows[reason]) < named:
+                        rows[reason].append((f"row {row['row']} ({row['id']})", str(row["reason"])))
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise CatalogError(f"{path}: cannot be read ({error}): prepare the table again") from error
+    found = [
+        Rejection(
+            reason, counts.total(), tuple((form, n) for form, n in counts.most_common() if form), tuple(rows[reason])
+        )
+        for reason, counts in forms.items()
+    ]
+    return sorted(found, key=lambda rejection: (-rejection.count, rejection.reason))

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from catalens.catalog.checking.costs import CropCost
-from catalens.catalog.checking.distributions import Scale, histogram
 from catalens.catalog.checking.estimates import GPUS
-from catalens.catalog.checking.evidence import SEVERITIES, Evidence, Finding
+from catalens.catalog.checking.evidence import Evidence, Finding
 from catalens.catalog.checking.scanning import pictures_of
+from catalens.catalog.histograms import Scale, histogram
 from catalens.catalog.page import thumbnail, write_page
 from catalens.catalog.storage import SPLITS, Catalog
 
@@ -24,8 +24,6 @@ CATEGORY_BARS = 20
 STRIPS = 14
 FAR_DOTS = 40
 CARDS = 8
-REASONS = 50
-FORMS = 100
 REPEATED = 8
 
 Photo = Callable[[int], str | None]
@@ -41,26 +39,21 @@ def write_check(
     basis: str,
 ) -> None:
     """Write the page; `basis` says in a sentence what the costs stand on."""
-    card, roles = catalog.card, catalog.card.roles
     photo = _photos(catalog, evidence)
     write_page(
         path,
         Path(__file__).with_name("check.html.j2"),
-        name=card.name,
-        content_hash=card.content_hash,
+        card=catalog.card,
         headline=headline(findings),
-        lead=f"{sum(card.rows.values()):,} rows of {sum(card.products.values()):,} products, each picture decoded.",
-        tiles=_tiles(evidence, findings, costs),
+        severities=Counter(finding.severity for finding in findings),
         findings=findings,
-        fields=[_field(evidence, name, kind) for name, kind in roles.fields.items()],
-        rejections=[
-            {"reason": r.reason, "count": r.count, "forms": r.forms[:FORMS], "more": max(0, len(r.forms) - FORMS)}
-            for r in evidence.rejections[:REASONS]
+        fields=[_field(evidence, name, kind) for name, kind in catalog.card.roles.fields.items()],
+        rejections=evidence.rejections,
+        numbers=[view for name in evidence.scan.roles.columns("number") if (view := _number(evidence, name, photo))],
+        categories=[
+            _category(evidence, name) for name in evidence.scan.roles.columns("category") if evidence.categories(name)
         ],
-        more_reasons=max(0, len(evidence.rejections) - REASONS),
-        numbers=[view for name in evidence.fields("number") if (view := _number(evidence, name, photo))],
-        categories=[_category(evidence, name) for name in evidence.fields("category") if evidence.categories(name)],
-        texts=[view for name in evidence.fields("text") if (view := _text(evidence, name))],
+        texts=[view for name in evidence.scan.roles.columns("text") if (view := _text(evidence, name))],
         pictures=_pictures(evidence, photo),
         costs=costs,
         basis=basis,
@@ -84,37 +77,11 @@ def _photos(catalog: Catalog, evidence: Evidence) -> Photo:
     rows = [row for far in evidence.outliers.values() for row, _ in far[:CARDS]]
     rows += [group[0] for group in evidence.placeholders[:CARDS]]
     rows += [row for pair in evidence.across[:CARDS] for row in pair]
-    scan = evidence.scan
-    places = {row: (scan.splits[row], scan.numbers[row]) for row in rows}
-    found = pictures_of(catalog, places.values())
-    small = {row: thumbnail(found[place]) for row, place in places.items()}
+    small = {row: thumbnail(data) for row, data in pictures_of(catalog, rows).items()}
     return small.__getitem__
 
 
-def _tiles(evidence: Evidence, findings: Sequence[Finding], costs: Sequence[CropCost]) -> list[dict[str, str]]:
-    rows, products = evidence.card.rows, evidence.card.products
-    counts = Counter(finding.severity for finding in findings)
-    kinds = [f"{counts[kind]} {kind if counts[kind] == 1 else kind + 's'}" for kind in SEVERITIES]
-    tiles = [
-        {
-            "what": "Rows",
-            "figure": f"{sum(rows.values()):,}",
-            "small": " \u00b7 ".join(f"{count:,} {split}" for split, count in rows.items()),
-        },
-        {
-            "what": "Products",
-            "figure": f"{sum(products.values()):,}",
-            "small": f"{sum(rows.values()) / max(1, sum(products.values())):.2f} rows a product",
-        },
-        {"what": "Problems", "figure": f"{len(findings)}", "small": " \u00b7 ".join(kinds)},
-    ]
-    if costs:
-        small = f"at num_crops {costs[0].num_crops}; {costs[-1].tokens:,.0f} at {costs[-1].num_crops}"
-        tiles.append({"what": "Tokens a row", "figure": f"{costs[0].tokens:,.0f}", "small": small})
-    return tiles
-
-
-def _field(evidence: Evidence, name: str, kind: str) -> dict[str, str]:
+def _field(evidence: Evidence, name: str, kind: str) -> dict[str, Any]:
     known = [value for value in evidence.scan.values[name] if value is not None]
     counts = Counter(known)
     typical = ""
@@ -126,15 +93,15 @@ def _field(evidence: Evidence, name: str, kind: str) -> dict[str, str]:
     return {
         "name": name,
         "kind": kind,
-        "filled": f"{len(known):,}",
-        "missing": f"{len(evidence.scan) - len(known):,}",
-        "distinct": f"{len(counts):,}",
+        "filled": len(known),
+        "missing": len(evidence.scan) - len(known),
+        "distinct": len(counts),
         "typical": typical,
     }
 
 
 def _number(evidence: Evidence, name: str, photo: Photo) -> dict[str, Any] | None:
-    scan, by = evidence.scan, evidence.category_field
+    scan, by = evidence.scan, evidence.scan.roles.leading
     numbers = scan.values[name]
     known = np.array([value for value in numbers if value is not None], float)
     if not known.size:
@@ -157,7 +124,7 @@ def _number(evidence: Evidence, name: str, photo: Photo) -> dict[str, Any] | Non
                 "picture": photo(row),
                 "name": scan.name(row),
                 "note": f"{_plain(numbers[row])}, median {_plain(median)}",
-                "text": next((scan.values[text][row] or "" for text in evidence.fields("text")), ""),
+                "text": next((scan.values[text][row] or "" for text in evidence.scan.roles.columns("text")), ""),
             }
             for row, median in far[:CARDS]
         ],
@@ -202,7 +169,7 @@ def _category(evidence: Evidence, name: str) -> dict[str, Any]:
 
 
 def _text(evidence: Evidence, name: str) -> dict[str, Any] | None:
-    lengths = [length for length in evidence.scan.lengths[name] if length]
+    lengths = [len(value) for value in evidence.scan.values[name] if value]
     if not lengths:
         return None
     chart, _ = _chart(lengths, f"Characters of {name}", _plain)
@@ -212,7 +179,7 @@ def _text(evidence: Evidence, name: str) -> dict[str, Any] | None:
 
 
 def _pictures(evidence: Evidence, photo: Photo) -> dict[str, Any] | None:
-    looks = [look for look in evidence.scan.looks if look.size]
+    looks = [look for look in evidence.scan.pictures if look.size]
     sizes = np.array([look.size for look in looks], float)  # [N, 2]
     if not looks:
         return None

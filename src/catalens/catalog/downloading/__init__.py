@@ -7,8 +7,8 @@
       -> Fetched(final_url="https://shop.example/photos/gone.jpg", status=410, body=None, attempts=1,
                  reason="HTTP 410", retryable=False)
 
-`settings` is what a caller decides, `network` says which addresses are spoken to, `pacing` how often, `headers` reads
-what servers ask of a client, `reasons` lists what can go wrong, `fetching` asks.
+`settings` is what a caller decides, `network` says which addresses are spoken to, `pacing` how often, `reasons` lists
+what can go wrong, `fetching` asks, and reads what servers ask of a client.
 """
 
 from catalens.catalog.downloading.fetching import Downloader, Fetched

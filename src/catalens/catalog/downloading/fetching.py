@@ -9,15 +9,17 @@ The body is what the server sent, at most undone from gzip: whether it is a pict
 """
 
 import asyncio
+import email.utils
 import random
+import re
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Self
 
 import aiohttp
 from yarl import URL
 
-from catalens.catalog.downloading.headers import forbidding_directive, retry_after
 from catalens.catalog.downloading.network import Network, connector
 from catalens.catalog.downloading.pacing import Pacer
 from catalens.catalog.downloading.reasons import Failure, checked_url, explained
@@ -27,6 +29,11 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 SLOW_DOWN = frozenset({429, 503})
 TRANSIENT = frozenset({408, 425, 429, *range(500, 600)})
 LONGEST_BACKOFF = 30.0  # seconds
+FORBIDDING = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})
+"""Directives that keep a picture out: those that img2dataset obeys, and `none`, which is Google's word for noindex
+with nofollow."""
+VALUED = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
+"""Directives that have a value after their colon, and so are no crawler's name."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +52,6 @@ class Fetched:
     """Why there is no body, as `stable words: details` (`reasons` lists them); None where there is one."""
     retryable: bool
     """Whether a later run may do better."""
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What came of one request."""
-
-    url: URL | None
-    status: int | None
-    outcome: bytes | URL | Failure
-    """A body, the target of a redirect, or why neither."""
-
-    def fetched(self, attempts: int) -> Fetched:
-        body = self.outcome if isinstance(self.outcome, bytes) else None
-        failure = self.outcome if isinstance(self.outcome, Failure) else None
-        reason, retryable = (failure.reason, failure.retryable) if failure else (None, False)
-        return Fetched(str(self.url) if self.url else None, self.status, body, attempts, reason, retryable)
 
 
 class Downloader:
@@ -109,33 +100,36 @@ class Downloader:
         attempts = 0
         while True:
             attempts += 1
-            answer = await self._follow(url)
-            outcome = answer.outcome
-            if not isinstance(outcome, Failure) or not outcome.again or attempts > self.spec.retries:
-                return answer.fetched(attempts)
+            asked, status, outcome = await self._follow(url)
+            final_url = str(asked) if asked else None
+            if isinstance(outcome, bytes):
+                return Fetched(final_url, status, outcome, attempts, None, False)
+            if not outcome.again or attempts > self.spec.retries:
+                return Fetched(final_url, status, None, attempts, outcome.reason, outcome.retryable)
             longest = min(LONGEST_BACKOFF, self.spec.backoff * 2 ** (attempts - 1))
             await asyncio.sleep(random.uniform(0, longest))  # full jitter: those that failed together part
 
-    async def _follow(self, text: str) -> _Answer:
-        """One attempt: the URL, and the redirects from it."""
-        answer = _Answer(None, None, checked_url(text))
+    async def _follow(self, text: str) -> tuple[URL | None, int | None, bytes | Failure]:
+        """One attempt, the URL and its redirects: the last URL asked, its status, and a body or why there is none."""
+        url, status, outcome = None, None, checked_url(text)
         asked: set[URL] = set()
-        while isinstance(answer.outcome, URL):
-            if answer.outcome in asked:
-                return replace(answer, outcome=Failure("redirect loop: it leads back to where it came from"))
-            if len(asked) > self.spec.max_redirects:
-                return replace(answer, outcome=Failure(f"too many redirects: more than {self.spec.max_redirects}"))
-            asked.add(answer.outcome)
-            answer = await self._ask(answer.outcome)
-        return answer
+        while isinstance(outcome, URL):
+            if outcome in asked:
+                outcome = Failure("redirect loop: it leads back to where it came from")
+            elif len(asked) > self.spec.max_redirects:
+                outcome = Failure(f"too many redirects: more than {self.spec.max_redirects}")
+            else:
+                asked.add(url := outcome)
+                status, outcome = await self._ask(url)
+        return url, status, outcome
 
-    async def _ask(self, url: URL) -> _Answer:
-        """One request, when it is this host's turn."""
+    async def _ask(self, url: URL) -> tuple[int | None, bytes | URL | Failure]:
+        """Status and outcome of one request, when it is this host's turn; a redirect's outcome is its target."""
         clock = asyncio.get_running_loop().time
         async with self._pacer.turn((url.host, url.port)) as host:
             if host.given_up:
                 silence = f"nothing but time-outs, lost connections, 429 and 503 for {self.spec.host_patience:g} s"
-                return _Answer(url, None, Failure(f"host given up: {silence}", retryable=True))
+                return None, Failure(f"host given up: {silence}", retryable=True)
             asked_at, status = clock(), None
             try:
                 async with self._client.get(url, allow_redirects=False) as response:
@@ -145,12 +139,12 @@ class Downloader:
                         host.objected(asked_at, pause, clock())
                     else:
                         host.answered()
-                    return _Answer(url, status, await self._read(url, response))
+                    return status, await self._read(url, response)
             except Exception as error:
                 failure = explained(error, self.spec)
                 if failure.retryable:
                     host.unheard(clock())
-                return _Answer(url, status, failure)
+                return status, failure
 
     async def _read(self, url: URL, response: aiohttp.ClientResponse) -> bytes | URL | Failure:
         """What an answer holds; leaving the response with bytes unread closes its connection."""
@@ -173,3 +167,33 @@ class Downloader:
                 return too_large
             chunks.append(chunk)
         return b"".join(chunks) or Failure("empty: 0 bytes")
+
+
+def forbidding_directive(values: Iterable[str], name: str) -> str | None:
+    """The first directive in the X-Robots-Tag headers `values` that forbids the picture to the crawler `name`.
+
+    A directive after `somebody:` is theirs, up to the next name or the end of the header; case does not matter.
+    Source: https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag
+    """
+    for value in values:
+        ours = True
+        for part in value.lower().split(","):
+            directive = part.strip()
+            if found := re.fullmatch(r"([a-z][\w.-]*)\s*:\s*(.*)", directive):
+                if found[1] in VALUED:
+                    continue
+                ours, directive = found[1] == name.lower(), found[2].strip()
+            if ours and directive in FORBIDDING:
+                return directive
+    return None
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds from `now` (Unix time) that a Retry-After header asks for, 0 at least; None where it says nothing."""
+    text = (value or "").strip()
+    if re.fullmatch(r"\d{1,9}", text, flags=re.ASCII):
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now)
+    except (ValueError, OverflowError):
+        return None

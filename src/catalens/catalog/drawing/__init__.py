@@ -8,24 +8,25 @@ the same bytes. Variants (photographs of one product) follow each other and shar
 """
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from catalens.catalog.drawing.assortment import BASE, DEMO, Assortment, Kind, plan_product, plan_rows
 from catalens.catalog.drawing.picture import photograph
 
-__all__ = ["BASE", "DEMO", "Assortment", "DrawnRow", "Kind", "NoiseFloor", "draw_catalog", "in_pool", "noise_floor"]
+__all__ = ["BASE", "DEMO", "Assortment", "DrawnRow", "Kind", "draw_catalog", "in_pool", "noise_floor"]
 
 Drawn = TypeVar("Drawn")
 
-_CHUNK = 32  # rows a worker draws at a time: about half a second
+PORTION = 16  # rows a worker draws at a time
+AHEAD = 32  # portions for each worker that are drawn before the next are handed out
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,6 @@ class DrawnRow:
     expected_price: float  # what the picture tells: the price before the noise
 
 
-@dataclass(frozen=True)
-class NoiseFloor:
-    """The error that is left to someone who reads every picture perfectly and knows the price formula."""
-
-    median_ape: float  # median absolute percentage error, as a share of 1
-    mae: float  # mean absolute error, currency units
-
-
 def draw_catalog(
     rows: int, seed: int, assortment: Assortment = DEMO, workers: int = 1, noise: float = 0.08
 ) -> Iterator[DrawnRow]:
@@ -59,65 +52,45 @@ def draw_catalog(
     """
     if rows < 0 or noise < 0 or workers < 1:
         raise ValueError(f"rows={rows} and noise={noise} must not be negative, workers={workers} not below 1")
-    chunks = _chunks(rows, seed, assortment, noise)
-    return in_pool(_draw_chunk, chunks, workers)
+    draw = partial(_draw_row, seed=seed, assortment=assortment, noise=noise)
+    return in_pool(draw, plan_rows(rows, seed, assortment, noise), workers)
 
 
-def noise_floor(prices: Sequence[float], expected_prices: Sequence[float]) -> NoiseFloor:
-    """The noise floor measured on drawn rows. Raises ValueError when there are none."""
+def noise_floor(prices: Sequence[float], expected_prices: Sequence[float]) -> dict[str, float]:
+    """The error that is left to someone who reads every picture perfectly and knows the price formula.
+
+    Over drawn rows `mdape`, the median absolute percentage error as a share of 1, and `mae` in currency units. Raises
+    ValueError when there are none.
+    """
     if not len(prices):
         raise ValueError("a noise floor needs at least one row")
     error = np.abs(np.asarray(prices) - np.asarray(expected_prices))
-    return NoiseFloor(float(np.median(error / np.asarray(prices))), float(error.mean()))
+    return {"mdape": float(np.median(error / np.asarray(prices))), "mae": float(error.mean())}
 
 
-_Chunk = tuple[tuple[tuple[int, int], ...], int, Assortment, float]
+def _draw_row(place: tuple[int, int], seed: int, assortment: Assortment, noise: float) -> DrawnRow:
+    number, shot = place
+    product = plan_product(seed, number, assortment, noise)
+    return DrawnRow(
+        product_code=product.code,
+        title=product.title,
+        category3_code=product.category,
+        full_price=product.price,
+        image=photograph(product, random.Random(f"catalens/{seed}/product/{number}/photograph/{shot}")),
+        expected_price=product.expected_price,
+    )
 
 
-def _chunks(rows: int, seed: int, assortment: Assortment, noise: float) -> Iterator[_Chunk]:
-    """The work in portions: (product, photograph) numbers and all that drawing them needs."""
-    plan = plan_rows(rows, seed, assortment, noise)
-    while places := tuple(islice(plan, _CHUNK)):
-        yield places, seed, assortment, noise
+def in_pool(
+    draw: Callable[[tuple[int, int]], Drawn], places: Iterator[tuple[int, int]], workers: int
+) -> Iterator[Drawn]:
+    """What `draw` makes of each (product, photograph), in order, by processes; with one worker right here.
 
-
-def _draw_chunk(
-    places: tuple[tuple[int, int], ...], seed: int, assortment: Assortment, noise: float
-) -> list[DrawnRow]:
-    """Draw the rows of one portion."""
-    drawn: list[DrawnRow] = []
-    for number, shot in places:
-        product = plan_product(seed, number, assortment, noise)
-        dice = random.Random(f"catalens/{seed}/product/{number}/photograph/{shot}")
-        drawn.append(
-            DrawnRow(
-                product_code=product.code,
-                title=product.title,
-                category3_code=product.category,
-                full_price=product.price,
-                image=photograph(product, dice),
-                expected_price=product.expected_price,
-            )
-        )
-    return drawn
-
-
-def in_pool(work: Callable[..., list[Drawn]], portions: Iterator[tuple[Any, ...]], workers: int) -> Iterator[Drawn]:
-    """What `work` makes of each portion's arguments, in order: by processes, a few portions ahead of the reader.
-
-    With one worker it is done right here. `work` and the arguments have to be picklable.
+    Not all at once: what is drawn waits in memory for its reader. `draw` has to be picklable.
     """
     if workers == 1:
-        yield from (made for portion in portions for made in work(*portion))
+        yield from map(draw, places)
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        ahead: deque[Future[list[Drawn]]] = deque()
-        try:
-            for portion in portions:
-                ahead.append(pool.submit(work, *portion))
-                if len(ahead) > 2 * workers:
-                    yield from ahead.popleft().result()
-            while ahead:
-                yield from ahead.popleft().result()
-        finally:  # a reader that stops early waits for no unread rows
-            pool.shutdown(cancel_futures=True)
+        while some := list(islice(places, workers * AHEAD * PORTION)):
+            yield from pool.map(draw, some, chunksize=PORTION)

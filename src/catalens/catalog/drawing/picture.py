@@ -19,7 +19,7 @@ import resvg_py
 from PIL import Image, ImageColor, ImageFilter
 
 from catalens.catalog.drawing.assortment import PALETTE, Product
-from catalens.catalog.drawing.furnishings import ALL_SHAPES, ALL_STANDING
+from catalens.catalog.drawing.shapes import ALL_SHAPES, ALL_STANDING
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]  # [height, width, channels], 0 to 255
 

@@ -10,28 +10,30 @@ alone where that is all there is (`surveys`, `privacy`, `fidelity`).
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from catalens.catalog.drawing import in_pool, noise_floor
 from catalens.catalog.mimicking.fidelity import Cost, Fidelity, compare, time_steps, write_fidelity
-from catalens.catalog.mimicking.learning import Progress, learn_profile, read_rows
+from catalens.catalog.mimicking.learning import learn_profile
 from catalens.catalog.mimicking.photographs import photograph
-from catalens.catalog.mimicking.privacy import Original
+from catalens.catalog.mimicking.privacy import refuse_leaks
 from catalens.catalog.mimicking.products import MimickedProduct, Planner
 from catalens.catalog.mimicking.profile import K, Profile, load_profile, save_profile
-from catalens.catalog.mimicking.surveys import Meter, Survey, survey_profile
+from catalens.catalog.mimicking.surveys import Meter, Survey, survey_catalog
 from catalens.catalog.splits import split_of
 from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, Roles, refuse_existing
 
 __all__ = ["Fidelity", "K", "Mimicked", "Profile", "learn_profile", "load_profile", "mimic_catalog", "save_profile"]
 
-PORTION = 16
-"""Rows that a worker draws at a time."""
+EXAMPLES = 24
+"""Products that the page shows."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, rows done and rows in all."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def mimic_catalog(
     is written then.
     """
     refuse_existing(out)
-    profile, source, original = _know(Path(like), meter, progress)
+    profile, original = _know(Path(like), meter, progress)
     rows = rows or profile.rows
     fractions = fractions or profile.fractions
     text = profile.model_dump_json()
@@ -75,74 +77,48 @@ def mimic_catalog(
         "fractions": dict(fractions),
     }
     drawn = Survey(profile.roles, rows, meter(profile.roles) if meter else None)
-    numbers: dict[str, list[tuple[float, float]]] = {name: [] for name in profile.numbers}
+    prices: list[tuple[float, float]] = []
     examples: list[dict[str, Any]] = []
     with CatalogWriter(out, profile.roles, provenance, profile.integer_fields) as writer:
-        for done, (product, image) in enumerate(_draw(profile, text, rows, seed, workers), start=1):
+        places = Planner(profile, seed).rows(rows)
+        made = in_pool(partial(_draw, text=text, seed=seed), places, workers)
+        for done, (product, image) in enumerate(made, start=1):
             row = {profile.roles.image: image, profile.roles.id: product.id, **product.values}
-            if original:
-                original.refuse(row, done)
-            writer.add(split_of(product.id, fractions), image, product.id, product.values)
-            drawn.add(row)
-            examples += [row] if len(examples) < 24 and drawn.products[product.id] == 1 else []
-            for name, expected in product.expected.items():
-                numbers[name].append((float(row[name]), expected))
+            split = split_of(product.id, fractions)
+            writer.add(split, image, product.id, product.values)
+            examples += [row] if len(examples) < EXAMPLES and product.id not in drawn.firsts else []
+            drawn.take(split, row)
+            prices += [(float(row[name]), expected) for name, expected in product.expected.items()]
             progress("drawing", done, rows)
-        writer.figures = _floor(numbers)
-        fidelity = compare(profile, source, drawn, checked=original is not None)
+        if original:
+            refuse_leaks(original, drawn, profile.k)
+        if len(profile.numbers) == 1 and min(prices, default=(0, 0))[0] > 0:
+            writer.figures = noise_floor(*zip(*prices, strict=True))
+        fidelity = compare(profile, original, drawn)
     save_profile(profile, Path(out) / "profile.json")
     write_fidelity(Path(out) / "fidelity.html", profile, fidelity, drawn, examples)
-    step = time_steps(source, drawn, drawn.meter) if drawn.meter and original else None
+    step = time_steps(original, drawn, drawn.meter) if drawn.meter and original else None
     return Mimicked(writer.card, fidelity, step)
 
 
-def _know(
-    like: Path, meter: Callable[[Roles], Meter] | None, progress: Progress
-) -> tuple[Profile, Survey, Original | None]:
-    """The profile, what the drawn rows are to be compared with, and what none of them may hold."""
+def _know(like: Path, meter: Callable[[Roles], Meter] | None, progress: Progress) -> tuple[Profile, Survey | None]:
+    """The profile, and the original, where it is at hand."""
     if like.is_file():
-        profile = load_profile(like)
-        return profile, survey_profile(profile), None
+        return load_profile(like), None
     catalog = Catalog(like)
-    roles = catalog.card.roles
-    source = Survey(roles, sum(catalog.card.rows.values()), meter(roles) if meter else None)
-    original = Original(roles, K)
-    columns = [roles.image, roles.id, *roles.fields]
-    for _, row in read_rows(catalog, columns, lambda done, total: progress("measuring", done, total)):
-        source.add(row)
-        original.add(row)
-    return learn_profile(catalog, K, source.needs, progress), source, original
+    original = survey_catalog(catalog, meter, lambda done, total: progress("measuring", done, total))
+    return learn_profile(catalog, K, original), original
 
 
-def _draw(profile: Profile, text: str, rows: int, seed: int, workers: int) -> Iterator[tuple[MimickedProduct, bytes]]:
-    """Products with a picture each, in order, by any number of workers."""
-    places = Planner(profile, seed).rows(rows)
-    portions = iter(lambda: tuple(islice(places, PORTION)), ())
-    return in_pool(_draw_portion, ((portion, text, seed) for portion in portions), workers)
-
-
-def _draw_portion(places: tuple[tuple[int, int], ...], text: str, seed: int) -> list[tuple[MimickedProduct, bytes]]:
-    planner = _planner(text, seed)
-    drawn: list[tuple[MimickedProduct, bytes]] = []
-    for number, shot in places:
-        product = planner.product(number)
-        dice = random.Random(f"catalens/like/{seed}/product/{number}/photograph/{shot}")
-        drawn.append(
-            (product, photograph(product.look, planner.profile.pictures, dice, planner.evenly(number, shot)))
-        )
-    return drawn
+def _draw(place: tuple[int, int], text: str, seed: int) -> tuple[MimickedProduct, bytes]:
+    """A product with one of its photographs."""
+    planner, (number, shot) = _planner(text, seed), place
+    product = planner.product(number)
+    dice = random.Random(f"catalens/like/{seed}/product/{number}/photograph/{shot}")
+    return product, photograph(product.look, planner.profile.pictures, dice, planner.evenly(number, shot))
 
 
 @lru_cache(maxsize=1)
 def _planner(text: str, seed: int) -> Planner:
-    """A worker's planner, kept from portion to portion."""
+    """A worker's planner, kept from row to row."""
     return Planner(Profile.model_validate_json(text), seed)
-
-
-def _floor(numbers: Mapping[str, list[tuple[float, float]]]) -> dict[str, float]:
-    """The noise floor, where there is one number column above zero that it can be told of."""
-    pairs = next(iter(numbers.values())) if len(numbers) == 1 else []
-    if not pairs or min(value for value, _ in pairs) <= 0:
-        return {}
-    floor = noise_floor(*zip(*pairs, strict=True))
-    return {"mdape": floor.median_ape, "mae": floor.mae}

@@ -7,6 +7,7 @@ profile, never a value of the original.
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from catalens.catalog.histograms import histogram
+from catalens.catalog.mimicking.distances import Distance, Figures, distances, expected, measured
 from catalens.catalog.mimicking.privacy import Nearness, nearness
 from catalens.catalog.mimicking.profile import RARE, Profile
-from catalens.catalog.mimicking.surveys import Distance, Meter, Survey, distances, survey_profile
+from catalens.catalog.mimicking.surveys import Meter, Survey
 from catalens.catalog.page import thumbnail, write_page
 
 BINS = 24
 BARS = 16
 """Most names of a plot."""
-LOG_SPREAD = 20
-"""Largest number over smallest from which a plot is logarithmic."""
 STEPS = 5
 CLOSE = 0.1
 """What tuning needs is alike within this share."""
@@ -59,27 +60,21 @@ class Fidelity:
     distances: tuple[Distance, ...]
     costs: tuple[Cost, ...]
     nearness: tuple[Nearness, ...]
-    rare: Mapping[str, tuple[float, float]]
-    """By text column, the share of words that are rare in the original, and invented as drawn."""
 
 
-def compare(profile: Profile, original: Survey, drawn: Survey, checked: bool) -> Fidelity:
-    """Compare a drawn catalogue with its original, or with the survey of the profile where that is not there."""
-    costs = [Cost("bytes a row", profile.bytes_a_row, float(np.mean(drawn.numbers["bytes a row"] or [0.0])))]
+def compare(profile: Profile, original: Survey | None, drawn: Survey) -> Fidelity:
+    """Compare a drawn catalogue with its original, or with the profile where that is not there."""
+    figures = measured(drawn)
+    before = measured(original) if original else expected(profile)
+    costs = [Cost("bytes a row", profile.bytes_a_row, float(np.mean(figures.numbers["bytes a row"] or [0.0])))]
     if profile.needs and drawn.needs:
         costs += [
-            Cost(f"{name} a row", before, after)
-            for name, before, after in zip(profile.needs._fields, profile.needs, drawn.needs, strict=True)
+            Cost(f"{name} a row", one, other)
+            for name, one, other in zip(profile.needs._fields, profile.needs, drawn.needs, strict=True)
         ]
-    rare: dict[str, tuple[float, float]] = {}
-    for column in profile.texts:
-        known, found = profile.words(column), drawn.names[f"words of {column}"]
-        invented = sum(n for word, n in found.items() if word not in known)
-        rare[column] = known[RARE] / max(known.total(), 1), invented / max(found.total(), 1)
-    near = nearness(original, drawn) if checked else []
-    return Fidelity(
-        drawn.rows, profile.k, checked, tuple(distances(original, drawn, profile)), tuple(costs), tuple(near), rare
-    )
+    near = nearness(original, drawn) if original else []
+    apart = distances(before, figures, profile)
+    return Fidelity(len(drawn), profile.k, original is not None, tuple(apart), tuple(costs), tuple(near))
 
 
 def time_steps(original: Survey, drawn: Survey, meter: Meter) -> Cost | None:
@@ -100,17 +95,17 @@ def write_fidelity(
     path: Path, profile: Profile, fidelity: Fidelity, drawn: Survey, examples: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write the page; `examples` are drawn rows with their pictures."""
-    expected = survey_profile(profile)
+    before, after = expected(profile), measured(drawn)
     write_page(
         path,
         Path(__file__).with_name("fidelity.html.j2"),
         fidelity=fidelity,
         worst=max(fidelity.distances, key=lambda distance: distance.value),
-        bars=[_bars(name, expected, drawn) for name in (*profile.categories, *_words(profile), "format")],
+        bars=[_bars(name, before, after) for name in before.names],
         plots=[
-            _plot(name, expected.numbers[name], drawn.numbers[name])
-            for name in (*profile.numbers, *(f"{column}, words" for column in profile.texts), *_PICTURES)
-            if expected.numbers[name] and drawn.numbers[name]
+            _plot(name, values, after.numbers[name])
+            for name, values in before.numbers.items()
+            if values and after.numbers[name]
         ],
         examples=[
             {
@@ -123,44 +118,26 @@ def write_fidelity(
     )
 
 
-_PICTURES = ("longer side", "width / height", "border brightness")
-
-
-def _words(profile: Profile) -> list[str]:
-    return [f"words of {column}" for column in profile.texts]
-
-
-def _bars(name: str, expected: Survey, drawn: Survey) -> dict[str, Any]:
+def _bars(name: str, before: Figures, after: Figures) -> dict[str, Any]:
     """Shares of the most frequent names, [(name, of the profile, as drawn)]."""
-    before, after = expected.names[name], drawn.names[name]
-    del before[RARE]
-    totals = max(before.total(), 1), max(sum(after[word] for word in before), 1)
-    shares = [(word, n / totals[0], after[word] / totals[1]) for word, n in before.most_common(BARS)]
-    largest = max((max(one, other) for _, one, other in shares), default=1.0)
-    return {"name": name, "bars": shares, "largest": largest or 1.0, "more": max(len(before) - BARS, 0)}
+    one, other = Counter(before.names[name]), after.names[name]
+    del one[RARE]
+    totals = max(one.total(), 1), max(sum(other[word] for word in one), 1)
+    shares = [(word, n / totals[0], other[word] / totals[1]) for word, n in one.most_common(BARS)]
+    largest = max((max(pair) for _, *pair in shares), default=1.0)
+    return {"name": name, "bars": shares, "largest": largest or 1.0, "more": max(len(one) - BARS, 0)}
 
 
-def _plot(name: str, expected: Sequence[float], drawn: Sequence[float]) -> dict[str, Any]:
+def _plot(name: str, before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
     """Shares by bin of two sets of numbers, for an SVG of 100 x 40 units."""
-    both = np.array([*expected, *drawn], dtype=float)
-    low, high = np.quantile(both, (0.005, 0.995))
-    logarithmic = bool(both.min() > 0 and low > 0 and high / low > LOG_SPREAD)
-    values = np.unique(both)
-    if len(values) <= BINS:  # few values: each has its own bin
-        edges = np.concatenate([[values[0] - 0.5], (values[1:] + values[:-1]) / 2, [values[-1] + 0.5]])
-    else:
-        high = high if high > low else low + 1
-        edges = np.geomspace(low, high, BINS + 1) if logarithmic else np.linspace(low, high, BINS + 1)
-    shares = [np.histogram(np.clip(side, edges[0], edges[-1]), edges)[0] / len(side) for side in (expected, drawn)]
-    top = float(max(shares[0].max(), shares[1].max()))
-    width = 100 / (len(edges) - 1)
+    both = histogram([*before, *after], BINS)
+    sides = [np.histogram(side, both.edges)[0] / len(side) for side in (before, after)]
+    heights = 40 * np.array(sides) / np.max(sides)  # [2, bins]
+    width = 100 / len(both.counts)
     return {
         "name": name,
-        "columns": [
-            (place * width, width, 40 * one / top, 40 * other / top)
-            for place, (one, other) in enumerate(zip(*(side.tolist() for side in shares), strict=True))
-        ],
-        "low": f"{values[0] if len(values) <= BINS else edges[0]:,.4g}",
-        "high": f"{values[-1] if len(values) <= BINS else edges[-1]:,.4g}",
-        "logarithmic": logarithmic and len(values) > BINS,
+        "columns": [(place * width, width, *pair) for place, pair in enumerate(heights.T.tolist())],
+        "low": f"{min(*before, *after):,.4g}",
+        "high": f"{max(*before, *after):,.4g}",
+        "logarithmic": both.scale.logarithmic,
     }

@@ -2,331 +2,234 @@
 
     1,981 products, 41 of their words used by 10 or more; TRAVEL has 38 products, SADDLERY 3: one of them is named
 
-Two readings: the first counts products, categories and words, so that the second knows what at least k products
-share and keeps nothing of the rest but counts and lengths. Of a product only its first row speaks; what is held in
-memory is ids, word counts, numbers and picture sizes.
+Of a product only its first row speaks. What fewer than k products share is counted at most, and never named.
 """
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from catalens.catalog.mimicking.appearance import Seen, describe, look_at
+import numpy as np
+
+from catalens.catalog.appearance import Seen
 from catalens.catalog.mimicking.profile import (
     EDGE,
     OTHER,
     RARE,
     Category,
+    Histogram,
     K,
-    Needs,
+    PictureFormat,
+    PictureSize,
     Profile,
     Rounding,
     Stratum,
     Wording,
+    format_of,
 )
 from catalens.catalog.mimicking.summaries import learn_habits, quantile, summarise
-from catalens.catalog.mimicking.texts import balanced, case_of, invent_words, shareable, sort_of
+from catalens.catalog.mimicking.surveys import Survey, survey_catalog
+from catalens.catalog.mimicking.texts import balanced, case_of, invent_words, shareable
 from catalens.catalog.storage import SPLITS, Catalog
-from catalens.catalog.values import is_missing
-from catalens.errors import CatalogError, PictureError
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, rows done and rows in all."""
+from catalens.errors import CatalogError
 
 MOST_WORDS = 1000
 """Words of a column that a profile keeps, the most frequent ones."""
 FEWEST_INVENTED, MOST_INVENTED = 4, 60
 """Invented words of a stratum; between them, as many as would each be used by k products."""
-DECODED = 2000
-"""Pictures whose brightness is measured."""
+LONGEST_INVENTED = 18
 LETTERS = (4.0, 9.0)
 """Of an invented word, where the catalogue has no rare words to go by."""
 
 
-def learn_profile(
-    catalog: Catalog, k: int = K, needs: Needs | None = None, progress: Progress = lambda stage, done, total: None
-) -> Profile:
-    """Learn the profile of a catalogue; `needs` is taken over as it is.
+def learn_profile(catalog: Catalog, k: int = K, survey: Survey | None = None) -> Profile:
+    """Learn the profile of a catalogue, of which there may be a survey.
 
     Raises CatalogError where it has fewer than `k` + 2 products or pictures, too few to hide one among them, or
     cannot be read.
     """
-    census = _Census(catalog, k, progress)
-    if len(census.rows) < k + 2:
+    survey = survey or survey_catalog(catalog)
+    rows = Counter(survey.ids)
+    if len(rows) < k + 2:
         raise CatalogError(
-            f"{catalog.folder} has {len(census.rows)} products: a profile that gives none away needs {k + 2} or more"
+            f"{catalog.folder} has {len(rows)} products: a profile that gives none away needs {k + 2} or more"
         )
-    notes = _Notes(catalog, census, progress)
-    if len(notes.pictures) < k + 2:
+    pictures = [seen for row in survey.firsts.values() if (seen := survey.pictures[row]).size]
+    if len(pictures) < k + 2:
         raise CatalogError(
-            f"{catalog.folder} has {len(notes.pictures)} products with a picture that can be read, and {k + 2} are "
+            f"{catalog.folder} has {len(pictures)} products with a picture that can be read, and {k + 2} are "
             "needed: see what `catalens check` says of the others"
         )
-    inventor = _Inventor(census, notes)
-    categories = {column: _category(census, column, inventor) for column in census.categories}
+    learner = _Learner(survey, k)
+    splits = Counter(survey.splits[row] for row in survey.firsts.values())
     profile = Profile(
         k=k,
-        roles=catalog.card.roles,
+        roles=survey.roles,
         integer_fields=catalog.card.integer_fields,
-        rows=census.rows.total(),
-        products=len(census.rows),
-        fractions={split: round(census.splits[split] / len(census.rows), 4) for split in SPLITS},
-        photographs=summarise(list(census.rows.values()), k),
-        id_prefix=_free_prefix(census.rows),
-        categories=categories,
-        texts={column: _wording(census, notes, column) for column in census.known},
-        numbers={column: _rounding(census, notes, column) for column in census.numbers},
-        pictures=describe(notes.pictures, k),
-        bytes_a_row=round(sum(picture.size for picture in notes.pictures) / max(len(notes.pictures), 1)),
-        strata=tuple(_strata(census, notes, inventor)),
-        needs=needs,
+        rows=len(survey),
+        products=len(rows),
+        fractions={split: round(splits[split] / len(rows), 4) for split in SPLITS},
+        photographs=summarise(list(rows.values()), k),
+        id_prefix=_free_prefix(rows),
+        categories={column: learner.category(column) for column in survey.roles.columns("category")},
+        texts={column: learner.wording(column) for column in survey.roles.columns("text")},
+        numbers={column: learner.rounding(column) for column in survey.roles.columns("number")},
+        pictures=describe(pictures, k),
+        bytes_a_row=round(sum(picture.stored for picture in pictures) / len(pictures)),
+        strata=tuple(learner.stratum(name) for name in learner.strata if len(learner.strata[name]) >= k),
+        needs=survey.needs,
     )
     return balanced(profile)
 
 
-class _Census:
-    """The first reading: how many products have what."""
+class _Learner:
+    """What products have in common."""
 
-    def __init__(self, catalog: Catalog, k: int, progress: Progress) -> None:
-        self.k = k
-        kinds = catalog.card.roles.fields
-        self.rows: Counter[str] = Counter()  # by product id
-        self.spelt: set[str] = set()  # every word of every row, casefolded
-        self.splits: Counter[str] = Counter()
-        self.missing: Counter[str] = Counter()
-        self.categories = {name: Counter[str]() for name, kind in kinds.items() if kind == "category"}
-        self.words = {name: Counter[str]() for name, kind in kinds.items() if kind == "text"}
-        self.numbers = [name for name, kind in kinds.items() if kind == "number"]
-        self.leading = next(iter(self.categories), None)
-        for split, row in read_rows(catalog, [catalog.card.roles.id, *kinds], partial(progress, "counting")):
-            id = str(row[catalog.card.roles.id])
-            self.rows[id] += 1
-            named = [*self.words, *self.categories]
-            self.spelt.update(
-                word for name in named if not is_missing(row[name]) for word in str(row[name]).casefold().split()
-            )
-            if self.rows[id] == 1:
-                self._count(split, row)
-        self.known = {column: self._known(column) for column in self.words}
+    def __init__(self, survey: Survey, k: int) -> None:
+        self.survey, self.k = survey, k
+        self.columns = {name: survey.products(name) for name in survey.roles.fields}
+        self.known = {name: [value for value in values if value is not None] for name, values in self.columns.items()}
+        self.logarithmic = {
+            column: min(self.known[column], default=0) > 0 for column in survey.roles.columns("number")
+        }
+        self.names = {column: self._kept(column) for column in survey.roles.columns("category")}
+        self.words = {column: self._shared_words(column) for column in survey.roles.columns("text")}
+        self.rare = {
+            column: [word for text in self.known[column] for word in text.split() if word not in words]
+            for column, words in self.words.items()
+        }
+        self.taken = {id.casefold() for id in survey.firsts}
+        for column in (*self.names, *self.words):
+            self.taken.update(word for text in survey.values[column] if text for word in text.casefold().split())
+        kept = self.names.get(survey.roles.leading or "", {})
+        strata: dict[str | None, list[int]] = defaultdict(list)
+        for place, name in enumerate(survey.strata()):
+            strata[name if name in kept else None].append(place)
+        self.strata = dict(sorted(strata.items(), key=lambda item: (-len(item[1]), str(item[0]))))
+        """Places of the products by stratum, the largest first."""
 
-    def _count(self, split: str, row: Mapping[str, Any]) -> None:
-        self.splits[split] += 1
-        self.missing.update(name for name in (*self.categories, *self.words, *self.numbers) if is_missing(row[name]))
-        for name, counts in self.categories.items():
-            if not is_missing(row[name]):
-                counts[str(row[name])] += 1
-        for name, counts in self.words.items():
-            if not is_missing(row[name]):
-                counts.update(set(str(row[name]).split()))
+    def category(self, column: str) -> Category:
+        """The names of a column."""
+        counts, kept = Counter(self.known[column]), self.names[column]
+        rare = counts.total() - sum(kept.values())
+        rare = rare if rare >= self.k or not kept else 0
+        others = min(len(counts) - len(kept), MOST_INVENTED) if rare else 0
+        invented = invent_words(others, partial(_letters, ()), case_of(counts), self.taken, column)
+        return Category(products=kept, rare_products=rare, rare_names=invented, missing=self._missing(column))
 
-    def _known(self, column: str) -> dict[str, int]:
-        """Words that may stay, with their products."""
-        frequent = self.words[column].most_common(MOST_WORDS)
-        return {word: n for word, n in frequent if n >= self.k and shareable(word) and word not in self.rows}
+    def wording(self, column: str) -> Wording:
+        """How the words of a column follow each other, and which are too rare in some strata to be named there."""
+        followers: dict[str, dict[str, int]] = defaultdict(dict)
+        texts = [[EDGE, *self._written(column, text), EDGE] for text in self.known[column]]
+        for (first, second), n in sorted(_uses(pairwise(words) for words in texts).items()):
+            if n >= self.k:
+                followers[first][second] = n
+        unnamed: Counter[str] = Counter()  # not the difference to a total: that might be one product
+        for places in self.strata.values():
+            unnamed.update({word: n for word, n in self._used(column, places).items() if n < self.k})
+        elsewhere = {word: n for word, n in unnamed.most_common() if n >= self.k}
+        return Wording(elsewhere=elsewhere, pairs=followers, missing=self._missing(column))
 
-    def stratum(self, row: Mapping[str, Any]) -> str | None:
-        """The row's leading category, None for rare ones."""
-        if self.leading is None or is_missing(row[self.leading]):
-            return None
-        name = str(row[self.leading])
-        return name if self.keeps(self.leading, name) else None
-
-    def keeps(self, column: str, name: str) -> bool:
-        """Whether a category may be named: k products have it, and it is no id or address."""
-        return self.categories[column][name] >= self.k and all(map(shareable, name.split())) and name not in self.rows
-
-    def share_missing(self, column: str) -> float:
-        return round(self.missing[column] / len(self.rows), 4) if self.missing[column] >= self.k else 0.0
-
-
-class _Notes:
-    """The second reading: what products of a stratum look like, rare words as `RARE`. Keys are (stratum, column)."""
-
-    def __init__(self, catalog: Catalog, census: _Census, progress: Progress) -> None:
-        self.census = census
-        self.products: Counter[str | None] = Counter()
-        self.lengths: dict[Any, list[float]] = defaultdict(list)
-        self.numbers: dict[Any, list[float]] = defaultdict(list)
-        self.words: dict[Any, Counter[str]] = defaultdict(Counter)
-        self.categories: dict[Any, Counter[str]] = defaultdict(Counter)
-        self.pairs: dict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
-        self.rare_uses: Counter[Any] = Counter()
-        self.rare_shapes: dict[str, Counter[tuple[int, str]]] = defaultdict(Counter)  # letters, case
-        self.pictures: list[Seen] = []
-        roles = catalog.card.roles
-        seen: set[str] = set()
-        every = max(1, len(census.rows) // DECODED)
-        columns = [roles.image, roles.id, *roles.fields]
-        for _, row in read_rows(catalog, columns, partial(progress, "learning")):
-            if (id := str(row[roles.id])) in seen:
-                continue
-            seen.add(id)
-            self._note(row)
-            try:
-                self.pictures.append(look_at(row[roles.image], decode=len(seen) % every == 0))
-            except PictureError:
-                continue  # `catalens check` names it; a profile holds nothing of one picture
-
-    def _note(self, row: Mapping[str, Any]) -> None:
-        stratum = self.census.stratum(row)
-        self.products[stratum] += 1
-        for column in self.census.numbers:
-            if not is_missing(row[column]) and math.isfinite(row[column]):
-                self.numbers[stratum, column].append(float(row[column]))
-        for column in self.census.categories:
-            if column != self.census.leading and not is_missing(row[column]):
-                self.categories[stratum, column][str(row[column])] += 1
-        for column, known in self.census.known.items():
-            if not is_missing(row[column]):
-                self._note_text(stratum, column, str(row[column]).split(), known)
-
-    def _note_text(self, stratum: str | None, column: str, words: list[str], known: Mapping[str, int]) -> None:
-        written = [word if word in known else RARE for word in words]
-        rare = [word for word in words if word not in known]
-        self.lengths[stratum, column].append(len(words))
-        self.words[stratum, column].update(set(written))
-        pairs = set(pairwise([EDGE, *written, EDGE]))
-        self.pairs[column].update(pairs | {(sort_of(first), second) for first, second in pairs})
-        self.rare_uses[stratum, column] += len(rare)
-        self.rare_shapes[column].update((len(word), case_of([word])) for word in rare)
-
-    def everywhere(self, notes: Mapping[Any, list[float]], column: str) -> list[float]:
-        """Values of a column over all strata."""
-        return [value for (_, name), values in notes.items() if name == column for value in values]
-
-
-class _Inventor:
-    """Makes words up that are in no text, category or id of the catalogue, each of them once."""
-
-    def __init__(self, census: _Census, notes: _Notes) -> None:
-        self.census, self.shapes = census, notes.rare_shapes
-        self.taken = census.spelt | {id.casefold() for id in census.rows}
-
-    def for_text(self, column: str, stratum: str | None, uses: int) -> tuple[str, ...]:
-        """Words of the length and case of the column's rare words, fewer than these, so that each can be learnt."""
-        count = min(max(uses // self.census.k, FEWEST_INVENTED), MOST_INVENTED)
-        shapes = self.shapes[column]
-        letters = summarise([length for (length, _), n in shapes.items() for _ in range(n)], self.census.k)
-        cases = Counter[str]()
-        for (_, case), n in shapes.items():
-            cases[case] += n
-        case = (
-            max(cases, key=lambda name: cases[name]) if letters else case_of(self.census.known[column] or ["Title"])
+    def rounding(self, column: str) -> Rounding:
+        """How numbers are rounded that are not those of many products of a stratum."""
+        free: list[float] = []
+        for places in self.strata.values():
+            values = self._of(column, places)
+            histogram = summarise(values, self.k, self.logarithmic[column])
+            shared = {group.value for group in histogram if group.shared}
+            free += [value for value in values if value not in shared]
+        return Rounding(
+            habits=learn_habits(free or self.known[column], self.k),
+            logarithmic=self.logarithmic[column],
+            missing=self._missing(column),
         )
-        return invent_words(count, _letters(letters), case, self.taken, f"{column}/{stratum}")
 
-    def for_category(self, column: str, count: int) -> tuple[str, ...]:
-        """Names for rare categories, written as the others are."""
-        case = case_of(self.census.categories[column])
-        return invent_words(count, _letters(()), case, self.taken, column)
-
-
-def _letters(histogram: Any) -> Callable[[float], float]:
-    """Length of an invented word for a share of 1."""
-    if histogram:
-        return lambda at: min(quantile(histogram, at), 2 * LETTERS[1])
-    return lambda at: LETTERS[0] + at * (LETTERS[1] - LETTERS[0])
-
-
-def _category(census: _Census, column: str, inventor: _Inventor) -> Category:
-    counts = census.categories[column]
-    kept = {
-        name: n
-        for name, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        if census.keeps(column, name)
-    }
-    rare = counts.total() - sum(kept.values())
-    rare = rare if rare >= census.k or not kept else 0
-    return Category(
-        products=kept,
-        rare_products=rare,
-        rare_names=inventor.for_category(column, min(len(counts) - len(kept), MOST_INVENTED)) if rare else (),
-        missing=census.share_missing(column),
-    )
-
-
-def _wording(census: _Census, notes: _Notes, column: str) -> Wording:
-    pairs: dict[str, dict[str, int]] = {}
-    for (first, second), n in sorted(notes.pairs[column].items()):
-        if n >= census.k:
-            pairs.setdefault(first, {})[second] = n
-    unnamed = Counter[str]()  # not the difference to a total: that might be one product
-    for (_, name), words in notes.words.items():
-        if name == column:
-            unnamed.update({word: n for word, n in words.items() if n < census.k})
-    return Wording(
-        elsewhere={word: n for word, n in unnamed.most_common() if n >= census.k},
-        pairs=pairs,
-        missing=census.share_missing(column),
-    )
-
-
-def _rounding(census: _Census, notes: _Notes, column: str) -> Rounding:
-    values = notes.everywhere(notes.numbers, column)
-    logarithmic = bool(values) and min(values) > 0
-    shared: set[tuple[Any, float]] = set()
-    for (stratum, name), its in notes.numbers.items():
-        if name == column:
-            shared |= {(stratum, group.value) for group in summarise(its, census.k, logarithmic) if group.shared}
-    free = [
-        value
-        for (stratum, name), its in notes.numbers.items()
-        if name == column
-        for value in its
-        if (stratum, value) not in shared
-    ]
-    return Rounding(
-        habits=learn_habits(free or values, census.k),
-        logarithmic=logarithmic,
-        missing=census.share_missing(column),
-    )
-
-
-def _strata(census: _Census, notes: _Notes, inventor: _Inventor) -> Iterator[Stratum]:
-    """The strata by falling size; what a stratum is too small to tell is told of all products together."""
-    k = census.k
-    every = {column: notes.everywhere(notes.lengths, column) for column in census.known}
-    every |= {column: notes.everywhere(notes.numbers, column) for column in census.numbers}
-    for name, products in sorted(notes.products.items(), key=lambda item: (-item[1], str(item[0]))):
-        if products < k:
-            continue
-        lengths, numbers = {}, {}
-        for column in census.known:
-            if histogram := summarise(notes.lengths[name, column], k) or summarise(every[column], k):
-                lengths[column] = histogram
-        for column in census.numbers:
-            above = bool(every[column]) and min(every[column]) > 0
-            if histogram := summarise(notes.numbers[name, column], k, above) or summarise(every[column], k, above):
-                numbers[column] = histogram
-        yield Stratum(
+    def stratum(self, name: str | None) -> Stratum:
+        """The products of a category; what they are too few to tell is told of all products together."""
+        places, words, invented, lengths, numbers = self.strata[name], {}, {}, {}, {}
+        for column in self.words:
+            used = self._used(column, places)
+            words[column] = {word: n for word, n in used.most_common() if n >= self.k}
+            others = sum(n for word, n in used.items() if n < self.k and word != RARE)
+            words[column] |= {OTHER: others} if others >= self.k else {}
+            invented[column] = self._invented(column, name)
+            for some in (self._of(column, places), self.known[column]):
+                if column not in lengths and (told := summarise([len(text.split()) for text in some], self.k)):
+                    lengths[column] = told
+        for column in self.survey.roles.columns("number"):
+            for values in (self._of(column, places), self.known[column]):
+                if column not in numbers and (told := summarise(values, self.k, self.logarithmic[column])):
+                    numbers[column] = told
+        categories = {
+            column: {
+                value: n
+                for value, n in Counter(self._of(column, places)).most_common()
+                if n >= self.k and value in kept
+            }
+            for column, kept in self.names.items()
+            if column != self.survey.roles.leading
+        }
+        return Stratum(
             category=name,
-            products=products,
+            products=len(places),
             lengths=lengths,
-            words={column: _words(notes.words[name, column], k) for column in census.known},
-            invented={c: inventor.for_text(c, name, notes.rare_uses[name, c]) for c in census.known},
+            words=words,
+            invented=invented,
             numbers=numbers,
-            categories={
-                c: {
-                    value: n
-                    for value, n in notes.categories[name, c].most_common()
-                    if n >= k and census.keeps(c, value)
-                }
-                for c in census.categories
-                if c != census.leading
-            },
+            categories=categories,
         )
 
+    def _of(self, column: str, places: Iterable[int]) -> list[Any]:
+        """The known values of the products at some places."""
+        return [value for place in places if (value := self.columns[column][place]) is not None]
 
-def _words(counts: Counter[str], k: int) -> dict[str, int]:
-    kept = {word: n for word, n in counts.most_common() if n >= k}
-    others = sum(n for word, n in counts.items() if n < k and word != RARE)
-    return kept | ({OTHER: others} if others >= k else {})
+    def _kept(self, column: str) -> dict[str, int]:
+        """Categories that may be named, with their products: k have it, and it is no id or address."""
+        counts = sorted(Counter(self.known[column]).items(), key=lambda item: (-item[1], item[0]))
+        return {name: n for name, n in counts if n >= self.k and self._may_stay(name)}
+
+    def _shared_words(self, column: str) -> dict[str, int]:
+        """Words that may stay, with their products."""
+        frequent = _uses(text.split() for text in self.known[column]).most_common(MOST_WORDS)
+        return {word: n for word, n in frequent if n >= self.k and self._may_stay(word)}
+
+    def _may_stay(self, name: str) -> bool:
+        return all(map(shareable, name.split())) and name not in self.survey.firsts
+
+    def _written(self, column: str, text: str) -> list[str]:
+        return [word if word in self.words[column] else RARE for word in text.split()]
+
+    def _used(self, column: str, places: Iterable[int]) -> Counter[str]:
+        """Products of a stratum that use a word."""
+        return _uses(self._written(column, text) for text in self._of(column, places))
+
+    def _missing(self, column: str) -> float:
+        missing = self.columns[column].count(None)
+        return round(missing / len(self.survey.firsts), 4) if missing >= self.k else 0.0
+
+    def _invented(self, column: str, stratum: str | None) -> tuple[str, ...]:
+        """Words of the length and case of the column's rare words, fewer than these, so that each can be learnt."""
+        here = self._of(column, self.strata[stratum])
+        uses = sum(self._written(column, text).count(RARE) for text in here)
+        count = min(max(uses // self.k, FEWEST_INVENTED), MOST_INVENTED)
+        letters = summarise([len(word) for word in self.rare[column]], self.k)
+        case = case_of(self.rare[column] if letters else self.words[column] or ["Title"])
+        return invent_words(count, partial(_letters, letters), case, self.taken, f"{column}/{stratum}")
 
 
-def _free_prefix(ids: Mapping[str, int]) -> str:
+def _uses(of_products: Iterable[Iterable[Any]]) -> Counter[Any]:
+    """How many products have a thing."""
+    return Counter(thing for things in of_products for thing in dict.fromkeys(things))  # a set's order changes
+
+
+def _letters(histogram: Histogram, at: float) -> float:
+    """Length of an invented word for a share of 1."""
+    return min(quantile(histogram, at), LONGEST_INVENTED) if histogram else float(np.interp(at, (0, 1), LETTERS))
+
+
+def _free_prefix(ids: Iterable[str]) -> str:
     """How no id of the catalogue begins."""
     prefix, number = "like-", 1
     while any(id.startswith(prefix) for id in ids):
@@ -335,16 +238,29 @@ def _free_prefix(ids: Mapping[str, int]) -> str:
     return prefix
 
 
-def read_rows(
-    catalog: Catalog, columns: list[str], progress: Callable[[int, int], None]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(split, row) of every row, a batch in memory at a time."""
-    total = sum(catalog.card.rows.values())
-    done = 0
-    for split in SPLITS:
-        if catalog.card.rows.get(split):
-            for batch in catalog.batches(split, columns):
-                for row in batch:
-                    yield split, row
-                done += len(batch)
-                progress(done, total)
+def describe(seen: Sequence[Seen], k: int) -> dict[str, PictureFormat]:
+    """The pictures of a catalogue by format; formats of too few pictures count as the most frequent one."""
+    counts = Counter(map(format_of, seen))
+    main = min(counts, key=lambda format: (-counts[format], format))
+    by_format: dict[str, list[Seen]] = defaultdict(list)
+    for picture in seen:
+        by_format[format_of(picture) if counts[format_of(picture)] >= k + 2 else main].append(picture)
+    return {format: _describe(pictures, k) for format, pictures in sorted(by_format.items())}
+
+
+def _describe(seen: Sequence[Seen], k: int) -> PictureFormat:
+    sizes = [picture.size or (0, 0) for picture in seen]
+    counts = Counter(sizes)
+    frequent = {size: n for size, n in sorted(counts.items()) if n >= k}
+    rest = [size for size in sizes if size not in frequent]
+    if len(rest) < k + 2:
+        rest = sizes
+    density = [picture.stored / (width * height) for picture, (width, height) in zip(seen, sizes, strict=True)]
+    return PictureFormat(
+        products=len(seen),
+        sizes=tuple(PictureSize(*size, n) for size, n in frequent.items()),
+        longest=summarise([max(size) for size in rest], k, logarithmic=True),
+        ratio=summarise([width / height for width, height in rest], k, logarithmic=True),
+        bytes_a_pixel=summarise(density, k, logarithmic=True),
+        brightness=summarise([p.brightness for p in seen if p.brightness is not None], k),
+    )

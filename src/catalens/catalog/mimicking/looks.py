@@ -9,25 +9,26 @@ no word says is plain, without trim and in the category's own colour.
 
 import hashlib
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 from catalens.catalog.drawing.assortment import PALETTE, PATTERNS, PLAIN_ONLY, TRIMS
-from catalens.catalog.drawing.furnishings import ALL_SHAPES
+from catalens.catalog.drawing.shapes import ALL_SHAPES
 from catalens.catalog.mimicking.profile import Profile
 from catalens.catalog.mimicking.vocabulary import kind_in, sees
 
 QUIET = ("White", "Grey", "Beige", "Brown", "Black", "Navy")
 """Colours of things whose colour nobody names."""
-TRAITS = tuple(
+TRAITS = [
     trait
-    for turn in range(len(PALETTE))
-    for axis, values in (
-        ("colour", list(PALETTE)),
-        ("pattern", [pattern for pattern in PATTERNS if pattern != "Plain"]),
-        ("trim", [trim for trim in TRIMS if trim]),
+    for turn in zip_longest(
+        [("colour", colour) for colour in PALETTE],
+        [("pattern", pattern) for pattern in PATTERNS if pattern != "Plain"],
+        [("trim", trim) for trim in TRIMS if trim],
     )
-    for trait in [(axis, value) for value in values[turn : turn + 1]]
-)
+    for trait in turn
+    if trait
+]
 """(axis, value) of all that can be seen of a thing beside its kind, the axes by turns."""
 
 
@@ -46,10 +47,11 @@ class Looks:
     def __init__(self, profile: Profile, stratum: int) -> None:
         self.name = profile.strata[stratum].category or ""
         self.kind, self.colour = _kinds(profile)[stratum], QUIET[_stable(self.name) % len(QUIET)]
-        self._traits: dict[str, tuple[str, str]] = {}
+        self.traits: dict[str, tuple[str, str]] = {}
+        """(axis, value) of each invented word."""
         for words in profile.strata[stratum].invented.values():
             start = _stable(self.name) % len(TRAITS)
-            self._traits |= {word: TRAITS[(start + place) % len(TRAITS)] for place, word in enumerate(words)}
+            self.traits |= {word: TRAITS[(start + place) % len(TRAITS)] for place, word in enumerate(words)}
 
     def taken(self, words: Sequence[str]) -> set[str]:
         """Axes that words with a meaning settle, or that do not show on the thing that they name."""
@@ -57,24 +59,13 @@ class Looks:
         narrow = {"pattern"} if (kind_in(" ".join(words)) or self.kind) in PLAIN_ONLY else set()
         return {"colour" if axis == "material" else axis for axis, _ in meanings} | narrow
 
-    def trait(self, invented: str) -> tuple[str, str]:
-        """(axis, value) of an invented word."""
-        return self._traits[invented]
-
     def look(self, words: Sequence[str]) -> Look:
         """What a product with these words, of all its texts, looks like."""
-        seen: dict[str, str] = {}
-        for word in words:
-            if (meaning := sees(word)) and meaning[0] != "kind":
-                seen.setdefault(*meaning)
-        if "material" in seen:
-            seen.setdefault("colour", seen.pop("material"))
-        for word in words:
-            if word in self._traits:
-                seen.setdefault(*self._traits[word])
-        for word in words:
-            if word not in self._traits and not sees(word):
-                seen.setdefault(*TRAITS[_stable(word) % len(TRAITS)])
+        spoken = [meaning for word in words if (meaning := sees(word))]
+        materials = [("colour", value) for axis, value in spoken if axis == "material"]
+        own = [self.traits[word] for word in words if word in self.traits]
+        others = [TRAITS[_stable(word) % len(TRAITS)] for word in words if word not in self.traits and not sees(word)]
+        seen = dict(reversed([*spoken, *materials, *own, *others]))  # the first of an axis stays
         kind = kind_in(" ".join(words)) or self.kind
         pattern = "Plain" if kind in PLAIN_ONLY else seen.get("pattern", "Plain")
         return Look(kind, seen.get("colour", self.colour), pattern, seen.get("trim", ""))

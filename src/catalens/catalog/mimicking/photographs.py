@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from catalens.catalog.appearance import border_brightness
 from catalens.catalog.drawing.assortment import Product
-from catalens.catalog.drawing.furnishings import ALL_STANDING
 from catalens.catalog.drawing.picture import Pixels, expose, paint_backdrop, take_shot
-from catalens.catalog.mimicking.appearance import ALPHA, border_brightness
+from catalens.catalog.drawing.shapes import ALL_STANDING
 from catalens.catalog.mimicking.looks import Look
-from catalens.catalog.mimicking.profile import PictureFormat
+from catalens.catalog.mimicking.profile import ALPHA, PictureFormat
 from catalens.catalog.mimicking.summaries import place_of, quantile
 
 SMALLEST, LARGEST = 96, 512

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.special import ndtr
 
 from catalens.catalog.mimicking.looks import Look, Looks, effect
-from catalens.catalog.mimicking.profile import RARE, Category, Profile
+from catalens.catalog.mimicking.profile import RARE, Profile
 from catalens.catalog.mimicking.summaries import pick, place_of, quantile, round_by
 from catalens.catalog.mimicking.texts import Chain
 
@@ -102,7 +102,7 @@ class _Stratum:
 
     def draw(self, dice: random.Random) -> tuple[Look, dict[str, Value]]:
         """The look of a product, its texts and categories."""
-        texts = {column: self._text(column, dice) for column in self.profile.columns("text")}
+        texts = {column: self._text(column, dice) for column in self.profile.roles.columns("text")}
         look = self._looks.look([word for words in texts.values() for word in words])
         values: dict[str, Value] = {column: " ".join(words) or None for column, words in texts.items()}
         return look, values | {column: self._category(column, dice) for column in self.profile.categories}
@@ -138,27 +138,21 @@ class _Stratum:
         for place, word in enumerate(words):
             if word == RARE:
                 invented = self.its.invented[column]
-                open_ones = [each for each in invented if self._looks.trait(each)[0] not in taken] or invented
+                open_ones = [each for each in invented if self._looks.traits[each][0] not in taken] or invented
                 words[place] = open_ones[place_of(dice.random(), [1 / (n + 1) for n in range(len(open_ones))])]
-                taken.add(self._looks.trait(words[place])[0])
+                taken.add(self._looks.traits[words[place]][0])
         return words
 
     def _category(self, column: str, dice: random.Random) -> str | None:
-        kinds = self.profile.categories[column]
-        if column == self.profile.leading and self.its.category is not None:
+        kinds, leads = self.profile.categories[column], column == self.profile.roles.leading
+        if leads and self.its.category is not None:
             return self.its.category
-        if column == self.profile.leading:
-            return _name(Category(**{**kinds.model_dump(), "products": {}}), dice)
         own = self.its.categories.get(column, {})
-        if dice.random() * self.its.products < sum(own.values()):
+        if not leads and dice.random() * self.its.products < sum(own.values()):
             return list(own)[place_of(dice.random(), list(own.values()))]
-        return _name(kinds, dice)
-
-
-def _name(category: Category, dice: random.Random) -> str | None:
-    """A name drawn from the whole column; a rare one stands for any of the rare ones."""
-    names = [*category.products, *category.rare_names]
-    if dice.random() < category.missing or not names:
-        return None
-    rare = [category.rare_products / len(category.rare_names)] * len(category.rare_names)
-    return names[place_of(dice.random(), [*category.products.values(), *rare])]
+        named = {} if leads else kinds.products  # else from the whole column; a rare name stands for any rare one
+        names = [*named, *kinds.rare_names]
+        if dice.random() < kinds.missing or not names:
+            return None
+        rare = [kinds.rare_products / len(kinds.rare_names)] * len(kinds.rare_names)
+        return names[place_of(dice.random(), [*named.values(), *rare])]

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
+from catalens.catalog.appearance import Seen
 from catalens.catalog.storage import Roles
 from catalens.config import Frozen
 from catalens.errors import CatalogError
@@ -30,6 +31,8 @@ OTHER = "other word"
 """Stands for every word that fewer than `k` products of a stratum use, and others elsewhere."""
 EDGE = ""
 """Before the first word of a text and after the last."""
+ALPHA = "+alpha"
+"""After the format of a picture with transparent parts."""
 
 
 class Group(NamedTuple):
@@ -62,6 +65,11 @@ class PictureSize(NamedTuple):
     products: int
 
 
+def format_of(seen: Seen) -> str:
+    """The format of a picture, `PNG+alpha` being another than `PNG`."""
+    return (seen.format or "PNG") + (ALPHA if seen.transparent else "")
+
+
 class Category(Frozen):
     """A category column."""
 
@@ -81,7 +89,7 @@ class Wording(Frozen):
     elsewhere: dict[str, int]
     """Products that use a word in strata that do not name it."""
     pairs: dict[str, dict[str, int]]
-    """Products in whose text the second word follows the first, or follows a word of its sort (`any colour`)."""
+    """Products in whose text the second word follows the first."""
     missing: float
     """Share of products without a text."""
     tilt: dict[str, float] = {}
@@ -165,21 +173,12 @@ class Profile(Frozen):
     needs: Needs | None = None
     """Tokens and crops of a row under the model that was asked, if any."""
 
-    @property
-    def leading(self) -> str | None:
-        """The category column that makes the strata: the first one."""
-        return next((name for name, kind in self.roles.fields.items() if kind == "category"), None)
-
     def words(self, column: str) -> Counter[str]:
         """Products that use a word of a text column, `rare word` among them, as far as the profile tells."""
         named = [Counter(stratum.words.get(column, {})) for stratum in self.strata]
         total = sum(named, Counter(self.texts[column].elsewhere))
         del total[OTHER]
         return total
-
-    def columns(self, kind: str) -> list[str]:
-        """Columns of a kind: `text`, `category` or `number`."""
-        return [name for name, its in self.roles.fields.items() if its == kind]
 
 
 def load_profile(path: Path | str) -> Profile:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.interpolate import BSpline, make_interp_spline
 
 from catalens.catalog.mimicking.profile import Group, Habit, Histogram
 
@@ -64,10 +65,9 @@ def summarise(values: Sequence[float] | Floats, k: int, logarithmic: bool = Fals
 
 def quantile(histogram: Histogram, at: float, logarithmic: bool = False) -> float:
     """The value below which the share `at` of the products lies."""
-    if (group := pick(histogram, at)).shared:
+    if (group := pick(histogram, at)).shared or len(histogram) == 1:
         return group.value
-    shares, values = _nodes(histogram, logarithmic)
-    value = float(np.interp(at, shares, values))
+    value = float(_curve(histogram, logarithmic)(at))
     return math.exp(value) if logarithmic else value
 
 
@@ -115,24 +115,17 @@ def _group(values: Floats, counts: NDArray[np.intp], logarithmic: bool) -> Group
 
 
 @lru_cache(maxsize=4096)
-def _nodes(histogram: Histogram, logarithmic: bool) -> tuple[Floats, Floats]:
-    """Points (share of products, value) of the quantile function, which is straight between them."""
-    total = sum(group.products for group in histogram)
+def _curve(histogram: Histogram, logarithmic: bool) -> BSpline:
+    """The quantile function of two or more groups, straight from mean to mean and on beyond the first and last."""
     shares: list[float] = []
     values: list[float] = []
-    below = 0
+    below, total = 0, sum(group.products for group in histogram)
     for group in histogram:
-        value = math.log(group.value) if logarithmic else group.value
-        ends = (0.001, 0.999) if group.shared else (0.5,)
-        shares += [(below + end * group.products) / total for end in ends]
-        values += [value] * len(ends)
+        for end in (0.001, 0.999) if group.shared else (0.5,):
+            shares.append((below + end * group.products) / total)
+            values.append(math.log(group.value) if logarithmic else group.value)
         below += group.products
-    if len(values) > 1:  # half of the first and of the last group lies outside the means
-        for edge, (near, far) in ((0.0, (0, 1)), (1.0, (-1, -2))):
-            slope = (values[far] - values[near]) / (shares[far] - shares[near])
-            values.insert(0 if not near else len(values), values[near] + slope * (edge - shares[near]))
-            shares.insert(0 if not near else len(shares), edge)
-    return np.array(shares), np.array(values)
+    return make_interp_spline(shares, values, k=1)
 
 
 def _habit(value: float) -> tuple[float, float]:

@@ -99,11 +99,6 @@ class Chain:
         return messages
 
 
-def sort_of(word: str) -> str:
-    """What sort of word it is, as `any colour`; a space is in no word, so no word is spelt so."""
-    return "any " + (sees(word) or ("word",))[0] if word != EDGE else EDGE
-
-
 def balanced(profile: Profile) -> Profile:
     """The profile with `tilt`s: iterative proportional fitting of the words' frequencies on rehearsed texts."""
     for column, wording in profile.texts.items():
@@ -151,23 +146,16 @@ def _transitions(profile: Profile, column: str, frequency: dict[str, float]) -> 
     anywhere = np.array([*frequency.values(), 1.0]) / (1 + sum(frequency.values()))
     table = np.zeros((len(index), len(index)))
     for word, place in index.items():
-        known = pairs.get(word, {})
-        alike = {after: n for after, n in pairs.get(sort_of(word), {}).items() if after not in known}
-        counts, others = (_counts(following, index) * lift for following in (known, alike))
-        # products whose next word is not told: it is one that follows words of this sort, or any at all
-        rest = max(totals[word] - sum(known.values()), 0)
-        others = others / others.sum() if others.any() else anywhere
-        table[place] = counts + rest * others + 0.01 * anywhere
+        counts = np.zeros(len(index))
+        for after, n in pairs.get(word, {}).items():
+            if after in index:
+                counts[index[after]] = n
+        # products whose next word is not told: it is any at all
+        rest = max(totals[word] - sum(pairs.get(word, {}).values()), 0)
+        table[place] = counts * lift + (rest + 0.01) * anywhere
     tilt = profile.texts[column].tilt
     table *= [tilt.get(word, 1.0) for word in index]
     return table / table.sum(axis=1, keepdims=True)
-
-
-def _counts(following: dict[str, int], index: dict[str, int]) -> NDArray[np.float64]:
-    counts = np.zeros(len(index))
-    for word in following.keys() & index.keys():
-        counts[index[word]] = following[word]
-    return counts
 
 
 def case_of(words: Iterable[str]) -> str:
