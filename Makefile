@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # uv does not read pip's name for a folder with extra wheels.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup demo test test-slow check format parity bench base-model
+.PHONY: help setup demo test test-slow check format parity bench bench-gpu full-size base-model
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,7 +25,7 @@ demo: setup ## draw a catalogue, fine-tune the tiny model, score it, show where 
 	$(BIN)/catalens demo
 
 test: setup ## the tests, on two workers of one thread each
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu"
 
 test-slow: setup ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
@@ -43,8 +43,15 @@ format: setup ## put the code into its format
 parity: setup ## largest deviation from the original model code, case by case (needs ../shared/golden)
 	$(BIN)/python benchmarks/parity.py
 
-bench: setup ## the cookbook's way against ours, on the same rows, as ratios
+bench: setup ## the cookbook's and the original's way against ours, on the same rows, as ratios (minutes)
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/original.py
+
+bench-gpu: setup ## the full-size model on this GPU: pictures a second, utilisation, memory, profile
+	$(BIN)/python benchmarks/gpu.py --profile
+
+full-size: setup ## one LoRA step of the full-size model on this CPU (minutes, 15 GB)
+	$(BIN)/python benchmarks/full_size.py
 
 base-model: setup ## pre-train the tiny base model that the package ships (about an hour)
 	$(BIN)/python scripts/base_model.py

@@ -1,6 +1,7 @@
 """What several test files share: a small drawn catalogue, and a run of the tiny model on it."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("CATALENS_CACHE", tempfile.mkdtemp(prefix="catalens-"))  # nothing at home
 
 # The same examples every time, and no clock: a busy machine is not a failure.
 settings.register_profile("calm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -102,7 +102,10 @@ def test_an_unknown_key_names_its_nearest_relative(tmp_path: Path, text: str, me
             "training.method: input should be 'full', 'lora' or 'qlora', not 'prefix'",
         ),
         ("catalog: x\nnum_crops: 1.5", "num_crops: input should be a valid integer"),
-        ("catalog: x\ntracking: {to: mlflow}", "tracking.to: input should be 'wandb' or 'none'"),
+        (
+            "catalog: x\ntracking: {to: mlflow}",
+            "tracking.to: input should be 'wandb', 'trackio', 'tensorboard' or 'none'",
+        ),
     ],
     ids=lambda value: repr(value)[:60],
 )

@@ -11,6 +11,7 @@ Weights are read from safetensors only, remote code is never run.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +21,12 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils import broadcast
 from peft import PeftModel
 from pydantic import ValidationError
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from catalens.config import PromptSpec, Recipe, load_recipe
 from catalens.errors import CheckpointError
@@ -57,7 +61,7 @@ def load_model(
     ones that its configuration asks for.
     """
     source = _source(name)
-    options: dict[str, Any] = {} if attention == "auto" else {"attn_implementation": attention}
+    options: dict[str, Any] = {"attn_implementation": _attention(dtype) if attention == "auto" else attention}
     if four_bits:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -96,10 +100,16 @@ def load_processor(name: str, num_crops: int | None = None) -> Phi3VProcessor:
     return processor
 
 
-def save_best(folder: Path, model: Any, processor: Phi3VProcessor, prompt: PromptSpec) -> None:
-    """Write a trained model, or its adapter, with all that inference needs."""
+def save_best(
+    folder: Path,
+    model: Any,
+    processor: Phi3VProcessor,
+    prompt: PromptSpec,
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """Write a trained model, or its adapter, with all that inference needs; `weights` where its own are sharded."""
     model.config.use_cache = True  # Trainer switches it off
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     greedy(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "prompt.json").write_text(prompt.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -143,9 +153,28 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None) -> Run:
     return Run(folder, recipe, prompt, versions, model.eval(), load_processor(str(best)))
 
 
+def _attention(dtype: torch.dtype) -> str:
+    """The quickest that this machine has."""
+    flash = is_flash_attn_2_available() and torch.cuda.is_available() and dtype == torch.bfloat16
+    return "flash_attention_2" if flash else "sdpa"
+
+
 def device() -> torch.device:
-    """A GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """A GPU where there is one; under torchrun the one of this process."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def processes() -> PartialState:
+    """The processes that share this work; under torchrun several, else one."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def agreed(decision: bool) -> bool:
+    """The first process's decision, in all: clocks and disks differ between them."""
+    told: Any = broadcast(torch.tensor(decision, device=processes().device))
+    return bool(told)
 
 
 def compute_dtype() -> torch.dtype:

@@ -1,14 +1,15 @@
 """Free generation, in batches, from the picture alone: nothing of the answer is ever shown to the model."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-import torch
+from accelerate.utils import gather_object
 from PIL import Image
 
 from catalens.catalog.pictures import open_picture, picture_size
-from catalens.checkpoint import greedy
+from catalens.checkpoint import greedy, processes
 from catalens.config import PromptSpec
 from catalens.examples import END, render_prompt
 from catalens.model import Phi3VProcessor
@@ -37,9 +38,20 @@ class Writer:
     def answers(self, pictures: Sequence[bytes], progress: Callable[[int], None] = lambda done: None) -> list[str]:
         """One answer a picture, in their order; `progress` hears how many are done.
 
-        An answer ends with its `<|end|>`, unless it was cut off at `max_new_tokens`. Raises
-        PictureError where a picture cannot be decoded.
+        An answer ends with its `<|end|>`, unless it was cut off at `max_new_tokens`. Under torchrun the processes
+        share the pictures and all get all answers. Raises PictureError where a picture cannot be decoded.
         """
+        state = processes()
+        if state.num_processes == 1 or not pictures:
+            return self._written(pictures, progress)
+        share = math.ceil(len(pictures) / state.num_processes)  # the same in each: they wait for one another
+        places = [min(state.process_index + n * state.num_processes, len(pictures) - 1) for n in range(share)]
+        mine = self._written([pictures[i] for i in places], lambda done: progress(done * state.num_processes))
+        everyones = gather_object(mine)  # one process after the other
+        turns = (everyones[n::share] for n in range(share))
+        return [text for turn in turns for text in turn][: len(pictures)]
+
+    def _written(self, pictures: Sequence[bytes], progress: Callable[[int], None]) -> list[str]:
         answers: list[str] = []
         remaining = iter(pictures)
         while chunk := list(islice(remaining, CHUNK * self.batch_size)):
@@ -57,7 +69,6 @@ class Writer:
         images = self.processor.image_processor
         return images.num_image_tokens(*images.hd_size(*picture_size(picture)))
 
-    @torch.inference_mode()
     def _generate(self, pictures: Sequence[Image.Image]) -> list[str]:
         inputs = self.processor(
             text=[self._prompt] * len(pictures),

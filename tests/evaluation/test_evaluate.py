@@ -48,7 +48,7 @@ def test_the_figures_are_those_of_the_predictions(result, run):
     table = pq.read_table(run / "evaluation" / "predictions.parquet").to_pylist()
     exact = sum(row["predicted.title"] == row["truth.title"] for row in table) / len(table)
     assert result["model"]["fields"]["title"]["exact"]["value"] == pytest.approx(exact)
-    assert flatten(result["model"])["title.exact"] == pytest.approx(exact)
+    assert flatten(result["model"])["title.exact"]["value"] == pytest.approx(exact)
 
 
 def test_blanked_pictures_keep_their_size_and_show_nothing(drawn):

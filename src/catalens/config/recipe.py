@@ -41,10 +41,14 @@ class EvaluationSpec(Frozen):
 class TrackingSpec(Frozen):
     """Where the run is tracked."""
 
-    to: Literal["wandb", "none"] = "wandb"
-    """Weights & Biases (offline when nobody is logged in), or nowhere."""
+    to: Literal["wandb", "trackio", "tensorboard", "none"] = "wandb"
+    """Weights & Biases (offline when nobody is logged in), trackio or TensorBoard on this machine, or nowhere."""
     project: str = "catalens"
-    """W&B project; the entity is the one of the login."""
+    """Project in W&B or trackio; the entity is the one of the login."""
+    examples: int = Field(default=16, ge=0)
+    """Validation pictures in the table of what the model reads; 0 keeps every picture home."""
+    model: bool = True
+    """Whether the best model is stored as an artifact."""
 
 
 class Recipe(Frozen):

@@ -71,6 +71,10 @@ class TrainingSpec(Frozen):
     """Stop after this many optimizer steps, whatever the epochs say."""
     batch_size: int = Field(default=8, ge=1)
     """Rows in one forward pass on one device."""
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """In place of `batch_size`: as many rows as these tokens hold, padding included."""
+    packing: bool = False
+    """Rows of a batch stand in one sequence, without padding, each seeing itself only; pays with flash attention."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Forward passes in one optimizer step."""
     optimizer: Literal["adamw", "muon", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
@@ -88,12 +92,17 @@ class TrainingSpec(Frozen):
     """Decoupled decay; norms and biases are left out."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this global norm."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    precision: Literal["auto", "fp32"] = "auto"
-    """`auto`: bf16 where a GPU can, fp32 on a CPU."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, about a third more time; `auto`: where a step would
+    not fit the GPU without, by the estimate of `catalens check`."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of products; `auto`: bf16 where a GPU can, fp32 on a CPU, some of which are quicker in bf16 too."""
     evaluations: int = Field(default=3, ge=1)
     """Validation rounds in a run, evenly spaced, the last one at the end."""
+    evaluation_budget: float = Field(default=0.1, gt=0, le=1)
+    """Most of the wall time that free generation may take: rounds beyond it, but the last, have the loss alone."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many validation rounds without a better `best_by`."""
     validation_rows: int = Field(default=64, ge=0)
     """Validation rows that are generated freely at each round; 0: validation loss only."""
     best_by: str = "loss"
@@ -103,7 +112,19 @@ class TrainingSpec(Frozen):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints kept on disk, the best one always among them."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention implementation; `auto` takes transformers' choice for the machine."""
+    """Attention implementation; `auto`: flash attention for bf16 weights on a GPU if it is installed, else sdpa."""
+    feature_cache: bool | Literal["auto"] = "auto"
+    """Keep the features of a frozen tower on disk, so that it sees each picture once; `auto`: where an estimate says
+    that reading is quicker than computing."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that prepare batches ahead; unset: up to eight for a GPU, none where the cores train themselves."""
+    fsdp: bool = False
+    """Under torchrun: shard weights, gradients and optimizer state over the processes (FSDP2) instead of copying
+    them to each (DDP)."""
+    compile: bool = False
+    """torch.compile; on GPUs."""
+    liger: bool = False
+    """Liger kernels for norms and gated products; on GPUs, with `pip install 'catalens[liger]'`."""
     picture_cache_gb: float = Field(default=2.0, ge=0)
     """Memory for decoded pictures; those that fit are decoded once, the others in every epoch."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -126,4 +147,10 @@ class TrainingSpec(Frozen):
             raise ValueError("parts.text cannot be full beside adapters or in 4 bits: adapt it, or adapt nothing")
         if self.method == "full" and "adapted" in trains.values():
             raise ValueError("parts are adapted under the methods lora and qlora: choose one of these")
+        if self.fsdp and (self.method == "qlora" or self.optimizer != "adamw"):
+            raise ValueError(
+                "fsdp is for full and lora trained by adamw: leave it out, each process has its copy then"
+            )
+        if self.feature_cache is True and trains["vision"] != "frozen":
+            raise ValueError("feature_cache is for a frozen tower: set parts.vision=frozen, or feature_cache=auto")
         return self

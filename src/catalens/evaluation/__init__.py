@@ -14,7 +14,7 @@ import io
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,15 @@ from rich.progress import Progress
 from catalens import metrics
 from catalens.catalog.pictures import open_picture, picture_size
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import Run, compute_dtype, load_model, load_run
+from catalens.checkpoint import Run, compute_dtype, load_model, load_run, processes
 from catalens.config import LOWER_IS_BETTER, EvaluationSpec, Kind, PromptSpec, Recipe
 from catalens.errors import CatalogError
 from catalens.evaluation.report import Judged, write_report
 from catalens.examples import canonical_text, parse_answer, usable_rows
 from catalens.inference import Writer
+from catalens.metrics import Figure
 from catalens.model import Phi3VProcessor
+from catalens.tracking import Shown
 
 Row = Mapping[str, Any]
 
@@ -54,10 +56,11 @@ class Evaluation:
 def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | None = None) -> Evaluation:
     """Score a run on a split and write `run/evaluation/`, or a folder beside it where the rows are not the recipe's.
 
+    Under torchrun the processes share the pictures, and the first one writes.
     `recipe` replaces the run's own, its prompt apart. Raises CheckpointError where the run is not finished,
     CatalogError where its catalogue or the split is not there, or where the catalogue has changed since the training.
     """
-    console = console or Console()
+    console = (console or Console()) if processes().is_main_process else Console(quiet=True)
     started = time.monotonic()
     loaded = load_run(run)
     recipe, prompt = recipe or loaded.recipe, loaded.prompt
@@ -102,6 +105,8 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
         )
     ]
     folder = loaded.folder / _folder_name(loaded.recipe, recipe)
+    if not processes().is_main_process:
+        return Evaluation(folder, prompt, result)
     folder.mkdir(exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     pq.write_table(pa.Table.from_pylist([_record(row) for row in judged]), folder / "predictions.parquet")
@@ -109,31 +114,51 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     return Evaluation(folder, prompt, result)
 
 
-def validation_scorer(recipe: Recipe) -> Callable[[Any, Phi3VProcessor], Mapping[str, float]] | None:
-    """What `training` calls at each validation round: free generation on a sample of validation rows, or None.
+class ValidationScorer:
+    """What `training` calls at each validation round: free generation on a fixed sample of validation rows.
 
     Raises CatalogError and TooManyBadRowsError as `usable_rows`.
     """
-    spec = recipe.evaluation.model_copy(update={"resamples": 100})
-    if not recipe.training.validation_rows:
-        return None
-    catalog = Catalog(recipe.catalog)
-    rows = _sample(usable_rows(catalog, recipe.prompt, "validation")[0], recipe.training.validation_rows)
-    judge = _Judge(recipe.prompt, [truth_of(recipe.prompt, row) for row in rows], spec)
-    pictures = [row[catalog.card.roles.image] for row in rows]
 
-    def score(model: Any, processor: Phi3VProcessor) -> Mapping[str, float]:
-        writer = Writer(model, processor, recipe.prompt, spec.batch_size, spec.max_new_tokens)
-        return flatten(judge.answers(writer.answers(pictures)))
+    def __init__(self, recipe: Recipe) -> None:
+        self.prompt, self.spec = recipe.prompt, recipe.evaluation
+        catalog = Catalog(recipe.catalog)
+        rows = _sample(usable_rows(catalog, recipe.prompt, "validation")[0], recipe.training.validation_rows)
+        self.ids = [row[catalog.card.roles.id] for row in rows]
+        self.pictures = [row[catalog.card.roles.image] for row in rows]
+        self.truths = [truth_of(recipe.prompt, row) for row in rows]
+        self.shown = recipe.tracking.examples
+        self._judge = _Judge(recipe.prompt, self.truths, recipe.evaluation)
 
-    return score
+    def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[dict[str, Figure], list[Shown]]:
+        """Figures by name, and the first rows with what was written about them."""
+        texts = self._write(model, processor, self.pictures)
+        shown = [
+            Shown(self.ids[i], self.pictures[i], self.truths[i], answer.values, answer.error)
+            for i, answer in enumerate(parse_answer(self.prompt, text) for text in texts[: self.shown])
+        ]
+        return flatten(self._judge.answers(texts)), shown
+
+    def image_use(self, model: Any, processor: Phi3VProcessor) -> tuple[bool, dict[str, Figure]]:
+        """Whether other products' pictures hurt, and the figures with them."""
+        own = self._judge.answers(self._write(model, processor, self.pictures))
+        shuffled = self._judge.answers(self._write(model, processor, shuffle(self.pictures, self.ids)))
+        return pictures_matter(own, shuffled), flatten(shuffled)
+
+    def _write(self, model: Any, processor: Phi3VProcessor, pictures: Sequence[bytes]) -> list[str]:
+        return Writer(model, processor, self.prompt, self.spec.batch_size, self.spec.max_new_tokens).answers(pictures)
 
 
-def flatten(scores: Mapping[str, Any]) -> dict[str, float]:
-    """`{"parse_rate": 1.0, "title.exact": 0.9, ...}` of a score, without the intervals."""
-    flat = {"parse_rate": scores["parse_rate"]["value"]}
+def validation_scorer(recipe: Recipe) -> ValidationScorer | None:
+    """The scorer of a recipe, None where it wants the validation loss only."""
+    return ValidationScorer(recipe) if recipe.training.validation_rows else None
+
+
+def flatten(scores: Mapping[str, Any]) -> dict[str, Figure]:
+    """`{"parse_rate": {"value": 1.0, ...}, "title.exact": {"value": 0.9, ...}, ...}` of a score."""
+    flat = {"parse_rate": scores["parse_rate"]}
     for field, figures in scores["fields"].items():
-        flat |= {f"{field}.{name}": figure["value"] for name, figure in figures.items()}
+        flat |= {f"{field}.{name}": figure for name, figure in figures.items()}
     return flat
 
 

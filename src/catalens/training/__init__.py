@@ -3,6 +3,7 @@
 runs/demo/
   recipe.yaml     the resolved recipe
   versions.json   libraries, device, content hash of the catalogue
+  setup.json      what was decided for the machine: processes, cached features, checkpointing
   left_out.jsonl  rows of train and validation that could not be used, and why; absent where there are none
   coverage.json   what trains, by part: parameters, modules with adapters
   metrics.jsonl   every logged figure, one line a step
@@ -11,40 +12,46 @@ runs/demo/
   README.md       model card
 """
 
-import importlib.metadata
-import json
 import math
-import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from rich import box
+from accelerate.utils import reduce
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
-from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import EarlyStoppingCallback, set_seed
 
+from catalens.catalog.checking.estimates import ModelShape
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import compute_dtype, load_model, load_processor, save_best
-from catalens.collation import Collator, Encoder, ProductDataset
-from catalens.config import LOWER_IS_BETTER, Part, Recipe, dump_recipe
+from catalens.checkpoint import load_model, load_processor, processes, save_best
+from catalens.collation import Collator, DecodedPictures, Encoder
+from catalens.config import Recipe
 from catalens.errors import TrainingError
-from catalens.examples import usable_rows
 from catalens.model import Phi3VProcessor
-from catalens.tracking import start_tracker
+from catalens.tracking import Tracker, start_tracker
+from catalens.training.batching import Plan, PlannedBatches, plan_training, plan_validation
 from catalens.training.callbacks import Bar, LastStep, Recorder, is_timing
-from catalens.training.checkpoints import SafeCheckpoints, SaveEvery, last_checkpoint, step_of
-from catalens.training.optimizers import make_optimizer
-from catalens.training.parts import Coverage, GradientCheck, as_json, coverage, prepare_parts
-
-Score = Callable[[Any, Phi3VProcessor], Mapping[str, float]]
-"""Figures of a model on validation rows, such as `{"title.exact": 0.9}`; given by the caller."""
+from catalens.training.checkpoints import SaveEvery
+from catalens.training.data import Data, count_views, fill_cache, load_data, loader_workers
+from catalens.training.features import FeatureCache
+from catalens.training.machine import (
+    RunSetup,
+    check_machine,
+    estimator_setup,
+    needs_checkpointing,
+    product_dtype,
+    trainer_arguments,
+    use_liger,
+)
+from catalens.training.parts import GradientCheck, coverage, prepare_parts
+from catalens.training.run_folder import explain, model_card, take_back, take_back_log, versions_of
+from catalens.training.terminal import BLIND, print_blind, print_coverage, print_throughput
+from catalens.training.throughput import Meter, device_peak
+from catalens.training.trainer import CatalensTrainer, Figures, Score
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,26 @@ class Trained:
     best_step: int
     figures: Mapping[str, float]
     """Validation figures of the best checkpoint."""
+    throughput: Mapping[str, float]
+    """Samples and tokens a second, useful tokens, model FLOPs utilisation, peak memory, waiting for data."""
+    pictures_matter: bool | None
+    """Whether shuffled pictures hurt the best checkpoint; None where nothing was generated."""
     seconds: float
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A run before its first step."""
+
+    recipe: Recipe
+    catalog: Catalog
+    processor: Phi3VProcessor
+    model: Any  # Phi3VForCausalLM, or one wrapped by PEFT
+    data: Data
+    plans: tuple[Plan, Plan]
+    """Of training and validation."""
+    setup: RunSetup
+    meter: Meter
 
 
 def train(
@@ -68,238 +94,195 @@ def train(
 ) -> Trained:
     """Train as the recipe says and leave a run in `folder`; with `resume` go on with the one that is there.
 
-    A run that goes on ends, on a CPU, with the same weights to the bit as one that was never stopped. Raises
-    TrainingError where the folder is taken, nothing trains, the loss is no number or the run cannot go on;
-    CatalogError, CheckpointError, and TooManyBadRowsError where more than 5 % of the rows cannot be used.
+    A run that goes on ends, on a CPU, with the same weights to the bit as one that was never stopped. Under torchrun
+    every process calls this, and the first one writes. Raises TrainingError where the folder is taken, nothing
+    trains, the loss is no number or the run cannot go on; RecipeError where this machine cannot do what the recipe
+    says; CatalogError, CheckpointError, and TooManyBadRowsError where more than 5 % of the rows cannot be used.
     """
-    folder, console = Path(folder), console or Console()
+    state = processes()
+    folder, console = Path(folder), (console or Console()) if state.is_main_process else Console(quiet=True)
+    check_machine(recipe.training)
     if not resume and (folder.is_file() or (folder.is_dir() and any(folder.iterdir()))):
         raise TrainingError(
             f"{folder} exists already: choose another --out, remove it, or go on with it by --resume {folder}"
         )
-    set_seed(recipe.training.seed)
+    state.wait_for_everyone()  # before anything is written
     catalog = Catalog(recipe.catalog)
-    processor = load_processor(recipe.model, recipe.num_crops)
-    encoder = Encoder(processor, recipe.prompt)
-    usable = {split: usable_rows(catalog, recipe.prompt, split, encoder.check) for split in ("train", "validation")}
-    left_out = [{"split": split, "reason": reason} for split, (_, bad) in usable.items() for reason in bad]
-    model = _trainable(recipe)
-    covered = coverage(model, recipe.training)
-    _describe(covered, {split: len(rows) for split, (rows, _) in usable.items()}, left_out, console)
-    folder.mkdir(parents=True, exist_ok=True)
-    versions = _versions(catalog)
-    checkpoint = _resumed(folder, versions) if resume else None
-    config = _explain(folder, recipe, versions, covered, left_out)
-    tracker = start_tracker(recipe.tracking, folder, config)
-    arguments = _arguments(recipe, folder, len(usable["train"][0]))
-    often = SaveEvery(math.ceil(arguments.max_steps / recipe.training.checkpoints))
-    cache = int(recipe.training.picture_cache_gb * 2**30)
-    image = catalog.card.roles.image
-    bar = Bar(console)
-    try:
-        trainer = _CatalensTrainer(
-            recipe,
-            None if score is None else lambda: score(model, processor),
-            model=model,
-            args=arguments,
-            data_collator=Collator(encoder.tokenizer.pad_token_id),
-            train_dataset=ProductDataset(usable["train"][0], encoder, image, cache),
-            eval_dataset=ProductDataset(usable["validation"][0], encoder, image, cache_bytes=0),
-            callbacks=[
-                LastStep(),
-                Recorder(folder / "metrics.jsonl", tracker),
-                bar,
-                GradientCheck(recipe.training),
-                often,
-            ],
+    versions = versions_of(catalog)
+    sharded = recipe.training.fsdp and state.num_processes > 1
+    checkpoint = take_back(folder, versions, sharded) if resume else None
+    prepared = _prepare(recipe, catalog, RunSetup.load(folder) if resume else None, console)
+    covered = coverage(prepared.model, recipe.training)
+    print_coverage(covered, {split: len(rows) for split, rows in prepared.data.splits.items()}, console)
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        take_back_log(folder / "metrics.jsonl", checkpoint)
+        prepared.setup.save(folder)
+        config = explain(folder, recipe, versions, covered, prepared.data.left_out)
+        tracker = start_tracker(
+            recipe.tracking, folder, config, lambda text: console.print(f"[yellow]{escape(text)}[/]")
         )
-        trainer.remove_callback(transformers.PrinterCallback)
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        save_best(folder / "best", model, processor, recipe.prompt)
-        trained = _outcome(trainer, folder, result.metrics["train_runtime"])
-        tracker.summary({f"best/{name}": value for name, value in trained.figures.items()})
+    else:
+        tracker = start_tracker(recipe.tracking.model_copy(update={"to": "none"}), folder, {}, print)
+    state.wait_for_everyone()
+    failed = True
+    try:
+        trained = _fit(prepared, folder, checkpoint, score, tracker, console)
+        failed = False
     finally:
-        bar.progress.stop()
-        tracker.finish()
-    (folder / "README.md").write_text(_model_card(recipe, trained, catalog), encoding="utf-8")
+        tracker.finish(int(failed))
     return trained
 
 
-class _CatalensTrainer(SafeCheckpoints):
-    """Trainer with the recipe's optimizer and with figures from free generation beside the validation loss."""
-
-    def __init__(self, recipe: Recipe, score: Callable[[], Mapping[str, float]] | None, **kwargs: Any) -> None:
-        self.recipe, self.score = recipe, score
-        super().__init__(**kwargs)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW, or Muon with AdamW."""
-        if self.optimizer is None:
-            trained: Any = model or self.model
-            self.optimizer = make_optimizer(trained.named_parameters(), self.recipe.training)
-        return self.optimizer
-
-    def compute_loss(self, model: Any, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss, its targets smoothed while it trains."""
-        smoothing = self.recipe.training.label_smoothing
-        smoothed = {**inputs, "label_smoothing": smoothing} if smoothing and model.training else dict(inputs)
-        return super().compute_loss(model, smoothed, *args, **kwargs)
-
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """Validation loss, then generation; TrainingError where the loss is no number."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if not math.isfinite((output.metrics or {})[f"{metric_key_prefix}_loss"]):
-            raise TrainingError(
-                f"the validation loss at step {self.state.global_step} is no finite number: "
-                "lower training.learning_rate or raise training.warmup"
-            )
-        figures = self.score() if self.score else {}
-        metrics = {
-            **(output.metrics or {}),
-            **{f"{metric_key_prefix}_{name}": v for name, v in figures.items()},
-        }
-        return output._replace(metrics=metrics)
-
-
-def _explain(
-    folder: Path,
-    recipe: Recipe,
-    versions: Mapping[str, str],
-    covered: Mapping[Part, Coverage],
-    left_out: Sequence[Mapping[str, str]],
-) -> dict[str, Any]:
-    """Write what the run is made of into its folder; the same for the tracker."""
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
-    (folder / "coverage.json").write_text(json.dumps(as_json(covered), indent=2) + "\n", encoding="utf-8")
-    if left_out:
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in left_out)
-        (folder / "left_out.jsonl").write_text("".join(lines), encoding="utf-8")
-    return {**recipe.model_dump(mode="json"), "versions": versions, "coverage": as_json(covered)}
-
-
-def _resumed(folder: Path, versions: Mapping[str, str]) -> Path | None:
-    """The checkpoint to go on from, None where none was written; what was logged after it is taken back."""
-    if (folder / "best" / "prompt.json").is_file():
-        raise TrainingError(f"{folder} is finished: there is nothing to go on with")
-    known = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
-    if known["catalog"] != versions["catalog"]:
-        raise TrainingError(f"the catalogue has changed since {folder} was begun: train anew")
-    checkpoint = last_checkpoint(folder)
-    step = step_of(checkpoint) if checkpoint else 0
-    log = folder / "metrics.jsonl"
-    if log.is_file():
-        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        log.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
-    return checkpoint
-
-
-def _trainable(recipe: Recipe) -> Any:
-    """The model with gradients where the recipe wants them."""
-    spec = recipe.training
-    adapters = spec.method != "full"
-    dtype = compute_dtype() if adapters and spec.precision == "auto" else torch.float32  # full: fp32 under autocast
-    model = prepare_parts(load_model(recipe.model, dtype, spec.attention, spec.method == "qlora"), spec)
-    if spec.gradient_checkpointing:
+def _prepare(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, console: Console) -> _Prepared:
+    """Model, rows and plan; `setup` is the one of a run that goes on."""
+    spec, count = recipe.training, processes().num_processes
+    set_seed(spec.seed)
+    processor = load_processor(recipe.model, recipe.num_crops)
+    encoder = Encoder(processor, recipe.prompt)
+    base, model = _trainable(recipe)
+    pictures: DecodedPictures | FeatureCache = DecodedPictures(encoder, int(spec.picture_cache_gb * 2**30))
+    wanted = spec.feature_cache if setup is None else setup.cached_features
+    if wanted and spec.resolved_parts["vision"].train == "frozen":
+        pictures = FeatureCache(base.model, pictures)
+    data = load_data(recipe, catalog, encoder, pictures, console)
+    lengths = data.train.lengths()
+    training = plan_training(lengths, spec, setup.processes if setup else count)
+    validation = plan_validation(data.validation.lengths(), recipe.evaluation.batch_size, count)
+    if isinstance(pictures, FeatureCache):
+        views = count_views(training, validation, spec.evaluations)
+        if not fill_cache(pictures, data, views, wanted is True, console):
+            pictures = pictures.decoded
+            data.train.pictures = data.validation.pictures = pictures
+    cached = isinstance(pictures, FeatureCache)
+    shape = ModelShape.from_config(base.config.to_dict())
+    if setup is None:
+        rows = max(len(batch) for step in training for batch in step)
+        crops = (processor.image_processor.num_crops or 1) + 1
+        checkpointing = needs_checkpointing(spec, shape, max(lengths), crops, rows, cached)
+        setup = RunSetup(count, cached, checkpointing)
+    if setup.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return model
+    meter = Meter(shape, estimator_setup(spec, cached), device_peak(base.device, product_dtype(spec)), count, _total)
+    return _Prepared(recipe, catalog, processor, model, data, (training, validation), setup, meter)
 
 
-def _arguments(recipe: Recipe, folder: Path, rows: int) -> TrainingArguments:
+def _trainable(recipe: Recipe) -> tuple[Any, Any]:
+    """The model, and the same with gradients and adapters where the recipe wants them."""
     spec = recipe.training
-    steps = spec.max_steps or max(1, math.ceil(rows * spec.epochs / (spec.batch_size * spec.gradient_accumulation)))
-    every = max(1, math.ceil(steps / spec.evaluations))
-    arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        max_steps=steps,
-        per_device_train_batch_size=spec.batch_size,
-        per_device_eval_batch_size=recipe.evaluation.batch_size,
-        gradient_accumulation_steps=spec.gradient_accumulation,
-        learning_rate=spec.learning_rate,
-        lr_scheduler_type=spec.schedule,
-        warmup_steps=spec.warmup,
-        max_grad_norm=spec.max_grad_norm,
-        bf16=compute_dtype() == torch.bfloat16 and spec.precision == "auto",
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=spec.keep_checkpoints,
-        load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{spec.best_by}",
-        greater_is_better=spec.best_by.rpartition(".")[2] not in LOWER_IS_BETTER,
-        logging_steps=max(1, min(10, steps // 20)),
-        logging_nan_inf_filter=False,  # a loss that is no number is shown as it is
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        report_to="none",
-        disable_tqdm=True,
-        seed=spec.seed,
+    # weights that train are fp32 under autocast; FSDP2 wants one type for all
+    frozen = spec.method != "full" and not spec.fsdp
+    dtype = product_dtype(spec) if frozen else torch.float32
+    base = load_model(recipe.model, dtype, spec.attention, spec.method == "qlora")
+    if spec.liger:
+        use_liger(base)
+    return base, prepare_parts(base, spec)
+
+
+def _fit(
+    run: _Prepared, folder: Path, checkpoint: Path | None, score: Score | None, tracker: Tracker, console: Console
+) -> Trained:
+    """Train, keep the best model, see whether it looks at its pictures, and say so everywhere."""
+    spec, state = run.recipe.training, processes()
+    batches = PlannedBatches(run.plans[0], state.process_index, state.num_processes)
+    arguments = trainer_arguments(run.recipe, folder, run.plans[0], batches.accumulation)
+    encoder, bar = run.data.train.encoder, Bar(console)
+    trainer: Any = None
+
+    def scored(model: Any) -> Figures:
+        assert score is not None
+        figures, shown = score(model, run.processor)
+        tracker.examples(shown, trainer.state.global_step)
+        return figures
+
+    callbacks = [LastStep(), bar, GradientCheck(spec), SaveEvery(math.ceil(arguments.max_steps / spec.checkpoints))]
+    if state.is_main_process:
+        callbacks.insert(1, Recorder(folder / "metrics.jsonl", tracker))
+    if spec.patience:
+        callbacks.append(EarlyStoppingCallback(spec.patience))
+    try:
+        trainer = CatalensTrainer(
+            spec,
+            (run.data.train, run.data.validation),
+            run.plans,
+            run.meter,
+            scored if score else None,
+            loader_workers(spec.workers),
+            model=run.model,
+            args=arguments,
+            data_collator=Collator(encoder.tokenizer.pad_token_id, spec.packing),
+            eval_dataset=run.data.validation,
+            callbacks=callbacks,
+        )
+        trainer.remove_callback(transformers.PrinterCallback)
+        run.meter.start()
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        bar.progress.stop()
+    matter = _image_use(run, trainer.model, score, tracker)
+    trained = _outcome(trainer, folder, run.meter, matter, result.metrics["train_runtime"])
+    _finish(run, trainer, trained, tracker)
+    console.print(
+        f"best checkpoint: step {trained.best_step} of {trained.steps} by {spec.best_by}, {trained.seconds:.0f} s; "
+        f"run in {folder}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
     )
-    arguments._n_gpu = min(1, arguments.n_gpu)  # torch's DataParallel would cut a batch between a row and its crops
-    return arguments
+    print_throughput(trained.throughput, console)
+    if matter is False:
+        print_blind(console)
+    return trained
 
 
-def _outcome(trainer: Trainer, folder: Path, seconds: float) -> Trained:
+def _image_use(run: _Prepared, model: Any, score: Score | None, tracker: Tracker) -> bool | None:
+    """Whether the best model looks at its pictures."""
+    if score is None:
+        return None
+    matter, shuffled = score.image_use(model, run.processor)
+    tracker.summary({"pictures_matter": matter, **{f"shuffled/{name}": f["value"] for name, f in shuffled.items()}})
+    if not matter:
+        tracker.warn("pictures do not matter", BLIND)
+    return matter
+
+
+def _outcome(trainer: CatalensTrainer, folder: Path, meter: Meter, matter: bool | None, seconds: float) -> Trained:
     best = trainer.state.best_global_step or trainer.state.global_step
     entries = [entry for entry in trainer.state.log_history if entry["step"] == best and "eval_loss" in entry]
     figures = {
         name.removeprefix("eval_"): float(value)
         for name, value in entries[-1].items()
-        if "eval_" in name and not is_timing(name)
+        if "eval_" in name and "/" not in name and not is_timing(name)
     }
-    return Trained(folder, trainer.state.global_step, best, figures, seconds)
+    return Trained(folder, trainer.state.global_step, best, figures, meter.overall(), matter, seconds)
 
 
-def _describe(
-    covered: Mapping[Part, Coverage],
-    rows: Mapping[str, int],
-    left_out: Sequence[Mapping[str, str]],
-    console: Console,
-) -> None:
-    if left_out:
-        console.print(f"[yellow]left out {len(left_out)} rows[/], such as {escape(left_out[0]['reason'])}")
-    table = Table("part", "", *(Column(name, justify="right") for name in ("parameters", "train", "", "adapters")))
-    table.box, table.title = box.SIMPLE_HEAD, ", ".join(f"{count} {split}" for split, count in rows.items()) + " rows"
-    for part, entry in covered.items():
-        share = f"{entry.trained / max(1, entry.parameters):.1%}"
-        adapters = f"on {len(entry.adapted)} modules" if entry.adapted else ""
-        table.add_row(part, entry.train, f"{entry.parameters:,}", f"{entry.trained:,}", share, adapters)
-    console.print(table)
-
-
-def _versions(catalog: Catalog) -> dict[str, str]:
-    libraries = ("catalens", "torch", "transformers", "peft", "accelerate", "tokenizers", "pillow", "numpy")
-    return {
-        "python": sys.version.split()[0],
-        **{name: importlib.metadata.version(name) for name in libraries},
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+def _finish(run: _Prepared, trainer: CatalensTrainer, trained: Trained, tracker: Tracker) -> None:
+    """Write the best model and its card, and hand both to the tracker."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    weights: Any = trainer.accelerator.get_state_dict(trainer.model) if run.recipe.training.fsdp else None  # from all
+    if not processes().is_main_process:
+        return
+    folder, catalog = trained.folder, run.catalog
+    save_best(folder / "best", model, run.processor, run.recipe.prompt, weights)
+    use = {None: "", True: "Shuffled pictures hurt its score: it looks.", False: f"**{BLIND}**"}[
+        trained.pictures_matter
+    ]
+    steps = (trained.best_step, trained.steps)
+    card = model_card(run.recipe, catalog, folder.name, trained.figures, steps, use)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    tracker.summary({f"best/{name}": value for name, value in {**trained.figures, **trained.throughput}.items()})
+    about = {
+        "step": trained.best_step,
+        **trained.figures,
+        "pictures_matter": trained.pictures_matter,
         "catalog": catalog.card.content_hash,
     }
+    tracker.model(folder / "best", trained.best_step, about)
 
 
-def _model_card(recipe: Recipe, trained: Trained, catalog: Catalog) -> str:
-    tag = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[recipe.training.method]
-    figures = "\n".join(f"| {name} | {value:.4g} |" for name, value in trained.figures.items())
-    fields = ", ".join(f"`{field.column}` as `{field.label}`" for field in recipe.prompt.fields)
-    return f"""---
-base_model: {recipe.model}
-pipeline_tag: image-text-to-text
-tags: [catalens, phi-3-vision, product-pictures]
----
-
-# {trained.folder.name}
-
-{recipe.model} ({tag}) trained by catalens to read {fields} from a product picture.
-
-Catalogue: `{catalog.card.name}`, {catalog.card.rows["train"]} training rows, {catalog.card.content_hash}.
-Best checkpoint: step {trained.best_step} of {trained.steps}, chosen by `{recipe.training.best_by}`.
-
-| validation | |
-|---|---:|
-{figures}
-
-Scores on rows that training never saw, beside baselines: `catalens evaluate {trained.folder}`.
-Predictions: `catalens predict {trained.folder} photo.jpg`.
-"""
+def _total(numbers: Sequence[float]) -> list[float]:
+    """Sums over the processes."""
+    state = processes()
+    summed: Any = reduce(torch.tensor(numbers, dtype=torch.float64, device=state.device), "sum")
+    return summed.tolist()

@@ -85,10 +85,15 @@ class Bar(TrainerCallback):
         """Show the loss; print a validation round."""
         logs = logs or {}
         if "loss" in logs:
-            self.progress.update(self._task, loss=f"loss {logs['loss']:.3f}")
+            speed = f", {logs['samples_per_second']:.3g} samples/s" if "samples_per_second" in logs else ""
+            self.progress.update(self._task, loss=f"loss {logs['loss']:.3f}{speed}")
         if "eval_loss" in logs:
             figures = {_public_name(name): value for name, value in logs.items() if name.startswith("eval_")}
-            shown = [f"{name.split('/')[1]} {value:.3f}" for name, value in figures.items() if not is_timing(name)]
+            shown = [
+                f"{name.removeprefix('validation/')} {value:.3f}"
+                for name, value in figures.items()
+                if not is_timing(name) and name.count("/") == 1  # intervals are in metrics.jsonl
+            ]
             line = f"step {state.global_step}: validation " + ", ".join(shown)
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -40,26 +41,34 @@ class SafeCheckpoints(Trainer):
         folder, limit = Path(str(self.args.output_dir)), self.args.save_total_limit
         final = folder / f"checkpoint-{self.state.global_step}"
         self._aside, self.args.save_total_limit = folder / PARTIAL, None
-        shutil.rmtree(self._aside, ignore_errors=True)
+        written = self._aside / final.name
+        if self.args.should_save:
+            shutil.rmtree(self._aside, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
-            written = self._aside / final.name
+            self.accelerator.wait_for_everyone()  # each writes its own state
             if self.state.best_model_checkpoint == str(written):
                 self.state.best_model_checkpoint = str(final)
-                self.state.save_to_json(str(written / STATE))
-            _sync(written)
-        except OSError as error:
+                if self.args.should_save:
+                    self.state.save_to_json(str(written / STATE))
+            if self.args.should_save:
+                _sync(written)
+        except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"checkpoint {final.name} cannot be written ({error.strerror or error}): make room and go on with "
+                f"checkpoint {final.name} cannot be written ({error}): make room and go on with "
                 f"catalens train --resume {folder.parent}"
             ) from error
         finally:
             self._aside, self.args.save_total_limit = None, limit
-        shutil.rmtree(final, ignore_errors=True)  # of a run that was resumed from before it
-        written.rename(final)
-        rotate_checkpoints(
-            output_dir=str(folder), save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
-        )
+        if self.args.should_save:
+            shutil.rmtree(final, ignore_errors=True)  # of a run that was resumed from before it
+            written.rename(final)
+            written.parent.rmdir()
+            rotate_checkpoints(
+                output_dir=str(folder), save_total_limit=limit, best_model_checkpoint=self.state.best_model_checkpoint
+            )
+        self.accelerator.wait_for_everyone()
 
 
 class SaveEvery(TrainerCallback):

@@ -54,8 +54,10 @@ def make_optimizer(parameters: Iterable[tuple[str, torch.nn.Parameter]], spec: T
     RecipeError where torch has no Muon or bitsandbytes is not installed.
     """
     wanted = [(name, p) for name, p in parameters if p.requires_grad]
+    if spec.optimizer == "adamw":
+        return _adamw(_groups(wanted, spec, spec.learning_rate), spec.learning_rate)
     if spec.optimizer != "muon":
-        return _adamw(spec)(_groups(wanted, spec, spec.learning_rate), lr=spec.learning_rate)
+        return _eight_bits(spec)(_groups(wanted, spec, spec.learning_rate), lr=spec.learning_rate)
     if not hasattr(torch.optim, "Muon"):
         raise RecipeError("training.optimizer is muon, which needs torch 2.9 or newer: upgrade torch or take adamw")
     is_matrix = {name: p.ndim == 2 and LOOKED_UP.isdisjoint(name.split(".")) for name, p in wanted}
@@ -63,8 +65,8 @@ def make_optimizer(parameters: Iterable[tuple[str, torch.nn.Parameter]], spec: T
     rate = spec.adamw_learning_rate or spec.learning_rate
     rest = _groups([pair for pair in wanted if not is_matrix[pair[0]]], spec, rate)
     if not matrices or not rest:
-        return torch.optim.Muon(matrices, lr=rate) if matrices else torch.optim.AdamW(rest, lr=rate)
-    return MuonWithAdamW(torch.optim.Muon(matrices, lr=spec.learning_rate), torch.optim.AdamW(rest, lr=rate))
+        return torch.optim.Muon(matrices, lr=rate) if matrices else _adamw(rest, rate)
+    return MuonWithAdamW(torch.optim.Muon(matrices, lr=spec.learning_rate), _adamw(rest, rate))
 
 
 def _groups(pairs: Sequence[tuple[str, torch.nn.Parameter]], spec: TrainingSpec, rate: float) -> list[dict[str, Any]]:
@@ -78,9 +80,11 @@ def _groups(pairs: Sequence[tuple[str, torch.nn.Parameter]], spec: TrainingSpec,
     return list(groups.values())
 
 
-def _adamw(spec: TrainingSpec) -> Callable[..., torch.optim.Optimizer]:
-    if spec.optimizer == "adamw":
-        return torch.optim.AdamW
+def _adamw(groups: list[dict[str, Any]], rate: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=rate, fused=True)  # one pass over the weights, no temporary copies
+
+
+def _eight_bits(spec: TrainingSpec) -> Callable[..., torch.optim.Optimizer]:
     try:
         from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
     except ImportError as error:

@@ -1,0 +1,101 @@
+"""Which rows train together: the whole run is planned before its first step.
+
+    lengths  [66, 71, 66, 68, 90, ...]            tokens of each row
+    plan     [[[4, 17], [8, 2]], [[11, 0], ...]]  steps, their micro-batches, the rows of each
+
+Every process draws up the same plan from the same seed and takes its own micro-batches, so that a step has the same
+rows however many processes share it, and a run that goes on, with as many or with others, skips whole steps. Where
+micro-batches run short in a step, a process gets a row without labels, `~i`: all take part in every forward pass.
+"""
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+
+from torch.utils.data import Sampler
+
+from catalens.config import TrainingSpec
+
+Plan = list[list[list[int]]]
+SORTED_TOGETHER = 64
+"""Micro-batches whose rows are sorted by length together."""
+
+
+def plan_training(lengths: Sequence[int], spec: TrainingSpec, processes: int) -> Plan:
+    """The steps of a run over rows of these many tokens, for as many processes as it was begun with."""
+    per_step = spec.gradient_accumulation * processes
+    dice = random.Random(spec.seed)
+    steps: Plan = []
+    batches: list[list[int]] = []
+    remaining = math.inf if spec.max_steps else spec.epochs
+    while remaining > 0 and not (spec.max_steps and len(steps) >= spec.max_steps):
+        epoch = _epoch(lengths, spec, dice)
+        batches += epoch[: math.ceil(len(epoch) * min(1, remaining))]
+        whole = len(batches) - len(batches) % per_step
+        steps += [batches[start : start + per_step] for start in range(0, whole, per_step)]
+        del batches[:whole]
+        remaining -= 1
+    steps += [batches] if batches else []
+    return steps[: spec.max_steps]
+
+
+def plan_validation(lengths: Sequence[int], batch_size: int, processes: int) -> Plan:
+    """Every row once, sorted by length, in steps of one micro-batch a process."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return [batches[start : start + processes] for start in range(0, len(batches), processes)]
+
+
+class PlannedBatches(Sampler[list[int]]):
+    """Micro-batches of one process, in the order of the plan; `accumulation` of them in each step."""
+
+    def __init__(self, plan: Plan, rank: int, processes: int) -> None:
+        self.plan, self.rank, self.processes = plan, rank, processes
+        self.accumulation = math.ceil(max(map(len, plan)) / processes)
+
+    def __len__(self) -> int:
+        return len(self.plan) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.plan:
+            for turn in range(self.accumulation):
+                place = turn * self.processes + self.rank
+                yield step[place] if place < len(step) else [~step[0][0]]
+
+
+def _epoch(lengths: Sequence[int], spec: TrainingSpec, dice: random.Random) -> list[list[int]]:
+    """Micro-batches of every row once, in random order; rows of like length share one."""
+    order = list(range(len(lengths)))
+    dice.shuffle(order)
+    backwards = dice.random() < 0.5  # the last batch is a small one: not always of the longest rows
+    rows = max(1, spec.batch_tokens * len(lengths) // sum(lengths)) if spec.batch_tokens else spec.batch_size
+    window = SORTED_TOGETHER * rows
+    order = [
+        row
+        for start in range(0, len(order), window)
+        for row in sorted(order[start : start + window], key=lambda row: lengths[row], reverse=backwards)
+    ]
+    batches = _by_tokens(order, lengths, spec) if spec.batch_tokens else _by_rows(order, spec.batch_size)
+    dice.shuffle(batches)
+    return batches
+
+
+def _by_rows(order: Sequence[int], size: int) -> list[list[int]]:
+    return [list(order[start : start + size]) for start in range(0, len(order), size)]
+
+
+def _by_tokens(order: Sequence[int], lengths: Sequence[int], spec: TrainingSpec) -> list[list[int]]:
+    """As many rows as a budget of tokens holds, padding counted where there is any; a longer row stands alone."""
+    assert spec.batch_tokens is not None
+    batches: list[list[int]] = []
+    total = longest = 0
+    for row in order:
+        total, longest = total + lengths[row], max(longest, lengths[row])
+        rows = len(batches[-1]) + 1 if batches else 1
+        size = total if spec.packing else longest * rows
+        if batches and size <= spec.batch_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+            total = longest = lengths[row]
+    return batches

@@ -1,0 +1,157 @@
+"""Features of a frozen tower are computed once, kept whole, and change no result."""
+
+import json
+import resource
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from catalens.catalog.storage import Catalog
+from catalens.checkpoint import load_model, load_processor
+from catalens.collation import Collator, DecodedPictures, Encoder, ProductDataset
+from catalens.config import PromptSpec, TrainingSpec
+from catalens.errors import TrainingError
+from catalens.training import features, train
+from catalens.training.features import Estimate, FeatureCache
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("CATALENS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def rows(drawn):
+    return Catalog(drawn).rows("train")[:20]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(load_processor("tiny"), PromptSpec())
+
+
+def cache_of(encoder: Encoder, model=None) -> FeatureCache:
+    return FeatureCache((model or load_model("tiny")).model, DecodedPictures(encoder, 0))
+
+
+def runs_of(monkeypatch) -> list[int]:
+    """How many pictures each pass through the tower has."""
+    seen: list[int] = []
+    original = FeatureCache._run
+    monkeypatch.setattr(
+        FeatureCache, "_run", lambda self, pictures: seen.append(len(pictures)) or original(self, pictures)
+    )
+    return seen
+
+
+def test_cached_features_train_like_pictures(encoder, rows):
+    model, pictures = load_model("tiny"), [row["image"] for row in rows]
+    cache = cache_of(encoder, model)
+    cache.fill(pictures, lambda done: None)
+    collate = Collator(encoder.tokenizer.pad_token_id)
+    losses = []
+    for source in (encoder.picture, cache):
+        dataset = ProductDataset(rows, encoder, "image", source)
+        batch = collate([dataset[index] for index in range(len(dataset))])
+        losses.append(model(**batch).loss)
+    assert "crop_features" in batch
+    assert "pixel_values" not in batch
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+
+
+def test_each_picture_is_seen_once_by_this_run_and_the_next(encoder, rows, monkeypatch):
+    pictures = [row["image"] for row in rows]
+    seen, done = runs_of(monkeypatch), []
+    cache_of(encoder).fill(pictures, done.append)
+    assert sum(seen) == len(pictures)
+    assert done == [8, 16, 20]
+    again = cache_of(encoder)
+    again.fill(pictures, done.append)
+    assert sum(seen) == len(pictures)
+    assert all(picture in again for picture in pictures)
+
+
+def test_what_a_kill_left_is_ignored_and_the_rest_goes_on(encoder, rows, monkeypatch):
+    monkeypatch.setattr(features, "SHARD_BYTES", 1)  # a shard for each pass
+    pictures = [row["image"] for row in rows]
+    whole = cache_of(encoder)
+    whole.fill(pictures, lambda done: None)
+    shards = sorted(whole.folder.glob("*.safetensors"))
+    assert len(shards) == 3
+    first = {path.name: load_file(path) for path in shards}
+    shards[0].rename(shards[0].with_name(f".{shards[0].name}.partial"))
+    seen = runs_of(monkeypatch)
+    cache_of(encoder).fill(pictures, lambda done: None)
+    assert sum(seen) == len(first[shards[0].name])
+    again = load_file(shards[0])
+    assert all(torch.equal(again[name], tensor) for name, tensor in first[shards[0].name].items())
+
+
+def test_other_weights_or_crops_are_another_cache(encoder):
+    model, other = load_model("tiny"), Encoder(load_processor("tiny", 1), PromptSpec())
+    folders = {cache_of(encoder, model).folder, cache_of(other, model).folder}
+    next(p for n, p in model.named_parameters() if "img_processor" in n).data += 1
+    folders.add(cache_of(encoder, model).folder)
+    assert len(folders) == 3
+    model.lm_head.weight.data += 1
+    assert cache_of(encoder, model).folder in folders
+
+
+def test_the_estimate_is_of_the_real_thing(encoder, rows):
+    pictures = [row["image"] for row in rows]
+    cache = cache_of(encoder)
+    before = cache.estimate(pictures, 10)
+    assert (before.pictures, before.missing, before.passes) == (len(pictures), len(set(pictures)), 10)
+    cache.fill(pictures, lambda done: None)
+    written = sum(path.stat().st_size for path in cache.folder.iterdir())
+    assert before.size == pytest.approx(written, rel=0.3)
+    after = cache.estimate(pictures, 10)
+    assert after.missing == 0
+    assert f"{len(pictures)} of them there" in str(after)
+    assert len(list(cache.folder.iterdir())) == 1  # the trial is gone
+
+
+@pytest.mark.parametrize(
+    ("changed", "pays"),
+    [
+        ({}, True),
+        ({"passes": 1.0}, False),  # seen once: computing and writing is dearer
+        ({"read": 0.2}, False),  # a slow disk
+        ({"missing": 0, "passes": 1.0}, True),  # all there already
+        ({"free": 1e9}, False),  # half of the disk stays free
+    ],
+)
+def test_when_it_pays(changed, pays):
+    usual = {"pictures": 100, "missing": 100, "size": 1e9, "free": 1e10}
+    times = {"computed": 0.1, "read": 0.01, "written": 0.02, "passes": 3.0}
+    assert Estimate(**{**usual, **times, **changed}).pays is pays
+
+
+@pytest.mark.integration
+def test_a_run_says_what_it_decided_and_keeps_to_it(recipe, tmp_path, capsys):
+    def asked(**training):
+        return recipe.model_copy(
+            update={"training": TrainingSpec.model_validate(recipe.training.model_dump() | training)}
+        )
+
+    short = {"max_steps": 2, "evaluations": 1, "validation_rows": 0}
+    train(asked(**short, feature_cache=True), tmp_path / "cached")
+    assert "with the cache: on" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "cached" / "setup.json").read_text())["cached_features"] is True
+    train(asked(**short, feature_cache=False), tmp_path / "plain")
+    one, other = (load_file(tmp_path / name / "best" / "model.safetensors") for name in ("cached", "plain"))
+    assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(encoder, rows):
+    cache = cache_of(encoder)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, usual[1]))  # what a full disk does, to this process alone
+    try:
+        with pytest.raises(TrainingError, match=r"File too large.*CATALENS_CACHE.*feature_cache=false"):
+            cache.fill([rows[0]["image"]], lambda done: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert rows[0]["image"] not in cache_of(encoder)

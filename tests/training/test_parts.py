@@ -1,0 +1,183 @@
+"""What trains, by part: what is asked for happens, and what cannot happen is an error."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from catalens.checkpoint import TINY, load_model, load_run
+from catalens.config import LoraSpec, PartsSpec, TrainingSpec
+from catalens.errors import RecipeError, TrainingError
+from catalens.training import train
+from catalens.training.optimizers import MuonWithAdamW, make_optimizer
+from catalens.training.parts import check_gradients, coverage, part_of, prepare_parts
+
+QKV = "model.layers.0.self_attn.qkv_proj"
+
+
+def spec(**training) -> TrainingSpec:
+    return TrainingSpec.model_validate(training)
+
+
+def trained(model) -> dict[str, set[str]]:
+    """Names that get a gradient, by part."""
+    found: dict[str, set[str]] = {"vision": set(), "projector": set(), "embeddings": set(), "text": set()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found[part_of(name)].add(name)
+    return found
+
+
+def test_full_trains_all_but_what_never_runs():
+    model = prepare_parts(load_model("tiny"), spec(method="full"))
+    left = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert left
+    assert all(".layers.3." in name or "post_layernorm" in name for name in left)
+    assert all("img_processor" in name for name in left)
+
+
+@pytest.mark.parametrize("part", ["vision", "projector", "embeddings", "text"])
+def test_a_frozen_part_has_no_gradient(part: str):
+    found = trained(prepare_parts(load_model("tiny"), spec(method="full", parts={part: "frozen"})))
+    assert not found[part]
+    assert all(found[other] for other in found if other != part)
+
+
+def test_lora_adapts_every_linear_module_of_the_text_by_default():
+    asked = spec(method="lora")
+    model = prepare_parts(load_model("tiny"), asked)
+    found = trained(model)
+    assert found["text"]
+    assert not found["vision"] | found["projector"] | found["embeddings"]
+    covered = coverage(model, asked)
+    assert len(covered["text"].adapted) == 4 * 3  # qkv, o, gate_up, down of three layers
+    assert QKV in covered["text"].adapted
+    assert covered["text"].trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    plain = coverage(load_model("tiny"), asked)
+    assert [covered[part].parameters for part in covered] == [plain[part].parameters for part in plain]
+
+
+def test_every_part_can_be_adapted_and_those_that_never_run_are_not():
+    asked = spec(method="lora", parts=dict.fromkeys(("vision", "projector", "embeddings", "text"), "adapted"))
+    covered = coverage(prepare_parts(load_model("tiny"), asked), asked)
+    assert len(covered["vision"].adapted) >= 6 * 3
+    assert not any("layers.3." in name for name in covered["vision"].adapted)
+    assert len(covered["projector"].adapted) == 2
+    assert covered["embeddings"].adapted == ("lm_head", "model.embed_tokens")
+
+
+def test_parts_trained_in_full_beside_adapters():
+    asked = spec(method="lora", parts={"embeddings": "full", "projector": {"train": "full", "learning_rate": 1e-5}})
+    model = prepare_parts(load_model("tiny"), asked)
+    found = trained(model)
+    assert {name.split(".modules_to_save")[0].removeprefix("base_model.model.") for name in found["embeddings"]} == {
+        "model.embed_tokens",
+        "lm_head",
+    }
+    assert len(found["projector"]) == 4
+    assert not found["vision"]
+    covered = coverage(model, asked)
+    assert covered["embeddings"].trained == covered["embeddings"].parameters
+
+
+def test_targets_narrow_an_adapted_part_and_have_to_match():
+    asked = spec(method="lora", lora={"targets": ["qkv_proj"]})
+    assert len(coverage(prepare_parts(load_model("tiny"), asked), asked)["text"].adapted) == 3
+    with pytest.raises(RecipeError, match=r"'q_projj' matches no module of text; there are down_proj, .*qkv_proj"):
+        prepare_parts(load_model("tiny"), spec(method="lora", lora={"targets": ["qkv_proj", "q_projj"]}))
+    with pytest.raises(RecipeError, match="'fc1' matches no module of text"):
+        prepare_parts(load_model("tiny"), spec(method="lora", lora={"targets": ["fc1"]}))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"method": "full", "parts": {"text": "adapted"}},
+        {"method": "lora", "parts": {"text": "full", "vision": "adapted"}},
+        {"method": "qlora", "parts": {"text": "full"}},
+    ],
+)
+def test_what_cannot_be_is_refused_by_the_recipe(asked: dict):
+    with pytest.raises(ValueError, match=r"parts(\.text cannot be full| are adapted under)"):
+        TrainingSpec.model_validate(asked)
+
+
+def test_nothing_that_trains_is_an_error():
+    frozen = dict.fromkeys(("vision", "projector", "embeddings", "text"), "frozen")
+    with pytest.raises(TrainingError, match="nothing trains"):
+        prepare_parts(load_model("tiny"), spec(method="full", parts=frozen))
+
+
+def test_a_part_without_gradient_is_an_error():
+    model = prepare_parts(load_model("tiny"), spec(method="full"))
+    ids = torch.tensor([[1, 40, 41, 42]])
+    model(input_ids=ids, labels=ids).loss.backward()  # no picture
+    with pytest.raises(TrainingError, match=r"training\.parts\.vision is full, but no gradient reaches it"):
+        check_gradients(model.named_parameters(), spec(method="full"))
+    check_gradients(model.named_parameters(), spec(method="full", parts={"vision": "frozen", "projector": "frozen"}))
+
+
+def test_parts_have_their_own_learning_rates():
+    asked = spec(method="full", learning_rate=1e-3, parts={"vision": {"train": "full", "learning_rate": 1e-5}})
+    model = prepare_parts(load_model("tiny"), asked)
+    optimizer = make_optimizer(model.named_parameters(), asked)
+    rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert rates == {"vision": 1e-5, "projector": 1e-3, "embeddings": 1e-3, "text": 1e-3}
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest():
+    model = load_model("tiny")
+    optimizer = make_optimizer(
+        model.named_parameters(), spec(method="full", optimizer="muon", adamw_learning_rate=1e-3)
+    )
+    assert isinstance(optimizer, MuonWithAdamW)
+    muon = {id(p) for group in optimizer.parts[0].param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        table = name.endswith((".embed_tokens.weight", "lm_head.weight", "position_embedding.weight"))
+        assert (id(parameter) in muon) == (parameter.ndim == 2 and not table), name
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    undecayed = [group for group in optimizer.param_groups if group["weight_decay"] == 0]
+    assert all(parameter.ndim < 2 for group in undecayed for parameter in group["params"])
+
+
+def changed(recipe, **training):
+    update = TrainingSpec.model_validate(recipe.training.model_dump(exclude={"optimizer"}) | training)
+    return recipe.model_copy(update={"training": update})
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"method": "qlora"},
+        {"method": "lora", "lora": {"rslora": True, "dora": True}},
+        {"method": "lora", "parts": {"vision": "adapted", "embeddings": "full"}},
+        {"method": "full", "optimizer": "adamw_8bit", "label_smoothing": 0.1, "learning_rate": 1e-3},
+        {"method": "full", "optimizer": "paged_adamw_8bit", "learning_rate": 1e-3},
+    ],
+    ids=["qlora", "rslora and dora", "adapted tower", "8 bits", "paged"],
+)
+def test_every_method_learns_on_a_cpu_and_loads_again(recipe, tmp_path, training: dict):
+    asked = changed(recipe, **{"learning_rate": 1e-2} | training, max_steps=8, evaluations=1, validation_rows=0)
+    train(asked, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/learning_rate" in line]
+    assert losses[-1] < losses[0]
+    covered = json.loads((tmp_path / "run" / "coverage.json").read_text())
+    assert covered["text"]["train"] == ("full" if training["method"] == "full" else "adapted")
+    loaded = load_run(tmp_path / "run").model.state_dict()
+    before = load_file(TINY / "model.safetensors")
+    assert set(loaded) == set(before)
+    assert not torch.equal(loaded[f"{QKV}.weight"], before[f"{QKV}.weight"])
+
+
+def test_the_specs_have_the_defaults_that_the_methods_say():
+    assert [part.train for part in TrainingSpec(method="lora").resolved_parts.values()] == ["frozen"] * 3 + [
+        "adapted"
+    ]
+    assert PartsSpec.model_validate({"vision": "frozen"}).vision is not None
+    assert LoraSpec().targets == ()

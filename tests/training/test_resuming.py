@@ -1,0 +1,146 @@
+"""Killed at any moment, a run goes on from its last whole checkpoint and ends as if it had never been stopped."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from catalens.config import TrainingSpec, dump_recipe
+from catalens.errors import TrainingError
+from catalens.training import train
+from catalens.training.checkpoints import last_checkpoint, step_of
+
+pytestmark = pytest.mark.integration
+
+TRAIN = """
+import sys
+from catalens.config import load_recipe
+from catalens.training import train
+train(load_recipe(sys.argv[1]), sys.argv[2], resume=sys.argv[3] == "resume")
+"""
+
+
+@pytest.fixture(scope="module")
+def short(recipe):
+    """Twelve steps, a checkpoint every two, generation left out."""
+    training = recipe.training.model_dump() | {
+        "max_steps": 12,
+        "evaluations": 3,
+        "checkpoints": 6,
+        "validation_rows": 0,
+    }
+    return recipe.model_copy(update={"training": TrainingSpec.model_validate(training)})
+
+
+@pytest.fixture(scope="module")
+def peace(short, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "peace"
+    train(short, folder)
+    return folder
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = (load_file(folder / "best" / "model.safetensors") for folder in (one, other))
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def log(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["train/loss"]) for line in lines if "train/learning_rate" in line]
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(short, peace, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(short))
+    dice, kills, run = random.Random(1), 0, tmp_path / "run"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for _ in range(12):
+        begun = run.is_dir() and (run / "versions.json").is_file()
+        if not begun:
+            shutil.rmtree(run, ignore_errors=True)
+        command = [sys.executable, "-c", TRAIN, str(tmp_path / "recipe.yaml"), str(run), "resume" if begun else "new"]
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            if kills < 3:  # in the middle of steps and of writing a checkpoint
+                before = len(list(run.glob("checkpoints/**/*")))
+                while process.poll() is None and len(list(run.glob("checkpoints/**/*"))) <= before + dice.randint(
+                    1, 9
+                ):
+                    time.sleep(0.005)
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0
+    assert kills == 3
+    assert same(peace, run)
+    assert log(run) == log(peace)
+
+
+def test_a_half_written_checkpoint_is_not_there(short, peace, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(peace, run)
+    shutil.rmtree(run / "best")
+    last = last_checkpoint(run)
+    assert last is not None
+    assert step_of(last) == 12
+    (last / "trainer_state.json").unlink()
+    earlier = last_checkpoint(run)
+    assert earlier is not None
+    assert step_of(earlier) < 12
+    train(short, run, resume=True)
+    assert same(peace, run)
+    assert log(run) == log(peace)
+
+
+def test_a_bad_disk_is_one_sentence_and_the_run_goes_on(short, peace, tmp_path, monkeypatch):
+    from catalens.training import checkpoints
+
+    def full(folder: Path) -> None:
+        if folder.name == "checkpoint-8":
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_sync", full)
+        with pytest.raises(
+            TrainingError, match=r"checkpoint-8 cannot be written \(.*No space left on device\).*--resume"
+        ):
+            train(short, tmp_path / "run")
+    assert step_of(last_checkpoint(tmp_path / "run") or Path()) == 6
+    train(short, tmp_path / "run", resume=True)
+    assert same(peace, tmp_path / "run")
+
+
+def test_what_cannot_go_on_says_why(short, peace, tmp_path):
+    with pytest.raises(TrainingError, match="is finished"):
+        train(short, peace, resume=True)
+    run = tmp_path / "run"
+    shutil.copytree(peace, run)
+    shutil.rmtree(run / "best")
+    versions = json.loads((run / "versions.json").read_text())
+    (run / "versions.json").write_text(json.dumps(versions | {"catalog": "sha256:other"}))
+    with pytest.raises(TrainingError, match="the catalogue has changed since"):
+        train(short, run, resume=True)
+
+
+def test_control_c_is_one_line_and_the_run_goes_on(short, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(short))
+    train_it = ["-m", "catalens", "train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    with subprocess.Popen([sys.executable, *train_it], stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not last_checkpoint(tmp_path / "run"):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; `prepare` and `train --resume` go on from where they were" in " ".join(said.split())
+    assert "Traceback" not in said
+    train(short, tmp_path / "run", resume=True)

@@ -1,0 +1,326 @@
+import json
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tracked import artifacts, history, records
+
+from catalens.catalog.storage import Catalog, CatalogWriter, Roles
+from catalens.checkpoint import TINY, load_model, load_processor, load_run
+from catalens.collation import Collator, DecodedPictures, Encoder, ProductDataset
+from catalens.config import PromptSpec, TrackingSpec, load_recipe
+from catalens.errors import (
+    CatalogError,
+    CheckpointError,
+    PictureError,
+    RecipeError,
+    TooManyBadRowsError,
+    TrainingError,
+)
+from catalens.evaluation import validation_scorer
+from catalens.training import train
+
+pytestmark = pytest.mark.integration
+
+
+def changed(recipe, **training):
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
+
+
+class Given:
+    """A scorer that gives these figures, one a round."""
+
+    def __init__(self, name, *values, matter=True):
+        self.name, self.values, self.matter = name, iter(values), matter
+
+    def __call__(self, model, processor):
+        return {self.name: {"value": next(self.values)}}, []
+
+    def image_use(self, model, processor):
+        return self.matter, {self.name: {"value": 0.0}}
+
+
+def test_a_run_is_a_folder_that_explains_itself(run, recipe):
+    assert load_recipe(run / "recipe.yaml") == recipe
+    versions = json.loads((run / "versions.json").read_text())
+    assert versions["catalog"].startswith("sha256:")
+    assert versions["torch"] == torch.__version__
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rounds = [line for line in lines if "validation/loss" in line]
+    assert [line["step"] for line in rounds] == [3, 6]
+    assert all("validation/title.exact" in line and "validation/full_price.mdape" in line for line in rounds)
+    assert any("train/learning_rate" in line and "train/grad_norm" in line for line in lines)
+    card = (run / "README.md").read_text()
+    assert "base_model: tiny" in card
+    assert "title.exact" in card
+    assert (run / "best" / "prompt.json").is_file()
+    assert (run / "best" / "generation_config.json").is_file()
+
+
+def test_training_lowers_the_loss_and_leaves_what_is_frozen(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["validation/loss"] for line in lines if "validation/loss" in line]
+    assert losses[-1] < losses[0]
+    before, after = load_file(TINY / "model.safetensors"), load_file(run / "best" / "model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any("img_processor" in name for name in moved)
+    assert {"model.vision_embed_tokens.img_projection.0.weight", "lm_head.weight"} <= moved
+    assert "model.layers.0.self_attn.qkv_proj.weight" in moved
+
+
+def test_the_same_seed_trains_the_same_weights(run, recipe, tmp_path):
+    train(recipe, tmp_path / "again")
+    first, second = (load_file(folder / "best" / "model.safetensors") for folder in (run, tmp_path / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_lora_saves_an_adapter_that_loads_onto_the_base(recipe, tmp_path):
+    trained = train(changed(recipe, method="lora", optimizer="adamw", max_steps=2, evaluations=1), tmp_path / "lora")
+    assert trained.best_step == 2
+    assert (tmp_path / "lora" / "best" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "lora" / "best" / "model.safetensors").exists()
+    merged, base = load_run(tmp_path / "lora").model, load_model("tiny")
+    name = "model.layers.0.self_attn.qkv_proj.weight"
+    assert not torch.equal(merged.state_dict()[name], base.state_dict()[name])
+    assert set(merged.state_dict()) == set(base.state_dict())
+    assert (tmp_path / "lora" / "best" / "generation_config.json").is_file()
+    (tmp_path / "lora" / "best" / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is not there"):
+        load_run(tmp_path / "lora")
+
+
+def test_gradient_checkpointing_changes_no_number(recipe, tmp_path):
+    for name, on in (("off", False), ("on", True)):
+        train(changed(recipe, max_steps=2, evaluations=1, gradient_checkpointing=on), tmp_path / name)
+    off, on = (load_file(tmp_path / name / "best" / "model.safetensors") for name in ("off", "on"))
+    assert all(torch.allclose(off[name], on[name], atol=1e-5) for name in off)
+
+
+def test_the_best_checkpoint_is_the_best_by_the_chosen_figure(recipe, tmp_path):
+    asked = changed(recipe, max_steps=3, evaluations=3, evaluation_budget=1.0, best_by="title.exact")
+    trained = train(asked, tmp_path / "run", Given("title.exact", 0.7, 0.2, 0.5))
+    assert trained.best_step == 1
+    assert trained.figures["title.exact"] == 0.7
+    asked = changed(recipe, max_steps=3, evaluations=3, evaluation_budget=1.0, best_by="full_price.mdape")
+    trained = train(asked, tmp_path / "lower", Given("full_price.mdape", 0.7, 0.2, 0.5))
+    assert trained.best_step == 2
+
+
+def test_an_offline_run_of_wandb_tells_everything(recipe, drawn, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    asked = changed(recipe, max_steps=2, evaluations=2, evaluation_budget=1.0)
+    asked = asked.model_copy(update={"tracking": TrackingSpec(project="shop", examples=3)})
+    train(asked, tmp_path / "run", validation_scorer(asked))
+    (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    kinds = records(offline, tmp_path)
+    config = kinds["run"][0]["config"]["update"]
+    catalog = Catalog(drawn).card.content_hash
+    assert config["training"]["max_steps"] == 2
+    assert config["versions"]["catalog"] == catalog
+    assert config["versions"]["torch"] == torch.__version__
+    assert config["coverage"]["text"]["trained"] > 0
+    logged = history(kinds)
+    assert list(logged) == [1, 2]
+    rates = {f"train/learning_rate/{part}" for part in ("projector", "embeddings", "text")}
+    speeds = {f"train/{name}" for name in ("samples_per_second", "tokens_per_second", "useful_tokens", "mfu")}
+    speeds |= {"train/peak_memory_gb", "train/waiting_for_data"}
+    figures = {f"validation/{name}" for name in ("loss", "parse_rate", "title.exact", "full_price.mdape")}
+    figures |= {f"validation/category3_code.accuracy/{end}" for end in ("low", "high")}
+    for values in logged.values():
+        assert {"train/loss", "train/grad_norm"} | rates | speeds | figures <= set(values)
+    tables = artifacts(kinds, "wandb-run-incremental-table")
+    assert len(tables) == 2
+    assert logged[2]["validation/examples.nrows"] == 6
+    (model,) = artifacts(kinds, "model")
+    metadata = json.loads(model["metadata"])
+    assert {"best", f"step-{metadata['step']}"} <= set(model["aliases"])
+    assert metadata["catalog"] == catalog
+    assert {"loss", "title.exact", "pictures_matter"} <= set(metadata)
+    summary = {name: value for record in kinds["summary"] for name, value in record.get("update", {}).items()}
+    assert {"pictures_matter", "best/loss", "best/samples_per_second", "shuffled/title.exact"} <= set(summary)
+    assert not list((tmp_path / "home").glob("**/*.wandb"))
+
+
+def test_a_taken_folder_is_left_alone(run, recipe, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for taken in (run, tmp_path / "file"):
+        with pytest.raises(TrainingError, match="exists already"):
+            train(recipe, taken)
+
+
+def test_a_loss_that_is_no_number_stops_with_one_sentence(recipe, tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"training loss at step 2 is no finite number: lower training\.learning_rate"
+    ):
+        train(changed(recipe, optimizer="adamw", learning_rate=1e30, warmup=0.0), tmp_path / "run")
+    assert "NaN" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-1"]
+
+
+def catalogue(folder, picture: bytes, titles: list[str]) -> None:
+    with CatalogWriter(
+        folder, Roles(id="code", fields={"title": "text", "category3_code": "category"}), {}
+    ) as writer:
+        for split in ("train", "validation"):
+            for number, title in enumerate(titles):
+                writer.add(split, picture, f"{split}{number}", {"title": title, "category3_code": "BAGS"})
+
+
+@pytest.fixture
+def two_fields(recipe):
+    return recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"fields": recipe.prompt.fields[:2]})})
+
+
+def test_a_row_that_cannot_be_learnt_is_named_and_left_out(two_fields, drawn, tmp_path):
+    picture = Catalog(drawn).rows("train")[0]["image"]
+    catalogue(tmp_path / "catalog", picture, [*(f"Bag {n}" for n in range(30)), "Bag<|end|>"])
+    asked = changed(two_fields.model_copy(update={"catalog": str(tmp_path / "catalog")}), max_steps=1, evaluations=1)
+    train(asked, tmp_path / "run")
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "run" / "left_out.jsonl").read_text().splitlines()]
+    assert len(reasons) == 2
+    assert "train row 31 (train30): field 'title' holds the special token '<|end|>'" in reasons[0]
+
+    catalogue(tmp_path / "bad", picture, ["Bag<|end|>", "Bag"])
+    with pytest.raises(TooManyBadRowsError, match="1 of 2 train rows"):
+        train(asked.model_copy(update={"catalog": str(tmp_path / "bad")}), tmp_path / "none")
+
+
+def test_a_field_that_the_catalogue_does_not_have(recipe, drawn, tmp_path):
+    field = recipe.prompt.fields[0].model_copy(update={"column": "colour"})
+    asked = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"fields": (field,)})})
+    with pytest.raises(CatalogError, match=r"no column 'colour'.*title, category3_code, full_price"):
+        train(asked, tmp_path / "run")
+
+
+def test_packed_rows_have_the_loss_of_padded_ones(drawn):
+    encoder = Encoder(load_processor("tiny"), PromptSpec())
+    dataset = ProductDataset(Catalog(drawn).rows("train")[:8], encoder, "image", encoder.picture)
+    examples = [dataset[index] for index in range(len(dataset))]
+    for attention in ("sdpa", "eager"):
+        model = load_model("tiny", attention=attention).train()
+        losses, gradients = [], []
+        for packed in (False, True):
+            model.zero_grad()
+            loss = model(**Collator(encoder.tokenizer.pad_token_id, packed)(examples)).loss
+            loss.backward()
+            losses.append(loss.item())
+            gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+        padded, packed = gradients
+        assert all(torch.allclose(padded[name], packed[name], atol=1e-4) for name in padded)
+        one_long = Collator(encoder.tokenizer.pad_token_id, packed=True)(examples)
+        one_long["position_ids"] = torch.arange(one_long["input_ids"].numel())[None]
+        assert abs(model(**one_long).loss.item() - losses[0]) > 1e-3  # what leaking would give
+
+
+def test_packing_trains_as_padding_does(recipe, tmp_path):
+    for name, packing in (("padded", False), ("packed", True)):
+        asked = changed(recipe, max_steps=2, evaluations=1, validation_rows=0, batch_tokens=400, packing=packing)
+        train(asked, tmp_path / name)
+    lines = [json.loads(line) for line in (tmp_path / "packed" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["train/useful_tokens"] == 1 for line in lines if "train/useful_tokens" in line)
+    assert (tmp_path / "padded" / "best" / "model.safetensors").is_file()
+
+
+def test_rounds_of_generation_keep_to_their_budget(recipe, tmp_path):
+    class Slow(Given):
+        def __call__(self, model, processor):
+            time.sleep(0.5)  # far more than a tenth of these steps
+            return super().__call__(model, processor)
+
+    asked = changed(recipe, max_steps=6, evaluations=6, best_by="title.exact", validation_rows=4)
+    trained = train(asked, tmp_path / "run", Slow("title.exact", 0.2, 0.9))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rounds = {line["step"]: "validation/title.exact" in line for line in lines if "validation/loss" in line}
+    assert rounds == {
+        1: True,
+        2: False,
+        3: False,
+        4: False,
+        5: False,
+        6: True,
+    }  # the first, which measures, and the last
+    assert trained.best_step == 6
+
+
+def test_training_stops_when_it_no_longer_gets_better(recipe, tmp_path):
+    asked = changed(
+        recipe,
+        max_steps=6,
+        evaluations=6,
+        best_by="title.exact",
+        validation_rows=4,
+        patience=2,
+        evaluation_budget=1.0,
+    )
+    trained = train(asked, tmp_path / "run", Given("title.exact", 0.2, 0.5, 0.4, 0.4, 0.9, 0.9))
+    assert (trained.steps, trained.best_step) == (4, 2)
+
+
+def test_a_model_that_does_not_look_is_said_loudly(recipe, tmp_path, capsys):
+    asked = changed(recipe, max_steps=1, evaluations=1, validation_rows=4)
+    for matter in (True, False):
+        trained = train(asked, tmp_path / str(matter), Given("title.exact", 0.5, matter=matter))
+        assert trained.pictures_matter is matter
+        said = " ".join(capsys.readouterr().out.split())
+        card = (tmp_path / str(matter) / "README.md").read_text()
+        assert ("pictures do not matter" in said) is not matter
+        assert ("it does not look" in card) is not matter
+
+
+def test_what_only_a_gpu_can_do_is_refused(recipe, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    for name in ("compile", "liger"):
+        with pytest.raises(RecipeError, match=rf"training\.{name} is for GPUs"):
+            train(changed(recipe, **{name: True}), tmp_path / "run")
+
+
+def test_workers_prepare_the_same_batches(recipe, tmp_path):
+    for name, workers in (("alone", 0), ("helped", 2)):
+        asked = changed(recipe, max_steps=3, evaluations=1, validation_rows=0, feature_cache=False, workers=workers)
+        train(asked, tmp_path / name)
+    one, other = (load_file(tmp_path / name / "best" / "model.safetensors") for name in ("alone", "helped"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_goes_bad_in_the_middle_is_one_line_and_the_run_goes_on(
+    recipe, tmp_path, monkeypatch, workers
+):
+    asked = changed(recipe, max_steps=6, evaluations=3, validation_rows=0, feature_cache=False, workers=workers)
+    seen, original = [], DecodedPictures.__call__
+
+    def going_bad(self, data):
+        seen.append(data)
+        if len(seen) > 15:  # in each worker by itself
+            raise PictureError("cannot be decoded (broken data)")
+        return original(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DecodedPictures, "__call__", going_bad)
+        with pytest.raises(TrainingError, match=r"^row \(\d+, .*\): picture cannot be decoded .*--resume$"):
+            train(asked, tmp_path / "run")
+    train(asked, tmp_path / "run", resume=True)
+    train(asked, tmp_path / "peace")
+    one, other = (load_file(tmp_path / name / "best" / "model.safetensors") for name in ("run", "peace"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_products_in_bf16_leave_weights_that_train_in_fp32(recipe, tmp_path, method):
+    asked = changed(recipe, method=method, optimizer="adamw", max_steps=2, evaluations=1, validation_rows=0)
+    asked = changed(asked, precision="bf16")
+    train(asked, tmp_path / "run")
+    name = "model.safetensors" if method == "full" else "adapter_model.safetensors"
+    weights = load_file(tmp_path / "run" / "best" / name)
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line).get("validation/loss") for line in log]
+    fp32 = train(changed(asked, precision="fp32"), tmp_path / "fp32").figures["loss"]
+    (bf16,) = filter(None, losses)
+    assert bf16 == pytest.approx(fp32, rel=0.05)
+    assert bf16 != fp32
