@@ -70,7 +70,8 @@ def test_steps_may_be_given_instead_of_epochs():
 def test_rows_of_like_length_share_a_batch():
     mixed = [10, 50] * 64
     plan = plan_training(mixed, spec(batch_size=8, epochs=1), 1)
-    assert sum(max(mixed[row] for row in batch) * len(batch) for (batch,) in plan) == sum(mixed)
+    padded = sum(max(mixed[row] for row in batch) * len(batch) for (batch,) in plan)
+    assert padded - sum(mixed) < 0.25 * (128 * 50 - sum(mixed))  # in random order nearly all rows would be padded
 
 
 def test_the_order_is_another_in_every_epoch_and_with_every_seed():

@@ -17,8 +17,10 @@ from torch.utils.data import Sampler
 from catalens.config import TrainingSpec
 
 Plan = list[list[list[int]]]
-SORTED_TOGETHER = 64
-"""Micro-batches whose rows are sorted by length together."""
+SORTED_TOGETHER = 8
+"""Micro-batches whose rows are sorted by length together. More would save little more padding, and rows with the
+same words would share a batch, which slows learning: the best validation loss of recipes/furniture.yaml is .722 at
+64, .710 at 8, .708 at 1."""
 
 
 def plan_training(lengths: Sequence[int], spec: TrainingSpec, processes: int) -> Plan:
