@@ -186,7 +186,7 @@ def killed_prepare(server: str, folder: Path, rows: int, kills: int) -> None:
     now = counts(server)
     assert all(now[name] == before[name] for name in finished)
     assert len(finished) > rows // 3
-    assert sum(now.values()) <= rows + kills * 4 * 8
+    assert sum(now.values()) < 2 * rows  # what was under way at a kill is asked again
     subprocess.run([*command, str(folder / "peace")], env=environment, check=True, stderr=subprocess.DEVNULL)
     killed, peace = files(folder / "killed"), files(folder / "peace")
     killed["README.md"] = killed["README.md"].replace(b"killed", b"peace")
