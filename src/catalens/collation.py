@@ -7,7 +7,6 @@ crops of the picture, or the features that a frozen tower made of them. Legend: 
 a row, S side of a crop, m embeddings along a crop's side, F features of a merged patch.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,22 +107,20 @@ class DecodedPictures:
 
     def look(self, data: bytes) -> None:
         """Decode, and keep where there is room; PictureError where it is no picture."""
-        key = picture_hash(data)
-        if key not in self._kept:
+        if data not in self._kept:
             picture = self.encoder.picture(data)
             assert picture.pixel_values is not None
             if picture.pixel_values.nbytes <= self.room:
-                self._kept[key] = picture
+                self._kept[data] = picture
                 self.room -= picture.pixel_values.nbytes
 
     def __call__(self, data: bytes) -> Picture:
         """The picture, kept or decoded."""
-        return self._kept.get(picture_hash(data)) or self.encoder.picture(data)
+        return self._kept.get(data) or self.encoder.picture(data)
 
-
-def picture_hash(data: bytes) -> bytes:
-    """What a picture is known by: SHA-256 of its bytes."""
-    return hashlib.sha256(data).digest()
+    def forget(self) -> None:
+        """Let go of what is kept."""
+        self._kept.clear()
 
 
 class ProductDataset(Dataset[dict[str, torch.Tensor]]):

@@ -32,11 +32,11 @@ from catalens.collation import Collator, DecodedPictures, Encoder
 from catalens.config import Recipe
 from catalens.errors import TrainingError
 from catalens.model import Phi3VProcessor
-from catalens.tracking import Tracker, start_tracker
+from catalens.tracking import NoTracker, Tracker, start_tracker
 from catalens.training.batching import Plan, PlannedBatches, plan_training, plan_validation
 from catalens.training.callbacks import Bar, LastStep, Recorder, is_timing
 from catalens.training.checkpoints import SaveEvery
-from catalens.training.data import Data, count_views, fill_cache, load_data, loader_workers
+from catalens.training.data import Data, fill_cache, load_data, loader_workers
 from catalens.training.features import FeatureCache
 from catalens.training.machine import (
     RunSetup,
@@ -123,7 +123,7 @@ def train(
             recipe.tracking, folder, config, lambda text: console.print(f"[yellow]{escape(text)}[/]")
         )
     else:
-        tracker = start_tracker(recipe.tracking.model_copy(update={"to": "none"}), folder, {}, print)
+        tracker = NoTracker()
     state.wait_for_everyone()
     failed = True
     try:
@@ -150,7 +150,7 @@ def _prepare(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, console: 
     training = plan_training(lengths, spec, setup.processes if setup else count)
     validation = plan_validation(data.validation.lengths(), recipe.evaluation.batch_size, count)
     if isinstance(pictures, FeatureCache):
-        views = count_views(training, validation, spec.evaluations)
+        views = sum(len(batch) for step in training for batch in step) + spec.evaluations * len(data.validation)
         if not fill_cache(pictures, data, views, wanted is True, console):
             pictures = pictures.decoded
             data.train.pictures = data.validation.pictures = pictures

@@ -14,7 +14,6 @@ from catalens.collation import DecodedPictures, Encoder, ProductDataset
 from catalens.config import Recipe
 from catalens.errors import TrainingError
 from catalens.examples import usable_rows
-from catalens.training.batching import Plan
 from catalens.training.features import FeatureCache
 
 
@@ -75,6 +74,7 @@ def fill_cache(cache: FeatureCache, data: Data, views: int, always: bool, consol
             cache.fill(share, lambda done: progress.update(task, completed=done))
         state.wait_for_everyone()
         cache.refresh()
+        cache.decoded.forget()
     return used
 
 
@@ -83,10 +83,3 @@ def loader_workers(asked: int | None) -> int:
     if asked is not None or not torch.cuda.is_available():
         return asked or 0
     return min(8, max(1, (os.cpu_count() or 1) // torch.cuda.device_count() - 1))
-
-
-def count_views(training: Plan, validation: Plan, rounds: int) -> int:
-    """Pictures that a run looks at, each as often as it does."""
-    return sum(len(batch) for step in training for batch in step) + rounds * sum(
-        len(batch) for step in validation for batch in step
-    )

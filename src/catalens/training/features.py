@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from catalens.checkpoint import compute_dtype
-from catalens.collation import DecodedPictures, Picture, picture_hash
+from catalens.collation import DecodedPictures, Picture
 from catalens.errors import TrainingError
 
 SHARD_BYTES = 256 * 2**20
@@ -82,17 +82,20 @@ class FeatureCache:
     def __init__(self, model: Any, decoded: DecodedPictures) -> None:
         self._model, self.decoded = model, decoded
         self.folder = _home() / "features" / _fingerprint(model, decoded)
-        self._shards: dict[bytes, Path] = {}
+        self._shards: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
+        self._known: dict[bytes, tuple[str, tuple[int, int]]] = {}  # name and canvas, so that epochs share the work
         self.refresh()
 
     def __contains__(self, data: bytes) -> bool:
-        return picture_hash(data) in self._shards
+        return _name(data) in self._shards
 
     def __call__(self, data: bytes) -> Picture:
         """A picture that is in the cache."""
-        key = picture_hash(data)
-        return Picture(self.decoded.encoder.canvas(data), None, self._tensor(self._shards[key], key.hex()))
+        if data not in self._known:
+            self._known[data] = _name(data), self.decoded.encoder.canvas(data)
+        name, canvas = self._known[data]
+        return Picture(canvas, None, self._tensor(self._shards[name], name))
 
     def look(self, data: bytes) -> None:
         """Believe a picture that the cache holds, decode any other; PictureError where it is none."""
@@ -145,10 +148,10 @@ class FeatureCache:
         shard: dict[str, torch.Tensor] = {}
         for start in range(0, len(pictures), TOGETHER):
             # after a kill the same pictures share a pass again, and have the same bits
-            missing = {picture_hash(data): data for data in pictures[start : start + TOGETHER] if data not in self}
+            missing = {_name(data): data for data in pictures[start : start + TOGETHER] if data not in self}
             if missing:
                 features = self._run([self.decoded(data) for data in missing.values()])
-                shard |= zip((key.hex() for key in missing), features, strict=True)
+                shard |= zip(missing, features, strict=True)
             progress(min(start + TOGETHER, len(pictures)))
             if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
                 yield shard
@@ -173,7 +176,12 @@ class FeatureCache:
         """See what other processes have written."""
         for path in sorted(self.folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as shard:
-                self._shards |= {bytes.fromhex(name): path for name in shard.keys()}  # noqa: SIM118 (not a dict)
+                self._shards |= dict.fromkeys(shard.keys(), path)
+
+
+def _name(data: bytes) -> str:
+    """What a picture is called in a shard."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def _home() -> Path:

@@ -69,14 +69,13 @@ def product_dtype(spec: TrainingSpec) -> torch.dtype:
     return torch.bfloat16 if spec.precision == "bf16" else torch.float32
 
 
-def estimator_setup(spec: TrainingSpec, cached_features: bool, checkpointing: bool = False) -> Setup:
+def estimator_setup(spec: TrainingSpec, cached_features: bool) -> Setup:
     """A recipe as `catalens check` reckons with it."""
     return Setup(
         spec.method,
         frozen_tower=spec.resolved_parts["vision"].train == "frozen",
         rank=spec.lora.rank,
         dropout=spec.lora.dropout > 0,
-        checkpointing=checkpointing,
         cached_features=cached_features,
     )
 

@@ -38,12 +38,12 @@ def explain(
     left_out: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
     """Write what the run is made of into its folder; the same for the tracker."""
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     (folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
     (folder / "coverage.json").write_text(json.dumps(as_json(covered), indent=2) + "\n", encoding="utf-8")
     if left_out:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in left_out)
         (folder / "left_out.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")  # last: what has it can go on
     return {**recipe.model_dump(mode="json"), "versions": versions, "coverage": as_json(covered)}
 
 

@@ -70,7 +70,8 @@ class CatalensTrainer(SafeCheckpoints):
         if self.spec.fsdp and self.accelerator.distributed_type == DistributedType.MULTI_CPU:
             processes().distributed_type = DistributedType.FSDP
             state = AcceleratorState()  # takes over what stands there
-            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)  # type: ignore[arg-type]
+            asked: Any = self.args.fsdp_plugin_args
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**asked)
             self.is_fsdp_enabled = True
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -117,7 +118,8 @@ class CatalensTrainer(SafeCheckpoints):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Learning rates by part and throughput go with every training loss."""
         if "loss" in logs:
-            rates = {f"learning_rate/{group['name']}": group["lr"] for group in self._groups()}
+            optimizer: Any = self.optimizer
+            rates = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
             logs = {**logs, **rates, **self.meter.recent()}
         if "train_runtime" in logs:  # Trainer's own rates count validation, and rows that are not there
             logs = {name: logs[name] for name in ("train_runtime", "train_loss")}
@@ -125,9 +127,6 @@ class CatalensTrainer(SafeCheckpoints):
         super().log(logs, start_time)
         if "loss" in logs:
             self._check("training", logs["loss"])
-
-    def _groups(self) -> Sequence[Mapping[str, Any]]:
-        return [] if self.optimizer is None else self.optimizer.param_groups
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As Trainer's; no training time."""
