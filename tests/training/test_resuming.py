@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -133,19 +134,34 @@ def test_what_cannot_go_on_says_why(short, peace, tmp_path):
         train(short, run, resume=True)
 
 
-@pytest.mark.slow
-def test_control_c_is_one_line_and_the_run_can_go_on(short, tmp_path):
+def test_a_disk_that_fills_up_while_torch_writes_is_one_sentence(short, peace, tmp_path):
+    weights = (peace / "best" / "model.safetensors").stat().st_size
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (weights // 4, usual[1])
+    )  # what a full disk does, to this process alone
+    try:
+        with pytest.raises(TrainingError, match=r"checkpoint-2 cannot be written .*--resume"):
+            train(short, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert last_checkpoint(tmp_path / "run") is None
+
+
+@pytest.mark.parametrize("moment", ["checkpoint-*/trainer_state.json", ".partial/checkpoint-*/optimizer.pt"])
+def test_control_c_is_one_line_and_the_run_can_go_on(short, tmp_path, moment):
     long = short.training.model_copy(update={"max_steps": 3000, "checkpoints": 1500, "evaluations": 1})
     (tmp_path / "recipe.yaml").write_text(dump_recipe(short.model_copy(update={"training": long})))
     train_it = ["-m", "catalens", "train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
     usual = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell lets what it runs behind ignore it
     command = [sys.executable, *train_it]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=usual) as process:
-        while process.poll() is None and not last_checkpoint(tmp_path / "run"):
-            time.sleep(0.01)
+        checkpoints = tmp_path / "run" / "checkpoints"
+        while process.poll() is None and not (last_checkpoint(tmp_path / "run") and any(checkpoints.glob(moment))):
+            time.sleep(0.0005)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said[-1500:]
-    assert "interrupted; `prepare` and `train --resume` go on from where they were" in " ".join(said.split())
+    assert "interrupted; `prepare`, `train --resume` and `predict --out` go on from where" in " ".join(said.split())
     assert "Traceback" not in said
     assert last_checkpoint(tmp_path / "run")

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import IO, Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,7 @@ SHARD_BYTES = 256 * 2**20
 GROUP_BYTES = 16 * 2**20
 GROUP_ROWS = 1000
 BATCH_ROWS = 256
+BUFFER_BYTES = 2**18
 REJECTED = pa.schema([("row", pa.int64()), ("id", pa.string()), ("url", pa.string()), ("reason", pa.string())])
 EXTENSIONS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
 
@@ -290,20 +291,26 @@ class Catalog:
         found = 0
         try:
             for file in sorted((self.folder / "data").glob(f"{split}-*.parquet")):
-                with pq.ParquetFile(file) as shard:
-                    for batch in shard.iter_batches(BATCH_ROWS, columns=wanted):
-                        rows = batch.to_pylist()
-                        if roles.image in wanted:
-                            for row in rows:
-                                row[roles.image] = (row[roles.image] or {}).get("bytes") or b""
-                        found += len(rows)
-                        yield rows
+                for rows in parquet_rows(file, wanted):
+                    if roles.image in wanted:
+                        for row in rows:
+                            row[roles.image] = (row[roles.image] or {}).get("bytes") or b""
+                    found += len(rows)
+                    yield rows
         except (OSError, pa.ArrowException) as error:
             raise CatalogError(f"{self.folder}/data: cannot be read ({error}): prepare the table again") from error
         if found != (counted := self.card.rows[split]):
             raise CatalogError(
                 f"{self.folder}/data: {found} {split} rows, but {counted} in catalog.json: prepare the table again"
             )
+
+
+def parquet_rows(file: Path | IO[bytes], columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+    """Rows of a Parquet file, some hundreds at a time, however large its row groups are."""
+    # by default Arrow reads a whole row group at once, and keeps all that it has read
+    with pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES) as parquet:
+        for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
+            yield batch.to_pylist()
 
 
 def _schema(roles: Roles, integer_fields: Sequence[str]) -> pa.Schema:

@@ -54,7 +54,9 @@ class SafeCheckpoints(Trainer):
                     self.state.save_to_json(str(written / STATE))
             if self.args.should_save:
                 _sync(written)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # torch's zip writer buries it under its own
+                raise KeyboardInterrupt from error
             raise TrainingError(
                 f"checkpoint {final.name} cannot be written ({error}): make room and go on with "
                 f"catalens train --resume {folder.parent}"
