@@ -46,6 +46,7 @@ parity: setup ## largest deviation from the original model code, case by case (n
 bench: setup ## the cookbook's and the original's way against ours, on the same rows, as ratios (minutes)
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/original.py
+	$(BIN)/python benchmarks/inference.py
 
 bench-gpu: setup ## the full-size model on this GPU: pictures a second, utilisation, memory, profile
 	$(BIN)/python benchmarks/gpu.py --profile

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from catalens.cli import app
 from catalens.config import Recipe
 
-VERBS = ("demo", "sample", "prepare", "check", "train", "evaluate", "predict", "recipe-schema")
-HEAVY = ("torch", "transformers", "wandb", "datasets", "sklearn", "matplotlib")
+VERBS = ("demo", "sample", "prepare", "check", "train", "evaluate", "compare", "predict", "serve", "recipe-schema")
+HEAVY = ("torch", "transformers", "wandb", "datasets", "sklearn", "matplotlib", "fastapi", "uvicorn")
 
 
 def catalens(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -55,6 +55,14 @@ def test_the_schema_is_the_recipe():
         (["train", "recipe.yaml"], 3, "catalogs/none is not a catalogue"),
         (["evaluate", "runs/none"], 7, "runs/none is not a run"),
         (["predict", "runs/none", "photo.jpg"], 7, "runs/none is not a finished run"),
+        (["predict", "runs/none", "shop.csv"], 3, "shop.csv: there is no such file"),
+        (["predict", "runs/none", "shop.csv", "--split", "test"], 2, "--split: leave it out, shop.csv is a table"),
+        (["predict", "runs/none", "shop.csv", "photo.jpg"], 2, "give a table or a catalogue alone"),
+        (["predict", "runs/none", "photo.jpg", "--out", "out.xls"], 2, "ends in .jsonl, .csv, .parquet"),
+        (["predict", "runs/none", "photo.jpg", "--overwrite"], 2, "--overwrite needs --out"),
+        (["predict", "runs/none", "photo.jpg", "--engine", "ray"], 2, "--engine ray needs --out"),
+        (["predict", "runs/none", "photo.jpg", "--engine", "spark"], 2, "engine"),
+        (["predict", "runs/none", "photo.jpg", "--max-bad", "half"], 2, "give a share such as 5%"),
         (["sample", "x", "--splits", "1,2"], 2, "three shares"),
         (["prepare", "no.csv"], 3, "no.csv: there is no such file"),
         (["prepare", "no.csv", "--retry", "all"], 2, "the only choice is failed"),

@@ -6,6 +6,7 @@
       generation_config.json                        greedy, ends at `<|end|>`
       tokenizer.json  preprocessor_config.json ...  the processor
       prompt.json                                   question, fields, number format
+      answers.json                                  what the table's values look like
 
 Weights are read from safetensors only, remote code is never run.
 """
@@ -30,7 +31,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from catalens.config import PromptSpec, Recipe, load_recipe
 from catalens.errors import CheckpointError
-from catalens.examples import END
+from catalens.examples import END, AnswerSpace
 from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
 
 transformers.utils.logging.disable_progress_bar()  # a bar for each load says nothing
@@ -50,6 +51,7 @@ class Run:
     versions: Mapping[str, str]
     model: Any  # Phi3VForCausalLM
     processor: Phi3VProcessor
+    space: AnswerSpace
 
 
 def load_model(
@@ -105,6 +107,7 @@ def save_best(
     model: Any,
     processor: Phi3VProcessor,
     prompt: PromptSpec,
+    space: AnswerSpace,
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a trained model, or its adapter, with all that inference needs; `weights` where its own are sharded."""
@@ -113,6 +116,7 @@ def save_best(
     greedy(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "prompt.json").write_text(prompt.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / "answers.json").write_text(space.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def greedy(processor: Phi3VProcessor) -> GenerationConfig:
@@ -126,8 +130,11 @@ def greedy(processor: Phi3VProcessor) -> GenerationConfig:
     )
 
 
-def load_run(folder: Path | str, dtype: torch.dtype | None = None) -> Run:
-    """Load the best model of a run, adapters merged, ready to write; CheckpointError where it is no finished run."""
+def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool = True) -> Run:
+    """Load the best model of a run, adapters merged, ready to write; CheckpointError where it is no finished run.
+
+    Without `weights` the model is None.
+    """
     folder = Path(folder)
     best = folder / "best"
     if not (best / "prompt.json").is_file():
@@ -137,12 +144,18 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None) -> Run:
     recipe = load_recipe(folder / "recipe.yaml")
     try:
         prompt = PromptSpec.model_validate_json((best / "prompt.json").read_bytes())
+        known = best / "answers.json"  # runs of earlier versions have none
+        space = AnswerSpace.model_validate_json(known.read_bytes()) if known.is_file() else AnswerSpace()
         versions = json.loads((folder / "versions.json").read_bytes())
     except ValidationError as error:
-        raise CheckpointError(f"{best / 'prompt.json'}: not a prompt of this version of catalens") from error
+        raise CheckpointError(f"{best}: prompt.json or answers.json is not of this version of catalens") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'versions.json'} cannot be read: the run is not whole") from error
-    dtype = dtype or compute_dtype()
+    model: Any = _best_model(best, recipe, dtype or compute_dtype()).eval() if weights else None
+    return Run(folder, recipe, prompt, versions, model, load_processor(str(best)), space)
+
+
+def _best_model(best: Path, recipe: Recipe, dtype: torch.dtype) -> Any:
     adapter = (best / "adapter_config.json").is_file()
     model: Any = load_model(recipe.model if adapter else str(best), dtype, recipe.training.attention)
     if adapter:
@@ -150,7 +163,13 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None) -> Run:
             raise CheckpointError(f"{best}: adapter_model.safetensors is not there: train again")
         with _loading(str(best)):
             model = PeftModel.from_pretrained(model, str(best)).merge_and_unload()
-    return Run(folder, recipe, prompt, versions, model.eval(), load_processor(str(best)))
+    return model
+
+
+def load_untrained(name: str = "tiny") -> Run:
+    """A model as it was before any training of ours, ready to write; CheckpointError as `load_model`."""
+    recipe = Recipe(catalog="", model=name)
+    return Run(Path(name), recipe, recipe.prompt, {}, load_model(name).eval(), load_processor(name), AnswerSpace())
 
 
 def _attention(dtype: torch.dtype) -> str:

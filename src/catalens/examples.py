@@ -16,14 +16,16 @@ special tokens, numbers that are not finite, and text that contains the next fie
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
-from typing import Any
+from typing import Any, Self
+
+from pydantic import Field, model_validator
 
 from catalens.catalog.pictures import open_picture
 from catalens.catalog.storage import Catalog
-from catalens.config import SPECIAL, FieldSpec, NumberFormat, PromptSpec
+from catalens.config import SPECIAL, FieldSpec, Frozen, NumberFormat, PromptSpec
 from catalens.errors import PictureError, PromptError, TooManyBadRowsError
 
 END = "<|end|>"
@@ -41,6 +43,47 @@ class Answer:
 
     values: Mapping[str, Value] | None
     error: str | None = None
+
+
+class FieldSpace(Frozen):
+    """What the values of a field look like; the default is where nothing is known of them."""
+
+    values: tuple[str, ...] = ()
+    """Category: all that there are."""
+    longest: int = Field(default=200, ge=1, le=100_000)
+    """Text: characters of the longest value."""
+    digits: int = Field(default=7, ge=1, le=15)
+    """Number: digits before the point."""
+    decimals: tuple[int, int] = (0, 2)
+    """Number: fewest and most digits after the point."""
+    negative: bool = False
+    """Number: whether any is below zero."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not 0 <= self.decimals[0] <= self.decimals[1] <= 100:
+            raise ValueError(f"decimals are {self.decimals}: give fewest and most")
+        return self
+
+
+class AnswerSpace(Frozen):
+    """What a model that learned from a table may answer; saved with it as `answers.json`."""
+
+    fields: Mapping[str, FieldSpace] = {}
+    """By column."""
+
+    def of(self, column: str) -> FieldSpace:
+        """What the values of a column look like."""
+        return self.fields.get(column, FieldSpace())
+
+
+def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]]) -> AnswerSpace:
+    """What the answers of checked rows are made of; texts may be half as long again as the longest."""
+    written: dict[str, set[str]] = {field.column: set() for field in spec.fields}
+    for row in rows:
+        for field in spec.fields:
+            written[field.column].add(_write(field, row[field.column], spec.numbers, "row"))
+    return AnswerSpace(fields={f.column: _space(f, spec.numbers, written[f.column]) for f in spec.fields})
 
 
 def render_prompt(spec: PromptSpec) -> str:
@@ -163,6 +206,21 @@ def _split(spec: PromptSpec, text: str) -> dict[str, str]:
         if not found:
             break
     return parts
+
+
+def _space(field: FieldSpec, spec: NumberFormat, texts: set[str]) -> FieldSpace:
+    longest = max(map(len, texts)) * 3 // 2
+    if field.kind != "number":
+        return FieldSpace(values=tuple(sorted(texts)) if field.kind == "category" else (), longest=longest)
+    bare = [text.removeprefix(spec.prefix).removesuffix(spec.suffix) for text in texts]
+    parts = [text.replace(spec.thousands, "") if spec.thousands else text for text in bare]
+    wholes = [len(part.partition(spec.decimal)[0].removeprefix("-")) for part in parts]
+    decimals = [len(part.partition(spec.decimal)[2]) for part in parts]
+    return FieldSpace(
+        digits=max(wholes),
+        decimals=(min(decimals), max(decimals)),
+        negative=any(part.startswith("-") for part in parts),
+    )
 
 
 def _write(field: FieldSpec, value: object, numbers: NumberFormat, name: str) -> str:

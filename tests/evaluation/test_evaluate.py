@@ -8,7 +8,9 @@ from catalens.catalog.pictures import open_picture
 from catalens.catalog.storage import Catalog, CatalogWriter
 from catalens.config import METRICS, PromptSpec
 from catalens.errors import CatalogError
-from catalens.evaluation import blanked, evaluate, flatten, pictures_matter, shuffle, truth_of
+from catalens.evaluation import evaluate, flatten
+from catalens.evaluation.image_use import blanked, pictures_matter, shuffle
+from catalens.evaluation.rows import truth_of
 
 pytestmark = pytest.mark.integration
 
@@ -47,7 +49,7 @@ def test_what_is_on_disk_is_what_is_returned(result, run, drawn):
 def test_the_figures_are_those_of_the_predictions(result, run):
     table = pq.read_table(run / "evaluation" / "predictions.parquet").to_pylist()
     exact = sum(row["predicted.title"] == row["truth.title"] for row in table) / len(table)
-    assert result["model"]["fields"]["title"]["exact"]["value"] == pytest.approx(exact)
+    assert result["constrained"]["fields"]["title"]["exact"]["value"] == pytest.approx(exact)
     assert flatten(result["model"])["title.exact"]["value"] == pytest.approx(exact)
 
 

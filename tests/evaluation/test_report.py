@@ -1,21 +1,28 @@
-"""The page holds what it should, whatever the table holds; a real browser opens it offline."""
+"""The page holds what it should, whatever the table holds; a real browser opens it offline and finds rows."""
 
 import base64
+import hashlib
 import io
+import json
 import math
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import needs_chromium, opened
 from PIL import Image, ImageDraw
+from playwright.sync_api import Page
 
-from catalens.catalog.page import THUMBNAIL
 from catalens.config import REFERENCE_FIELDS, FieldSpec
-from catalens.evaluation.report import GALLERY_ROWS, Judged, write_report
+from catalens.evaluation.gallery import MOST_ROWS, SIDES, gallery
+from catalens.evaluation.judged import is_right
+from catalens.evaluation.plots import reliability, risk_coverage
+from catalens.evaluation.report import Judged, write_report
 from catalens.evaluation.scatter import VECTOR_POINTS, scatter
+from catalens.evaluation.tables import groups
 from catalens.metrics import majority, score
 
 HOSTILE = (
@@ -30,6 +37,8 @@ HOSTILE = (
     "\u0645\u0639\u0637\u0641 \u0635\u0648\u0641 \u0623\u0633\u0648\u062f",
     "\U0001f9e5\U0001f457 coat \U0001f1ec\U0001f1e7",
     "bell\x07 nul\x00 half\ud83d turned\u202e round",
+    "</script><script>document.title='owned'</script><!--",
+    "line\u2028separator\u2029 and \\u003c/script>",
 )
 
 
@@ -61,8 +70,57 @@ def judged(count: int, seed: int = 0) -> list[Judged]:
         parsed = i % 25 != 7
         answer = f"Product: {said['title']}, ..." if parsed else f"Product: {said['title']}, Cat"
         error = None if parsed else "has no 'Category'"
-        rows.append(Judged(f"row-{i}", truth, said if parsed else None, answer, error, PICTURES[i % 8]))
+        confidence = {"title": 0.9 - i % 10 / 20, "category3_code": 0.95, "full_price": i % 50 / 50} if parsed else {}
+        interval = {"full_price": (price * 0.9, price * 1.1)} if parsed else {}
+        review = ("title",) if i % 10 == 3 else ()
+        rows.append(
+            Judged(
+                f"row-{i}",
+                truth,
+                said if parsed else None,
+                answer,
+                error,
+                PICTURES[i % 8],
+                confidence,
+                interval,
+                review,
+            )
+        )
     return rows
+
+
+def measured(rows: list[Judged]) -> dict[str, Any]:
+    """The parts of `metrics.json` about confidence and cost, in their form; the figures are made up."""
+    figure = {"value": 0.031, "low": 0.02, "high": 0.05}
+    bins = [
+        {"low": n / 10, "high": (n + 1) / 10, "rows": n, "confidence": n / 10 + 0.05, "right": 0.5} for n in range(10)
+    ]
+    curve = [{"coverage": (n + 1) / 20, "error": n / 100} for n in range(20)]
+    interval = {"nominal": 0.9, "coverage": figure | {"value": 0.887}, "width": 0.21}
+    fields = {
+        field.column: {
+            "ece": figure,
+            "bins": bins,
+            "risk_coverage": curve,
+            "interval": interval if field.kind == "number" else None,
+        }
+        for field in REFERENCE_FIELDS
+    }
+    rule = {"target": 0.05, "threshold": 0.83, "accepted": figure | {"value": 0.77}, "error": figure}
+    refused = {"target": 0.05, "threshold": None, "accepted": figure | {"value": 0.0}, "error": None}
+    return {
+        "constrained": scored(REFERENCE_FIELDS, rows)["model"],
+        "confidence": {"calibrated_on": 158, "fields": fields},
+        "review": {"confidence": 0.95, "fields": {"title": rule, "full_price": refused}},
+        "cost": {"tokens_in": 39.0, "steps": 24.5, "ms_per_picture": 9.21, "pictures_per_second": None},
+    }
+
+
+def rows_of(page: str) -> list[Any]:
+    """The gallery's rows, as a browser's JSON.parse would have them."""
+    found = re.findall(r'<script type="application/json" id="rows">(.*?)</script>', page, flags=re.DOTALL)
+    assert len(found) == 1
+    return json.loads(found[0])
 
 
 def scored(fields: tuple[FieldSpec, ...], rows: list[Judged], **more: Any) -> dict[str, Any]:
@@ -118,7 +176,7 @@ def test_page_shows_verdict_scores_and_every_section(tmp_path):
     exact = metrics["model"]["fields"]["title"]["exact"]
     assert f"{100 * exact['value']:.1f}\u00a0%<small>{100 * exact['low']:.1f}\u2013" in page
     assert f">{metrics['model']['fields']['full_price']['mae']['value']:.3g}<small>" in page, "no percentage"
-    for section in ("scores", "numbers", "categories", "worst", "gallery", "reading"):
+    for section in ("scores", "numbers", "groups", "categories", "worst", "gallery", "reading"):
         assert f'<section id="{section}">' in page
     assert "Noise floor" in page
     assert "5.4\u00a0%" in page
@@ -151,8 +209,17 @@ def test_headline_claims_no_field_that_a_baseline_reaches(tmp_path):
 
 def test_absent_parts_leave_no_trace(tmp_path):
     page = written(tmp_path, judged(30), baselines={})
-    for name in ("Before fine-tuning", "Nearest neighbour", "Blanked pictures", "Noise floor", "Seconds"):
+    for name in (
+        "Before fine-tuning",
+        "Nearest neighbour",
+        "Blanked pictures",
+        "Noise floor",
+        "Seconds",
+        "Constrained",
+    ):
         assert f">{name}" not in page
+    for section in ("confidence", "cost"):
+        assert f'<section id="{section}">' not in page
     assert "was not checked" in page
 
 
@@ -162,7 +229,7 @@ def test_any_fields_in_any_order(tmp_path, kinds):
     values = {"text": "walnut", "category": "DESK", "number": -3.5}
     truth = {field.column: values[field.kind] for field in fields}
     page = written(tmp_path, [Judged("a", truth, truth, "", None, PICTURES[0])] * 3, fields)
-    assert page.count('<figure class="plot">') == kinds.count("number")
+    assert page.count("one point a row") == kinds.count("number")
     assert page.count('class="confusion"') == kinds.count("category")
     assert ("<code>exact</code>" in page) == ("text" in kinds)
     assert page.count("Largest errors") == kinds.count("number")
@@ -173,21 +240,46 @@ def test_a_run_where_nothing_parsed(tmp_path):
     page = written(tmp_path, rows)
     assert "<svg" not in page
     assert "20 of 20" in page
+    assert "median error" in page
     assert "(nothing)" in page
 
 
 def test_everything_from_data_is_escaped(tmp_path):
     fields = tuple(field.model_copy(update={"label": f"<b>{field.label}</b>" * 9}) for field in REFERENCE_FIELDS)
     page = written(tmp_path, hostile_rows(), fields, run=HOSTILE[0], seconds={HOSTILE[1]: 1.0})
-    assert "<script" not in page
+    assert page.count("<script") == page.count("</script>") == 2
     assert "<img src=x" not in page
     assert "<b>Product" not in page
     assert page.count("</style>") == 1
     assert "&lt;script&gt;" in page
     assert "{{ 7 * 7 }}" in page
-    assert not re.search(r"<[^>]*\son\w+=", re.sub(r'"[^"]*"', "", page)), "no inline event handlers"
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"<[^>]*\son\w+=", re.sub(r'"[^"]*"', "", markup)), "no inline event handlers"
     assert not set("\x00\x07\u202e") & set(page)
-    assert "default-src &#39;none&#39;" in page or "default-src 'none'" in page
+    assert "default-src 'none'" in page
+
+
+def test_the_gallerys_rows_are_read_back_whole_and_end_no_element(tmp_path):
+    page = written(tmp_path, hostile_rows())
+    assert not set("<>&\u2028\u2029") & set(page.split('id="rows">')[1].split("</script>")[0])
+    rows = rows_of(page)
+    assert len(rows) == 60
+    titles = [row[3][0][0] for row in rows]
+    assert HOSTILE[0] in titles
+    assert HOSTILE[11] in titles
+    assert HOSTILE[12] in titles
+
+
+def test_only_our_script_may_run(tmp_path):
+    page = written(tmp_path, judged(3))
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
+    code = re.search(r"<script>(.*?)</script>", page, flags=re.DOTALL)
+    assert policy
+    assert code
+    digest = base64.b64encode(hashlib.sha256(code[1].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policy[1]
+    assert "unsafe-inline" not in policy[1].replace("style-src 'unsafe-inline'", "")
+    assert "innerHTML" not in code[1]
 
 
 def test_nothing_outside_is_named(tmp_path):
@@ -199,17 +291,105 @@ def test_nothing_outside_is_named(tmp_path):
 
 
 def test_gallery_is_bounded_and_says_what_it_shows(tmp_path):
-    rows = judged(700)
-    page = written(tmp_path, rows)
-    gallery = page[page.index('id="gallery"') :]
-    assert gallery.count('<li class="card') == GALLERY_ROWS
-    assert "200 of the 700 rows, drawn at random" in gallery
-    assert len(page) < 2_500_000
+    rows = [replace(row, picture=b"") for row in judged(MOST_ROWS + 100)]
+    found = gallery(REFERENCE_FIELDS, [(row,) for row in rows])
+    assert (found.shown, found.total) == (MOST_ROWS, MOST_ROWS + 100)
+    assert len(json.loads(found.rows)) == MOST_ROWS
     assert "All 30 rows." in written(tmp_path, judged(30))
 
 
+@pytest.mark.parametrize("count", [300, pytest.param(3000, marks=pytest.mark.slow)])
+def test_thousands_of_rows_make_a_few_megabytes(count):
+    noise = random.Random(0)
+    pictures = []
+    for _ in range(8):  # far more to encode than a photo has
+        buffer = io.BytesIO()
+        Image.frombytes("RGB", (24, 24), noise.randbytes(24 * 24 * 3)).resize((240, 240)).save(buffer, "JPEG")
+        pictures.append(buffer.getvalue())
+    rows = [replace(row, picture=pictures[i % 8]) for i, row in enumerate(judged(count))]
+    assert len(gallery(REFERENCE_FIELDS, [(row,) for row in rows]).rows) < 6_000_000
+
+
+def test_rows_are_found_by_what_they_are():
+    rows = judged(100)
+    found = gallery(REFERENCE_FIELDS, [(row,) for row in rows])
+    entries = json.loads(found.rows)
+    show, category = found.choices
+    assert show == (
+        "Show",
+        [
+            "all rows",
+            "with a mistake",
+            "Product wrong",
+            "Category wrong",
+            "Full Price wrong",
+            "marked for review",
+            "did not parse",
+        ],
+    )
+    assert category == ("Category", ["all", "KIND 0", "KIND 1", "KIND 2", "KIND 3"])
+    assert [name for name, _ in found.orders] == [
+        "order of the split",
+        "Full Price: largest error",
+        "least confident",
+        "Product: least confident",
+        "Category: least confident",
+        "Full Price: least confident",
+        "most to review",
+        "id",
+    ]
+    price = REFERENCE_FIELDS[2]
+    for row, entry in zip(rows, entries, strict=True):
+        tags, keys = entry[6], entry[7]
+        assert (4 in tags[0]) is not is_right(price, row)
+        assert (5 in tags[0]) is bool(row.review)
+        assert (6 in tags[0]) is (row.error is not None)
+        assert category[1][tags[1][0]] == row.truth["category3_code"]
+        assert (keys[1] is None) is (row.prediction is None)
+        assert keys[5] == (row.confidence["full_price"] if row.prediction else None)
+
+
+def test_errors_by_group_are_those_of_its_rows():
+    rows = judged(200)
+    by_category, by_price = groups(REFERENCE_FIELDS, rows)
+    assert [label for label, _ in by_category["columns"]] == ["Product", "Category", "Full Price"]
+    name, count, cells = by_category["lines"][1]
+    members = [row for row in rows if row.truth["category3_code"] == name]
+    wrong = sum(not is_right(REFERENCE_FIELDS[0], row) for row in members) / len(members)
+    assert count == len(members)
+    assert cells[0].text == f"{100 * wrong:.1f}\u00a0%"
+    assert all(0 <= cell.low <= cell.at <= cell.high <= 1 for _, _, line in by_category["lines"] for cell in line)
+    assert sum(count for _, count, _ in by_price["lines"][1:]) == 200
+    assert by_price["lines"][1][0].startswith("under ")
+
+
+def test_confidence_review_and_cost_are_shown(tmp_path):
+    rows = judged(60)
+    page = written(tmp_path, rows, **measured(rows))
+    for section in ("confidence", "cost"):
+        assert f'<section id="{section}">' in page
+    assert "calibrated on 158 validation rows" in page
+    assert "calibration error 3.1\u00a0% (2.0\u20135.0\u00a0%)" in page
+    assert page.count("with the rows behind each dot") == 3
+    assert "held it on <b>88.7\u00a0%</b>" in page
+    assert "narrower than 21.0\u00a0%" in page
+    assert "3.1\u00a0% \u2713" in page
+    assert "every value goes to review" in page
+    assert "9.21\u00a0ms" in page
+    assert "pictures a second" not in page
+    assert ">Constrained" in page
+
+
+def test_plots_of_confidence_stand_odd_input():
+    assert reliability([]).startswith("<svg")
+    assert reliability([{"low": 0.5, "high": 0.5, "rows": 1, "confidence": 0.5, "right": 1.0}]).startswith("<svg")
+    assert risk_coverage([("#3f7fd0", [{"coverage": 1.0, "error": 0.0}])]).startswith("<svg")
+    assert "var(--accent)" in reliability([{"low": 0, "high": 1, "rows": 9, "confidence": 0.4, "right": 0.5}])
+
+
 def test_same_arguments_same_bytes(tmp_path):
-    assert written(tmp_path, judged(40)) == written(tmp_path, judged(40))
+    rows = judged(40)
+    assert written(tmp_path, rows, **measured(rows)) == written(tmp_path, judged(40), **measured(judged(40)))
 
 
 def test_thumbnails_are_small_and_carry_no_metadata(tmp_path):
@@ -219,12 +399,12 @@ def test_thumbnails_are_small_and_carry_no_metadata(tmp_path):
     assert data.count(b"secret") == 3
     row = judged(1)[0]
     page = written(tmp_path, [Judged(row.id, row.truth, row.prediction, "", None, data)])
-    found = re.search(r"data:image/jpeg;base64,([^\"]+)", page)
+    found = re.search(r"data:image/webp;base64,([^\"]+)", page)
     assert found
     small = base64.b64decode(found[1])
     assert b"secret" not in small
     with Image.open(io.BytesIO(small)) as image:
-        assert max(image.size) == THUMBNAIL
+        assert max(image.size) == SIDES[0]
         assert not image.getexif()
         assert "comment" not in image.info
 
@@ -265,18 +445,96 @@ def test_scatter_of_many_rows_stays_small():
 @pytest.mark.parametrize("width", [1280, 390])
 def test_chromium_opens_it_offline(tmp_path, width):
     rows = hostile_rows()
-    written(tmp_path, rows, run="evening & day", image_use=image_use(rows, True))
+    written(tmp_path, rows, run="evening & day", image_use=image_use(rows, True), **measured(rows))
     with opened((tmp_path / "report.html").as_uri(), width=width, dark=width == 390) as (page, problems):
         assert page.title() == "evening & day \u00b7 evaluation \u00b7 catalens"
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator("script, iframe, [onload], [onerror]").count() == 0
+        assert page.locator("iframe, [onload], [onerror]").count() == 0
         assert page.get_by_text(HOSTILE[0]).first.is_visible()
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert background == ("rgb(18, 19, 22)" if width == 390 else "rgb(247, 247, 245)")
-        wrong = page.locator("#gallery .card.wrong").count()
-        assert wrong < page.locator("#gallery .card:visible").count()
-        page.get_by_label("Only rows with a mistake").check()
-        assert page.locator("#gallery .card:visible").count() == wrong
+        for _ in range(2):  # every page of the gallery, and every row in the dialog
+            page.get_by_role("button", name="Next", exact=True).click()
+        page.locator("#cards .open").last.click()
+        for _ in range(60):
+            page.keyboard.press("ArrowLeft")
+        assert page.get_by_role("dialog").locator(".id").text_content() == HOSTILE[0]
+        assert page.evaluate("document.querySelector('dialog').scrollWidth") <= width
+        page.keyboard.press("Escape")
         page.locator("footer").scroll_into_view_if_needed()
-        page.screenshot(path=tmp_path / "page.png", full_page=True)
+    assert problems == []
+
+
+def ids(page: Page) -> list[str | None]:
+    return page.locator("#cards .id").all_text_contents()
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_rows_are_sorted_filtered_and_searched(tmp_path):
+    rows = judged(100)
+    written(tmp_path, rows)
+    errors = {
+        row.id: abs(row.prediction["full_price"] - row.truth["full_price"]) / row.truth["full_price"]
+        for row in rows
+        if row.prediction
+    }
+    with opened((tmp_path / "report.html").as_uri()) as (page, problems):
+        assert ids(page) == [row.id for row in rows[:24]]
+        order, show = page.get_by_label("Order"), page.get_by_label("Show")
+        order.select_option("Full Price: largest error")
+        found = ids(page)
+        assert found[0] == max(errors, key=lambda id: errors[id])
+        assert [errors[id] for id in found] == sorted((errors[id] for id in found), reverse=True)
+        page.get_by_role("button", name="Reverse").click()
+        assert errors[ids(page)[0]] == min(errors.values())
+        page.get_by_role("button", name="Reverse").click()
+        order.select_option("id")
+        assert ids(page) == sorted(row.id for row in rows)[:24]
+        show.select_option("marked for review")
+        assert ids(page) == sorted(row.id for row in rows if row.review)
+        assert page.get_by_role("status").text_content() == "10 of 100 rows"
+        page.locator("#finder").get_by_label("Category").select_option("KIND 0")
+        assert ids(page) == sorted(r.id for r in rows if r.review and r.truth["category3_code"] == "KIND 0")
+        page.locator("#finder").get_by_label("Category").select_option("all")
+        show.select_option("did not parse")
+        assert page.get_by_role("status").text_content() == "4 of 100 rows"
+        assert page.locator("#cards .value").first.text_content() == "no answer"
+        show.select_option("all rows")
+        page.get_by_label("Search").fill("bag 9")
+        assert ids(page) == ["row-9", *(f"row-{n}" for n in range(90, 100))]
+        page.get_by_label("Search").fill("nothing like it")
+        assert page.get_by_role("status").text_content() == "0 of 100 rows"
+        assert ids(page) == []
+    assert problems == []
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_gallery_and_dialog_by_keyboard_alone(tmp_path):
+    rows = judged(60)
+    written(tmp_path, rows)
+    with opened((tmp_path / "report.html").as_uri(), width=390) as (page, problems):
+        focused = "document.activeElement"
+        page.get_by_label("Search").focus()
+        for _ in range(5):
+            page.keyboard.press("Tab")
+        assert page.evaluate(f"{focused}.getAttribute('aria-label')") == "Look at row-0"
+        assert page.evaluate(f"getComputedStyle({focused}).outlineStyle") == "solid"
+        page.keyboard.press("Enter")
+        dialog = page.get_by_role("dialog")
+        assert page.evaluate(f"{focused}.textContent") == "Close"
+        assert dialog.locator(".value").all_text_contents()[:2] == ["Bag 0", rows[0].truth["category3_code"]]
+        assert dialog.locator(".sure").first.text_content() == "90.0\u00a0% sure"
+        assert dialog.locator(".between").last.is_visible()
+        for _ in range(25):
+            page.keyboard.press("ArrowRight")
+        assert dialog.locator(".id").text_content() == "row-25"
+        page.keyboard.press("Escape")
+        assert page.locator("#place").text_content() == "page 2 of 3"
+        assert page.evaluate(f"{focused}.getAttribute('aria-label')") == "Look at row-25"
+        page.get_by_role("button", name="Previous", exact=True).focus()
+        page.keyboard.press("Enter")
+        assert page.locator("#place").text_content() == "page 1 of 3"
+        assert page.evaluate(f"{focused}.textContent") == "Previous"
     assert problems == []

@@ -13,10 +13,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Self
 from urllib.parse import urljoin, urlsplit
 
-from catalens.catalog.downloading import Downloader, DownloadSpec
+from catalens.catalog.downloading import Downloader, DownloadSpec, Fetched
 from catalens.catalog.duplicates import fingerprint
 from catalens.catalog.pictures import storable_picture
 from catalens.catalog.records import Record, Shard, TableRow
@@ -41,6 +43,15 @@ class CollectSpec(Frozen):
     max_side: int | None = None
     """Longest side of a stored picture in pixels; unset: as it came."""
 
+    def shared(self, workers: int) -> Self:
+        """The settings of one of several workers that ask the same hosts."""
+        asked, workers = self.download, max(1, workers)
+        share = {
+            "per_host": max(1, asked.per_host // workers),
+            "per_host_rate": max(0.5, asked.per_host_rate / workers),
+        }
+        return self.model_copy(update={"download": asked.model_copy(update=share)})
+
 
 def collect(shards: Sequence[Path], spec: CollectSpec, heard: Heard = lambda done, failures: None) -> int:
     """Give every pending row of the shards a record; how many that were."""
@@ -51,17 +62,10 @@ def collect_on_ray(shards: Sequence[Path], spec: CollectSpec, heard: Heard = lam
     """The same, a shard a task on the Ray cluster of `RAY_ADDRESS`, or on a local one.
 
     All workers must see the shards' folder; the requests to one host are shared out among them. Raises
-     CatalogError where Ray is not installed.
+    CatalogError where Ray is not installed.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise CatalogError("--engine ray needs Ray: pip install 'catalens[ray]'") from error
-    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    asked = spec.download
-    shared = {"per_host": max(1, asked.per_host // workers), "per_host_rate": max(0.5, asked.per_host_rate / workers)}
-    share = spec.model_copy(update={"download": asked.model_copy(update=shared)})
+    ray = join_ray()
+    share = spec.shared(int(ray.cluster_resources().get("CPU", 1)))
     task = ray.remote(collect)
     waiting = [task.remote([shard.resolve()], share) for shard in shards]
     done = 0
@@ -70,6 +74,29 @@ def collect_on_ray(shards: Sequence[Path], spec: CollectSpec, heard: Heard = lam
         done += sum(ray.get(ready))
         heard(done, {})
     return done
+
+
+def join_ray() -> Any:
+    """The `ray` module, with the cluster of `RAY_ADDRESS` or a local one; CatalogError where it is not installed."""
+    try:
+        import ray
+    except ImportError as error:
+        raise CatalogError("--engine ray needs Ray: pip install 'catalens[ray]'") from error
+    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    return ray
+
+
+async def receive(row: TableRow, spec: CollectSpec, downloader: Downloader, threads: ThreadPoolExecutor) -> Fetched:
+    """The bytes of a row's picture, whatever they are: from the row, a file below the table's folder, or the web.
+
+    Never raises: `reason` says why there are none.
+    """
+    if row.embedded is not None:
+        return _found(row.embedded)
+    url = _url(row.picture, spec.base)
+    if url is None:
+        return await asyncio.get_running_loop().run_in_executor(threads, _read, row.picture, spec)
+    return await downloader.fetch(url)
 
 
 async def _collect(shards: Sequence[Path], spec: CollectSpec, heard: Heard) -> int:
@@ -128,20 +155,11 @@ class _Queue:
 
 async def _record(row: TableRow, spec: CollectSpec, downloader: Downloader, threads: ThreadPoolExecutor) -> Record:
     """What comes of a row; never raises."""
-    loop = asyncio.get_running_loop()
-    if row.embedded is not None:
-        return await loop.run_in_executor(threads, _checked, row.embedded, spec.max_side)
-    url = _url(row.picture, spec.base)
-    if url is None:
-        return await loop.run_in_executor(threads, _read, row.picture, spec)
-    fetched = await downloader.fetch(url)
-    received = {"status": fetched.status, "final_url": fetched.final_url, "attempts": fetched.attempts}
-    if fetched.body is None:
-        return Record(fetched.reason, **received)
-    record = await loop.run_in_executor(threads, _checked, fetched.body, spec.max_side)
-    return Record(
-        record.reason, record.stored, record.sha256, record.fingerprint, **received, received=record.received
-    )
+    got = await receive(row, spec, downloader, threads)
+    record = Record(got.reason)
+    if got.body is not None:
+        record = await asyncio.get_running_loop().run_in_executor(threads, _checked, got.body, spec.max_side)
+    return replace(record, status=got.status, final_url=got.final_url, attempts=got.attempts)
 
 
 def _url(picture: str, base: str) -> str | None:
@@ -151,32 +169,37 @@ def _url(picture: str, base: str) -> str | None:
     return picture if picture.lower().startswith(("http://", "https://")) else None
 
 
-def _read(picture: str, spec: CollectSpec) -> Record:
+def _read(picture: str, spec: CollectSpec) -> Fetched:
     """A file below the table's folder, here or on the table's own file system."""
     if "://" in spec.base:
         parts = picture.split("/")
         if "://" in picture or picture.startswith("/") or ".." in parts:
-            return Record("picture path leaves the table's folder")
+            return _found(None, "picture path leaves the table's folder")
         path = f"{spec.base}/{picture}"
     else:
         base = Path(spec.base).resolve()
         try:
             inside = (base / picture).resolve()
         except (ValueError, RuntimeError, OSError):  # a null character, a circle of links, a name too long
-            return Record("picture path is none")
+            return _found(None, "picture path is none")
         if not inside.is_relative_to(base):
-            return Record("picture path leaves the table's folder")
+            return _found(None, "picture path leaves the table's folder")
         path = str(inside)
     try:
         with open_bytes(path) if "://" in path else Path(path).open("rb") as file:
             data = file.read(spec.download.max_bytes + 1)
     except ValueError:
-        return Record("picture path is none")
+        return _found(None, "picture path is none")
     except OSError as error:
-        return Record(f"picture cannot be read: {error.strerror or error}")
+        return _found(None, f"picture cannot be read: {error.strerror or error}")
     if len(data) > spec.download.max_bytes:
-        return Record(f"too large: more than {spec.download.max_bytes:,} bytes")
-    return _checked(data, spec.max_side)
+        return _found(None, f"too large: more than {spec.download.max_bytes:,} bytes")
+    return _found(data)
+
+
+def _found(data: bytes | None, reason: str | None = None) -> Fetched:
+    """What did not come from the web."""
+    return Fetched(final_url=None, status=None, body=data, attempts=1, reason=reason, retryable=False)
 
 
 def _checked(data: bytes, max_side: int | None) -> Record:

@@ -2,17 +2,21 @@
 
     write_page(Path("catalogs/demo/check.html"), Path(__file__).with_name("page.html.j2"), name="demo", rows=3040)
 
-A page is one file; it has no script and asks for nothing outside itself. Titles, ids and pictures are hostile: text
-is escaped by the template, a picture is decoded, made small and encoded again, so that none of its metadata leaves.
+A page is one file that asks for nothing outside itself. It has no script, or one of ours that the page's own policy
+knows by its hash. Titles, ids and pictures are hostile: text is escaped by the template or by `embedded`, a picture
+is decoded, made small and encoded again, so that none of its metadata leaves.
 """
 
 import base64
+import hashlib
 import io
+import json
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from catalens.catalog.pictures import open_picture
@@ -20,10 +24,17 @@ from catalens.errors import PictureError
 
 THUMBNAIL = 160
 """Pixels of a picture's longer side in a page."""
+INERT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
+"""What could end a script element or a line of one, as JSON writes it."""
 
 
-def write_page(path: Path, template: Path, **values: Any) -> None:
-    """Fill a template, which extends `page.html.j2`, and write the page; the same values give the same bytes."""
+def write_page(path: Path, template: Path, script: Path | None = None, **values: Any) -> None:
+    """Fill a template and write the page; the same values give the same bytes."""
+    path.write_text(render_page(template, script, **values), encoding="utf-8", newline="\n")
+
+
+def render_page(template: Path, script: Path | None = None, **values: Any) -> str:
+    """Fill a template, which extends `page.html.j2`; `script`, after all else, is the only code that it may run."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
@@ -32,7 +43,15 @@ def write_page(path: Path, template: Path, **values: Any) -> None:
         lstrip_blocks=True,
     )
     environment.filters["shown"] = shown
-    path.write_text(environment.get_template(template.name).render(values), encoding="utf-8", newline="\n")
+    code = script.read_text(encoding="utf-8") if script else ""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
+    return environment.get_template(template.name).render(script=Markup(code), script_hash=digest, **values)
+
+
+def embedded(data: object) -> Markup:
+    """JSON that may stand in a script element: no text in it can end the element, `JSON.parse` reads it back."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.translate(INERT))
 
 
 def shown(value: object, most: int = 160, lines: bool = False) -> str:
@@ -46,17 +65,17 @@ def shown(value: object, most: int = 160, lines: bool = False) -> str:
     return "".join("\ufffd" if _hides(c) and c not in kept else c for c in text)
 
 
-def thumbnail(picture: bytes) -> str | None:
-    """A small JPEG data URI of pixels alone; None where the bytes are no picture."""
+def thumbnail(picture: bytes, side: int = THUMBNAIL) -> str | None:
+    """A small WebP data URI of pixels alone, at most `side` pixels; None where the bytes are no picture."""
     try:
         image = open_picture(picture)
     except PictureError:
         return None
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     bare = Image.frombytes("RGB", image.size, image.tobytes())  # Pillow would carry comments over
     buffer = io.BytesIO()
-    bare.save(buffer, "JPEG", quality=78, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    bare.save(buffer, "WEBP", quality=65)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _hides(character: str) -> bool:

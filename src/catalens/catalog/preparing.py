@@ -28,11 +28,11 @@ from catalens.catalog.collecting import CollectSpec, collect, collect_on_ray
 from catalens.catalog.downloading import DownloadSpec
 from catalens.catalog.duplicates import near_pairs
 from catalens.catalog.records import Shard, TableRow
-from catalens.catalog.roles import SAMPLE_ROWS, Columns, guess_columns
+from catalens.catalog.roles import Columns, guess_columns
 from catalens.catalog.sources import Row, Source, open_source
 from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key
 from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, LeftOut, Roles, refuse_existing
-from catalens.catalog.values import Numbers, is_missing, read_values
+from catalens.catalog.values import Numbers, read_picture, read_values
 from catalens.config import Frozen
 from catalens.errors import CatalogError, TooManyBadRowsError
 
@@ -105,12 +105,7 @@ def prepare(
 
 
 def _columns(source: Source, given: Columns, numbers: Numbers, tell: Callable[[str], None]) -> Columns:
-    for name in (given.image, given.id, *given.fields):
-        if name and name not in source.columns:
-            raise CatalogError(f"{source.where}: no column {name!r}; its columns are {', '.join(source.columns)}")
-    first = [row for row in itertools.islice(source.rows(), SAMPLE_ROWS) if isinstance(row, Mapping)]
-    if not first:
-        raise CatalogError(f"{source.where}: the table has no rows")
+    first = source.first(given.image, given.id, *given.fields)
     columns = guess_columns(source.columns, first, given, numbers)
     flags = {columns.image: "--image", columns.id: "--id"} | {
         name: f"--{kind}" for name, kind in columns.fields.items()
@@ -235,7 +230,7 @@ class _Work:
         if isinstance(row, str):
             return TableRow(number, "", {}, "", reason=row)
         id, fields, reason = read_values(row, self.roles, self.spec.numbers)
-        picture, embedded = _picture(row.get(self.image))
+        picture, embedded = read_picture(row.get(self.image))
         if reason is None and not picture and embedded is None:
             reason = f"no value in {self.image!r}"
         return TableRow(number, id, fields, picture, embedded, reason)
@@ -287,15 +282,6 @@ class _Work:
         aside = self._plan_file.with_suffix(".partial")
         aside.write_text(json.dumps(self.plan, indent=2) + "\n", encoding="utf-8")
         aside.rename(self._plan_file)
-
-
-def _picture(cell: Any) -> tuple[str, bytes | None]:
-    """URL or path, and bytes, of a picture's cell."""
-    if isinstance(cell, Mapping):
-        return str(cell.get("path") or ""), cell.get("bytes")
-    if isinstance(cell, bytes):
-        return "", cell
-    return ("" if is_missing(cell) else str(cell).strip()), None
 
 
 def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) -> str:

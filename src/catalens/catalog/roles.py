@@ -46,23 +46,16 @@ def guess_columns(
     RecipeError where a column for the picture, the product or any field cannot be told.
     """
     free = [name for name in columns if name not in {given.image, given.id, *given.fields}]
-
-    def values(name: str) -> list[Any]:
-        return [row[name] for row in rows if not is_missing(row.get(name))]
-
-    def pick(names: Sequence[str], fits: Callable[[list[Any]], bool]) -> str | None:
-        return next((name for name in _ranked(free, names) if (found := values(name)) and fits(found)), None)
-
-    picture = (
-        given.image or pick(PICTURES, _are_pictures) or next((n for n in free if _are_pictures(values(n))), None)
-    )
-    if picture is None:
-        raise RecipeError(f"no column holds pictures: say which with --image; columns are {', '.join(columns)}")
+    picture = given.image or guess_image(free, rows)
     free = [name for name in free if name != picture]
-    product = given.id or pick(PRODUCTS, lambda found: all(isinstance(value, str | int) for value in found))
+    product = given.id or guess_id(free, rows)
     if product is None:
         raise RecipeError(f"no column names the product: say which with --id; columns are {', '.join(columns)}")
     free = [name for name in free if name != product]
+
+    def pick(names: Sequence[str], fits: Callable[[list[Any]], bool]) -> str | None:
+        return _pick(free, rows, names, fits)
+
     if given.fields:
         return Columns(picture, product, given.fields)
     fields: dict[str, Kind] = {}
@@ -78,6 +71,34 @@ def guess_columns(
             f"columns are {', '.join(columns)}"
         )
     return Columns(picture, product, fields)
+
+
+def guess_image(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]]) -> str:
+    """The column of the pictures, by names and values of some first `rows`; RecipeError where it cannot be told."""
+    named = _pick(columns, rows, PICTURES, _are_pictures)
+    picture = named or next((name for name in columns if _are_pictures(_values(rows, name))), None)
+    if picture is None:
+        raise RecipeError(f"no column holds pictures: say which with --image; columns are {', '.join(columns)}")
+    return picture
+
+
+def guess_id(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]]) -> str | None:
+    """The column that names the product, told likewise; None where there is none."""
+    return _pick(columns, rows, PRODUCTS, lambda found: all(isinstance(value, str | int) for value in found))
+
+
+def _pick(
+    columns: Sequence[str],
+    rows: Sequence[Mapping[Any, Any]],
+    names: Sequence[str],
+    fits: Callable[[list[Any]], bool],
+) -> str | None:
+    ranked = _ranked(columns, names)
+    return next((name for name in ranked if (found := _values(rows, name)) and fits(found)), None)
+
+
+def _values(rows: Sequence[Mapping[Any, Any]], name: str) -> list[Any]:
+    return [row[name] for row in rows if not is_missing(row.get(name))]
 
 
 def _ranked(columns: Sequence[str], names: Sequence[str]) -> list[str]:

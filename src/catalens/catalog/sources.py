@@ -15,6 +15,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -23,6 +24,8 @@ import fsspec
 import pyarrow.parquet as pq
 from charset_normalizer import from_bytes
 
+from catalens.catalog.roles import SAMPLE_ROWS
+from catalens.catalog.storage import parquet_rows
 from catalens.errors import CatalogError
 
 FORMATS = {
@@ -39,7 +42,6 @@ SAMPLE_BYTES = 2**18
 """How much of a table is looked at to tell its encoding and delimiter."""
 ENOUGH_TO_TELL = 16
 """Bytes beyond ASCII from which an encoding is guessed; with fewer, and no UTF-8, it is Windows' western one."""
-BATCH_ROWS = 256
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"
 """Column of a metadata file that names the picture, by the imagefolder convention of Hugging Face datasets."""
@@ -64,6 +66,22 @@ class Source:
     rows: Callable[[], Iterator[Row]]
     told: str = ""
     """How the file was read, where that was guessed."""
+    length: int | None = None
+    """Rows in all, where the file tells it."""
+
+    def count(self) -> int:
+        """Rows in all; reads through a table that does not tell."""
+        return sum(1 for _ in self.rows()) if self.length is None else self.length
+
+    def first(self, *named: str | None) -> list[Mapping[Any, Any]]:
+        """Some first rows; CatalogError where there are none, or where a column that is `named` is not there."""
+        for name in named:
+            if name and name not in self.columns:
+                raise CatalogError(f"{self.where}: no column {name!r}; its columns are {', '.join(self.columns)}")
+        rows = [row for row in islice(self.rows(), SAMPLE_ROWS) if isinstance(row, Mapping)]
+        if not rows:
+            raise CatalogError(f"{self.where}: the table has no rows")
+        return rows
 
 
 def open_source(where: str, encoding: str | None = None, delimiter: str | None = None) -> Source:
@@ -74,8 +92,7 @@ def open_source(where: str, encoding: str | None = None, delimiter: str | None =
     try:
         if Path(where).is_dir():
             return _folder(Path(where), encoding, delimiter)
-        suffix = _suffix(where)
-        if suffix in FORMATS or Path(where).is_file():
+        if is_table(where) or Path(where).is_file():
             return _table(where, encoding, delimiter)
         if "://" not in where and where.count("/") <= 1:
             return _dataset(where)
@@ -84,6 +101,11 @@ def open_source(where: str, encoding: str | None = None, delimiter: str | None =
     except Exception as error:  # whatever a file system, a server or a parser raises
         raise CatalogError(f"{where}: cannot be read ({_first_line(error)})") from error
     raise CatalogError(f"{where}: give a {', '.join(FORMATS)} file, a folder of pictures or a Hugging Face dataset")
+
+
+def is_table(where: str) -> bool:
+    """Whether a path or URL is named as a table is."""
+    return _suffix(where) in FORMATS
 
 
 def open_bytes(path: str) -> IO[bytes]:
@@ -101,10 +123,13 @@ def _table(where: str, encoding: str | None, delimiter: str | None) -> Source:
     if kind is None:
         raise CatalogError(f"{where}: give a {', '.join(FORMATS)} file")
     columns, read, told = _reader(kind, where, encoding, delimiter)
+    rows = _parquet_length(where) if kind == "parquet" else None
     if twice := next((name for name in columns if columns.count(name) > 1), None):
         raise CatalogError(f"{where}: column {twice!r} stands twice: rename one")
     base, _, name = where.rpartition("/") if "://" in where else (str(Path(where).parent), "", Path(where).name)
-    return Source(where, PurePosixPath(name).name.split(".")[0], base, tuple(columns), _version(where), read, told)
+    return Source(
+        where, PurePosixPath(name).name.split(".")[0], base, tuple(columns), _version(where), read, told, rows
+    )
 
 
 def _reader(
@@ -184,9 +209,14 @@ def _json_rows(where: str, encoding: str | None) -> Iterator[Row]:
 
 
 def _parquet_rows(where: str) -> Iterator[Row]:
+    with open_bytes(where) as file:
+        for rows in parquet_rows(file):
+            yield from rows
+
+
+def _parquet_length(where: str) -> int:
     with open_bytes(where) as file, pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(BATCH_ROWS):
-            yield from batch.to_pylist()
+        return parquet.metadata.num_rows
 
 
 # Folders and datasets

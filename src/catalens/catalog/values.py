@@ -72,6 +72,16 @@ def read_values(row: Mapping[Any, Any], roles: Roles, numbers: Numbers) -> tuple
     return id, values, None
 
 
+def read_picture(cell: object) -> tuple[str, bytes | None]:
+    """URL or path, and bytes, of a picture's cell."""
+    if isinstance(cell, Mapping):
+        data = cell.get("bytes")
+        return str(cell.get("path") or ""), data if isinstance(data, bytes) else None
+    if isinstance(cell, bytes):
+        return "", cell
+    return ("" if is_missing(cell) else str(cell).strip()), None
+
+
 def is_missing(value: object) -> bool:
     """Whether a cell holds nothing: None, NaN, or blanks."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())

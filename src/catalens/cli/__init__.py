@@ -1,9 +1,9 @@
-"""The command line: `catalens demo | sample | prepare | check | train | evaluate | predict | recipe-schema`.
+"""The command line, `catalens demo | sample | prepare | check | train | evaluate | compare | predict | serve | ...`.
 
 Heavy libraries are imported inside the commands, so that `catalens --help` answers at once.
 """
 
-from catalens.cli import catalogs, runs
+from catalens.cli import catalogs, comparing, predicting, runs, serving
 from catalens.cli.app import app, main
 
-__all__ = ["app", "catalogs", "main", "runs"]
+__all__ = ["app", "catalogs", "comparing", "main", "predicting", "runs", "serving"]

@@ -26,7 +26,7 @@ from catalens.errors import CatalensError, RecipeError
 EPILOG = (
     "Exit codes: 0 done, 1 other error, 2 recipe or flag, 3 table or catalogue, 4 too many bad rows, "
     "5 text that does not read back, 6 picture, 7 model or run, 8 training, 9 problems found by a check, "
-    "130 interrupted."
+    "10 inference, 130 interrupted."
 )
 
 app = typer.Typer(
@@ -60,7 +60,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt and says nothing
-            console.print("interrupted; `prepare` and `train --resume` go on from where they were")
+            console.print("interrupted; `prepare`, `train --resume` and `predict --out` go on from where they were")
         raise
 
 
@@ -113,12 +113,25 @@ def fractions_of(text: str) -> dict[str, float]:
     return dict(zip(("train", "validation", "test"), shares, strict=True))
 
 
-def share_of(text: str) -> float:
-    """A share from `--max-bad`, as `5%` or `0.05`; RecipeError where it is none."""
+def share_of(text: str, flag: str = "--max-bad") -> float:
+    """A share from a flag, as `5%` or `0.05`; RecipeError where it is none."""
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         share = -1
     if not 0 <= share <= 1:
-        raise RecipeError(f"--max-bad {text}: give a share such as 5% or 0.05")
+        raise RecipeError(f"{flag} {text}: give a share such as 5% or 0.05")
     return share
+
+
+def accept_error_of(text: str | None) -> dict[str, float] | float | None:
+    """`5%` for all columns, `title=5%,full_price=20%` by column; RecipeError where it is neither."""
+    if text is None or "=" not in text:
+        return None if text is None else share_of(text, "--accept-error")
+    targets: dict[str, float] = {}
+    for part in text.split(","):
+        column, _, share = (piece.strip() for piece in part.partition("="))
+        if not column or not share or column in targets:
+            raise RecipeError(f"--accept-error {text}: give 5%, or each column once, such as title=5%,price=20%")
+        targets[column] = share_of(share, f"--accept-error {column}")
+    return targets

@@ -1,16 +1,16 @@
-"""Commands that train, score and use models: `demo`, `train`, `evaluate`, `predict`, `recipe-schema`."""
+"""Commands that train and score models: `demo`, `train`, `evaluate`, `recipe-schema`."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from catalens.cli.app import app, console
+from catalens.cli.app import app, console, say
 from catalens.cli.catalogs import sample
 from catalens.config import Recipe, load_recipe
-from catalens.errors import CheckpointError, PictureError, RecipeError
+from catalens.errors import CatalogError, CheckpointError, RecipeError
 
 Overrides = Annotated[
     list[str] | None,
@@ -96,48 +96,6 @@ def evaluate(
         print(f"report: {result.folder / 'report.html'}")
 
 
-@app.command(epilog="Example:  catalens predict runs/demo photo.jpg another.png")
-def predict(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    photos: Annotated[list[Path], typer.Argument(help="Pictures.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures written about together.")] = 16,
-) -> None:
-    """Print one JSON line a picture: its fields, or an `error`; exit code 6 where any failed."""
-    from catalens.catalog.pictures import open_picture
-    from catalens.checkpoint import load_run
-    from catalens.examples import parse_answer
-    from catalens.inference import Writer
-
-    loaded = load_run(run)
-    longest = loaded.recipe.evaluation.max_new_tokens
-    writer = Writer(loaded.model, loaded.processor, loaded.prompt, batch_size, longest)
-    failed = 0
-    for start in range(0, len(photos), batch_size):
-        batch: list[tuple[Path, bytes | None, str | None]] = []
-        for path in photos[start : start + batch_size]:
-            try:
-                data = path.read_bytes()
-                open_picture(data)
-                batch.append((path, data, None))
-            except (OSError, PictureError) as error:
-                reason = error.strerror if isinstance(error, OSError) else str(error)
-                batch.append((path, None, f"picture cannot be read: {reason}"))
-        answers = iter(writer.answers([data for _, data, _ in batch if data is not None]))
-        for path, data, error in batch:
-            line: dict[str, Any] = {"file": str(path)}
-            if data is not None:
-                text = next(answers)
-                answer = parse_answer(loaded.prompt, text)
-                error = None if answer.values is not None else f"answer {text!r} {answer.error}"
-                line |= answer.values or {}
-            if error is not None:
-                line["error"] = error
-                failed += 1
-            print(json.dumps(line, ensure_ascii=False), flush=True)
-    if failed:
-        raise typer.Exit(PictureError.exit_code)
-
-
 @app.command("recipe-schema", epilog="Example:  catalens recipe-schema > recipe.schema.json")
 def recipe_schema() -> None:
     """Print the JSON schema of a recipe, for editors."""
@@ -145,10 +103,14 @@ def recipe_schema() -> None:
 
 
 def _train(recipe: Recipe, out: Path, resume: bool = False) -> None:
-    from catalens.evaluation import validation_scorer
+    from catalens.evaluation import calibrate, validation_scorer
     from catalens.training import train as train_run
 
     train_run(recipe, out, validation_scorer(recipe), console, resume)
+    try:
+        calibrate(out, console)
+    except CatalogError as error:  # the run is whole all the same
+        say(f"not calibrated: {error}")
 
 
 def _in_run(run: Path) -> Path:

@@ -29,7 +29,11 @@ class EvaluationSpec(Frozen):
     batch_size: int = Field(default=16, ge=1)
     """Rows generated together."""
     max_new_tokens: int = Field(default=128, ge=1)
-    """Longest answer; one that is cut off does not parse and counts as wrong."""
+    """Longest free answer; one that is cut off does not parse and counts as wrong."""
+    interval: float = Field(default=0.9, gt=0, lt=1)
+    """How often the interval around a number is to hold the truth."""
+    accept_error: float = Field(default=0.05, gt=0, lt=1)
+    """Share of wrong values that the rule of review is judged for, field by field."""
     before: bool = True
     """Also score the base model as it was before training."""
     image_use: bool = True

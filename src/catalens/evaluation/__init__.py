@@ -2,17 +2,19 @@
 
     {"rows": 300, "split": "test",
      "model":      {"parse_rate": F, "fields": {"title": {"exact": F, "similarity": F}, ...}},
+     "constrained": {...},
+     "confidence": {"calibrated_on": 167, "fields": {"title": {"ece": F, "bins": [...], ...}, ...}},
+     "review":     {"confidence": 0.95, "fields": {"title": {"target": 0.05, "threshold": 0.81, ...}, ...}},
      "baselines":  {"majority": {...}, "nearest_neighbour": {...}},
      "before":     {...},
      "image_use":  {"blank": {...}, "shuffled": {...}, "pictures_matter": true},
      "left_out":   ["test row 7 (BAG-01): picture cannot be decoded (broken data)"], ...}
 
-with F = {"value": 0.91, "low": 0.88, "high": 0.94}, the 95 % bootstrap interval. Every answer is generated freely.
+with F = {"value": 0.91, "low": 0.88, "high": 0.94}, the 95 % bootstrap interval. Scores are of free generation, but
+those of `constrained`, which are of the answers that `predict` and `serve` give, and whose confidences are judged.
 """
 
-import io
 import json
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,24 +24,29 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
 from catalens import metrics
-from catalens.catalog.pictures import open_picture, picture_size
+from catalens.catalog.pictures import open_picture
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import Run, compute_dtype, load_model, load_run, processes
-from catalens.config import LOWER_IS_BETTER, EvaluationSpec, Kind, PromptSpec, Recipe
+from catalens.config import EvaluationSpec, Kind, PromptSpec, Recipe
 from catalens.errors import CatalogError
+from catalens.evaluation.calibrating import calibrate, run_predictor
+from catalens.evaluation.image_use import blanked, pictures_matter, shuffle
 from catalens.evaluation.report import Judged, write_report
-from catalens.examples import canonical_text, parse_answer, usable_rows
-from catalens.inference import Writer
+from catalens.evaluation.rows import Row, sampled, truth_of
+from catalens.examples import AnswerSpace, parse_answer, usable_rows
+from catalens.inference import Prediction
+from catalens.inference.decoding import Written
+from catalens.inference.reading import RunPredictor
+from catalens.inference.writer import Memory, Writer
 from catalens.metrics import Figure
 from catalens.model import Phi3VProcessor
 from catalens.tracking import Shown
 
-Row = Mapping[str, Any]
+__all__ = ["Evaluation", "ValidationScorer", "calibrate", "evaluate", "flatten", "validation_scorer"]
 
 
 @dataclass(frozen=True)
@@ -68,47 +75,47 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     catalog = _unchanged(loaded, recipe)
     roles = catalog.card.roles
     rows, left_out = usable_rows(catalog, prompt, spec.split)
-    rows = _sample(rows, spec.rows)
+    rows = sampled(rows, spec.rows)
     pictures = [row[roles.image] for row in rows]
     truths = [truth_of(prompt, row) for row in rows]
     judge = _Judge(prompt, truths, spec)
+    predictor = run_predictor(loaded, spec, console)
 
     with Progress(console=console) as progress:
-
-        def write(what: str, model: Any, shown: Sequence[bytes]) -> list[str]:
-            task = progress.add_task(what, total=len(shown))
-            writer = Writer(model, loaded.processor, prompt, spec.batch_size, spec.max_new_tokens)
-            return writer.answers(shown, lambda done: progress.update(task, completed=done))
-
+        author = _Author(loaded, spec, progress)
         generating = time.monotonic()
-        answers = write("writing answers", loaded.model, pictures)
+        free = author.write("writing answers", loaded.model, pictures)
         seconds = time.monotonic() - generating
-        result: dict[str, Any] = {"rows": len(rows), "split": spec.split, "model": judge.answers(answers)}
+        result: dict[str, Any] = {"rows": len(rows), "split": spec.split, "model": judge.written(free)}
+        constrained = author.write("constrained answers", loaded.model, pictures, loaded.space)
+        predictions = [predictor.judge(written) for written in constrained]
+        result["constrained"] = judge.values([prediction.values for prediction in predictions])
+        result |= _trust(predictor, judge, predictions)
         result["baselines"] = _baselines(catalog, prompt, pictures, judge)
         if spec.image_use:
-            ids = [row[roles.id] for row in rows]
-            blank = judge.answers(write("blanked pictures", loaded.model, [blanked(p) for p in pictures]))
-            shuffled = judge.answers(write("shuffled pictures", loaded.model, shuffle(pictures, ids)))
+            grey = [blanked(picture) for picture in pictures]
+            others = shuffle(pictures, [row[roles.id] for row in rows])
+            blank = judge.written(author.write("blanked pictures", loaded.model, grey))
+            shuffled = judge.written(author.write("shuffled pictures", loaded.model, others))
             matter = pictures_matter(result["model"], shuffled)
             result["image_use"] = {"blank": blank, "shuffled": shuffled, "pictures_matter": matter}
         if spec.before:
             loaded.model.to("cpu")  # a GPU need not hold both
-            base = load_model(recipe.model, compute_dtype(), recipe.training.attention)
-            result["before"] = judge.answers(write("as it was before training", base.eval(), pictures))
+            base = load_model(recipe.model, compute_dtype(), recipe.training.attention).eval()
+            result["before"] = judge.written(author.write("as it was before training", base, pictures))
     result["left_out"] = left_out
     result["noise_floor"] = catalog.card.figures
     result["seconds"] = {"generation": seconds, "evaluation": time.monotonic() - started}
+    result["cost"] = _cost(free, constrained, seconds)
     judged = [
-        Judged(row[roles.id], truth, answer.values, text, answer.error, picture)
-        for row, truth, text, picture, answer in zip(
-            rows, truths, answers, pictures, (parse_answer(prompt, text) for text in answers), strict=True
-        )
+        _judged(row[roles.id], truth, prediction, written, parse_answer(prompt, written.text).error, picture)
+        for row, truth, prediction, written, picture in zip(rows, truths, predictions, free, pictures, strict=True)
     ]
     folder = loaded.folder / _folder_name(loaded.recipe, recipe)
     if not processes().is_main_process:
         return Evaluation(folder, prompt, result)
     folder.mkdir(exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     pq.write_table(pa.Table.from_pylist([_record(row) for row in judged]), folder / "predictions.parquet")
     write_report(folder / "report.html", loaded.folder.resolve().name, result, prompt.fields, judged)
     return Evaluation(folder, prompt, result)
@@ -123,7 +130,7 @@ class ValidationScorer:
     def __init__(self, recipe: Recipe) -> None:
         self.prompt, self.spec = recipe.prompt, recipe.evaluation
         catalog = Catalog(recipe.catalog)
-        rows = _sample(usable_rows(catalog, recipe.prompt, "validation")[0], recipe.training.validation_rows)
+        rows = sampled(usable_rows(catalog, recipe.prompt, "validation")[0], recipe.training.validation_rows)
         self.ids = [row[catalog.card.roles.id] for row in rows]
         self.pictures = [row[catalog.card.roles.image] for row in rows]
         self.truths = [truth_of(recipe.prompt, row) for row in rows]
@@ -132,21 +139,21 @@ class ValidationScorer:
 
     def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[dict[str, Figure], list[Shown]]:
         """Figures by name, and the first rows with what was written about them."""
-        texts = self._write(model, processor, self.pictures)
+        answers = self._write(model, processor, self.pictures)
         shown = [
             Shown(self.ids[i], self.pictures[i], self.truths[i], answer.values, answer.error)
-            for i, answer in enumerate(parse_answer(self.prompt, text) for text in texts[: self.shown])
+            for i, answer in enumerate(parse_answer(self.prompt, one.text) for one in answers[: self.shown])
         ]
-        return flatten(self._judge.answers(texts)), shown
+        return flatten(self._judge.written(answers)), shown
 
     def image_use(self, model: Any, processor: Phi3VProcessor) -> tuple[bool, dict[str, Figure]]:
         """Whether other products' pictures hurt, and the figures with them."""
-        own = self._judge.answers(self._write(model, processor, self.pictures))
-        shuffled = self._judge.answers(self._write(model, processor, shuffle(self.pictures, self.ids)))
+        own = self._judge.written(self._write(model, processor, self.pictures))
+        shuffled = self._judge.written(self._write(model, processor, shuffle(self.pictures, self.ids)))
         return pictures_matter(own, shuffled), flatten(shuffled)
 
-    def _write(self, model: Any, processor: Phi3VProcessor, pictures: Sequence[bytes]) -> list[str]:
-        return Writer(model, processor, self.prompt, self.spec.batch_size, self.spec.max_new_tokens).answers(pictures)
+    def _write(self, model: Any, processor: Phi3VProcessor, pictures: Sequence[bytes]) -> list[Written]:
+        return Writer(model, processor, self.prompt, self.spec.batch_size, self.spec.max_new_tokens).write(pictures)
 
 
 def validation_scorer(recipe: Recipe) -> ValidationScorer | None:
@@ -162,40 +169,6 @@ def flatten(scores: Mapping[str, Any]) -> dict[str, Figure]:
     return flat
 
 
-def truth_of(prompt: PromptSpec, row: Row) -> dict[str, Any]:
-    """A row's values as an answer would state them: text in its canonical form, numbers as they are."""
-    return {
-        field.column: row[field.column] if field.kind == "number" else canonical_text(str(row[field.column]))
-        for field in prompt.fields
-    }
-
-
-def blanked(picture: bytes) -> bytes:
-    """A grey picture of the same size: as many tokens, nothing to see."""
-    buffer = io.BytesIO()
-    Image.new("RGB", picture_size(picture), (128, 128, 128)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def shuffle(pictures: Sequence[bytes], ids: Sequence[str]) -> list[bytes]:
-    """Every row gets the picture of another product, as long as none has half of the rows."""
-    order = sorted(range(len(ids)), key=lambda i: ids[i])
-    shuffled = list(pictures)
-    for place, row in enumerate(order):
-        shuffled[row] = pictures[order[(place + len(order) // 2) % len(order)]]
-    return shuffled
-
-
-def pictures_matter(model: Mapping[str, Any], shuffled: Mapping[str, Any]) -> bool:
-    """Whether wrong pictures hurt: some field's first figure is worse, beyond both 95 % intervals."""
-
-    def hurts(field: str, metric: str) -> bool:
-        own, others = model["fields"][field][metric], shuffled["fields"][field][metric]
-        return own["high"] < others["low"] if metric in LOWER_IS_BETTER else own["low"] > others["high"]
-
-    return any(hurts(field, next(iter(figures))) for field, figures in model["fields"].items())
-
-
 def _unchanged(run: Run, recipe: Recipe) -> Catalog:
     """The catalogue to score on; CatalogError where the one of the training holds other rows by now."""
     catalog = Catalog(recipe.catalog)
@@ -205,13 +178,6 @@ def _unchanged(run: Run, recipe: Recipe) -> Catalog:
             "have been trained on: train again, or name another catalogue with --set catalog=FOLDER"
         )
     return catalog
-
-
-def _sample(rows: list[dict[str, Any]], most: int | None) -> list[dict[str, Any]]:
-    """At most so many rows, always the same ones, in their order: the first rows may all be of one kind."""
-    if most is None or most >= len(rows):
-        return rows
-    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), most))]
 
 
 def _folder_name(own: Recipe, recipe: Recipe) -> str:
@@ -226,6 +192,25 @@ def _folder_name(own: Recipe, recipe: Recipe) -> str:
     return name
 
 
+class _Author:
+    """Writes answers under one progress bar; what the tower made of a picture serves for the next round."""
+
+    def __init__(self, run: Run, spec: EvaluationSpec, progress: Progress) -> None:
+        self.run, self.spec, self.progress, self.memory = run, spec, progress, Memory()
+
+    def write(
+        self, what: str, model: Any, pictures: Sequence[bytes], space: AnswerSpace | None = None
+    ) -> list[Written]:
+        """Answers of a model, constrained where there is a space."""
+        task = self.progress.add_task(what, total=len(pictures))
+        memory = self.memory if model is self.run.model else None
+        longest = self.spec.max_new_tokens
+        writer = Writer(
+            model, self.run.processor, self.run.prompt, self.spec.batch_size, longest, space, memory=memory
+        )
+        return writer.write(pictures, lambda done: self.progress.update(task, completed=done))
+
+
 class _Judge:
     """Scores answers against the truths of a split."""
 
@@ -233,9 +218,9 @@ class _Judge:
         self.prompt, self.truths, self.spec = prompt, truths, spec
         self.kinds: dict[str, Kind] = {field.column: field.kind for field in prompt.fields}
 
-    def answers(self, texts: Sequence[str]) -> dict[str, Any]:
+    def written(self, answers: Sequence[Written]) -> dict[str, Any]:
         """Score what a model wrote."""
-        return self.values([parse_answer(self.prompt, text).values for text in texts])
+        return self.values([parse_answer(self.prompt, answer.text).values for answer in answers])
 
     def values(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
         """Score values, None being a failed parse."""
@@ -257,13 +242,72 @@ def _thumbnails(pictures: Sequence[bytes]) -> np.ndarray:
     return np.stack([metrics.thumbnail(open_picture(data)) for data in pictures])
 
 
+def _trust(predictor: RunPredictor, judge: _Judge, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Whether confidences, intervals and the rule of review hold what they promise."""
+    calibration = predictor.calibration
+    if calibration is None:
+        return {}
+    values, confidence = [p.values for p in predictions], [p.confidence for p in predictions]
+    intervals, targets = [p.intervals for p in predictions], predictor.targets
+    return {
+        "confidence": metrics.confidence_block(
+            judge.kinds,
+            judge.truths,
+            values,
+            confidence,
+            intervals,
+            calibration.rows,
+            calibration.interval,
+            judge.spec.resamples,
+        ),
+        "review": metrics.review_block(judge.kinds, judge.truths, values, confidence, targets, predictor.thresholds),
+    }
+
+
+def _cost(free: Sequence[Written], constrained: Sequence[Written], seconds: float) -> dict[str, float]:
+    """What a picture costs: means over the rows."""
+    return {
+        "tokens_in": float(np.mean([written.prompt_tokens for written in free])),
+        "tokens_out": float(np.mean([len(written.pieces) for written in free])),
+        "steps": float(np.mean([written.steps for written in free])),
+        "constrained_steps": float(np.mean([written.steps for written in constrained])),
+        "ms_per_picture": 1000 * seconds / len(free),
+        "pictures_per_second": len(free) / max(seconds, 1e-9),
+    }
+
+
+def _judged(
+    name: str, truth: Row, prediction: Prediction, free: Written, free_error: str | None, picture: bytes
+) -> Judged:
+    return Judged(
+        name,
+        truth,
+        prediction.values,
+        prediction.answer,
+        prediction.error,
+        picture,
+        prediction.confidence,
+        prediction.intervals,
+        prediction.needs_review,
+        free.text,
+        free_error,
+    )
+
+
 def _record(row: Judged) -> dict[str, Any]:
     """A row of `predictions.parquet`."""
     predicted = row.prediction or dict.fromkeys(row.truth)
+    numbers = [name for name, value in row.truth.items() if isinstance(value, int | float)]
     return {
         "id": row.id,
         **{f"truth.{name}": value for name, value in row.truth.items()},
         **{f"predicted.{name}": value for name, value in predicted.items()},
+        **{f"confidence.{name}": row.confidence.get(name) for name in row.truth},
+        **{f"low.{name}": row.interval.get(name, (None, None))[0] for name in numbers},
+        **{f"high.{name}": row.interval.get(name, (None, None))[1] for name in numbers},
+        "needs_review": list(row.review),
         "answer": row.answer,
         "error": row.error,
+        "free_answer": row.free_answer,
+        "free_error": row.free_error,
     }

@@ -1,38 +1,31 @@
-"""Truth against prediction of a number field, as SVG that stands in a page and follows its theme.
+"""Truth against prediction of a number field, as SVG that stands in a page.
 
-    scatter(truths=[129.0, 390.0], predictions=[118.0, 402.5], colours=["#3f7fd0", "#e0792f"])
-
-Only numbers are drawn: whatever a table named (labels, categories) belongs in the HTML around it. Text, grid
-and lines carry stand-in colours that become the page's own custom properties.
+scatter(truths=[129.0, 390.0], predictions=[118.0, 402.5], colours=["#3f7fd0", "#e0792f"])
 """
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
+
+from catalens.evaluation.plots import BAND, LINE, drawn, dress
 
 VECTOR_POINTS = 2000
 """Above this many, points are one embedded bitmap; axes and text stay vector."""
 LOG_SPREAD = 20
 """Largest truth over smallest from which both axes are logarithmic."""
 
-TEXT, GRID, DIAGONAL, BAND = "#010101", "#020202", "#030303", "#040404"
-PAGE_COLOURS = {TEXT: "var(--muted)", GRID: "var(--line)", DIAGONAL: "var(--ink)", BAND: "var(--good)"}
-
 
 @dataclass(frozen=True)
 class Scatter:
     """A drawn plot and what a reader has to know of it."""
 
-    svg: str
+    svg: Markup
     logarithmic: bool
     beyond: int
     """Predictions outside the frame, drawn as diamonds on its edge."""
@@ -44,9 +37,8 @@ def scatter(truths: Sequence[float], predictions: Sequence[float], colours: Sequ
     logarithmic = bool(true.min() > 0 and true.max() / true.min() >= LOG_SPREAD)
     low, high = _frame(true, said, logarithmic)
     inside = (said >= low) & (said <= high)
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "catalens", "font.size": 9.0}
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=(5.2, 5.0), dpi=200, layout="constrained")
+
+    def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         _dress(axes, low, high, logarithmic)
         for mask, marker in ((inside, "o"), (~inside, "D")):
@@ -62,9 +54,8 @@ def scatter(truths: Sequence[float], predictions: Sequence[float], colours: Sequ
                 zorder=3,
                 rasterized=len(true) > VECTOR_POINTS,
             )
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return Scatter(_for_page(buffer.getvalue()), logarithmic, int((~inside).sum()))
+
+    return Scatter(drawn((5.2, 5.0), paint), logarithmic, int((~inside).sum()))
 
 
 def _frame(true: NDArray[np.float64], said: NDArray[np.float64], logarithmic: bool) -> tuple[float, float]:
@@ -92,23 +83,7 @@ def _dress(axes: Axes, low: float, high: float, logarithmic: bool) -> None:
             FuncFormatter(lambda value, _: f"{value:,.12g}" if abs(value) < 1e7 else f"{value:.3g}")
         )
     axes.set(xlim=(low, high), ylim=(low, high), xlabel="truth", ylabel="prediction", aspect="equal")
-    axes.xaxis.label.set_color(TEXT)
-    axes.yaxis.label.set_color(TEXT)
-    axes.tick_params(colors=TEXT, color=GRID, length=3)
-    axes.grid(color=GRID, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
+    dress(axes)
     line = np.geomspace(low, high, 50) if logarithmic else np.linspace(low, high, 50)
     axes.fill_between(line, line - 0.1 * abs(line), line + 0.1 * abs(line), color=BAND, alpha=0.16, linewidth=0)
-    axes.plot(line, line, color=DIAGONAL, linewidth=0.9, alpha=0.7)
-
-
-def _for_page(svg: str) -> str:
-    """The bare `<svg>`: no prolog, metadata, style, size or fonts of its own, no group names to repeat."""
-    opening, rest = svg[svg.index("<svg") :].split(">", 1)
-    opening = re.sub(r' (width|height|version|xmlns(:\w+)?)="[^"]*"', "", opening)
-    rest = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", rest, flags=re.DOTALL)
-    rest = re.sub(r'(?<=<g) id="[^"]*"|font-family: [^;"]*;? ?', "", rest)
-    for stand_in, colour in PAGE_COLOURS.items():
-        rest = rest.replace(stand_in, colour)
-    return f"{opening}>" + re.sub(r">\s+<", "><", rest)
+    axes.plot(line, line, color=LINE, linewidth=0.9, alpha=0.7)

@@ -41,10 +41,35 @@ def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console
             figures = [score["fields"][field.column][metric] for score in scores.values()]
             table.add_row(f"{label}, {METRIC_NAMES[metric]}", *_cells(metric, figures))
     console.print(table)
+    if "confidence" in result:
+        _print_trust(result, prompt, console)
     if left_out := result.get("left_out"):
         console.print(f"[yellow]left out {len(left_out)} rows[/], such as {escape(left_out[0])}")
     if not result.get("image_use", {}).get("pictures_matter", True):
         console.print("[bold red]The score does not fall with other products' pictures: the model does not look.[/]")
+
+
+def _print_trust(result: Mapping[str, Any], prompt: PromptSpec, console: Console) -> None:
+    """What may be made of single predictions, constrained as `predict` writes them."""
+    rows = result["confidence"]["calibrated_on"]
+    title = f"constrained, as predict writes; confidences learned from {rows} validation rows"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title=title)
+    table.add_column("", max_width=24)
+    for name in ("right", "calibration\nerror", "usable\nunseen", "wrong\namong these", "intervals\nhold"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for field in prompt.fields:
+        measured, rule = (result[block]["fields"][field.column] for block in ("confidence", "review"))
+        interval, figures = measured["interval"], result["constrained"]["fields"][field.column]
+        metric = "within_10pct" if field.kind == "number" else next(iter(figures))
+        table.add_row(
+            f"{escape(field.label)}, {METRIC_NAMES[metric]}",
+            *_cells(metric, [figures[metric], figures[metric], measured["ece"], rule["accepted"]])[1:],
+            f"{100 * rule['error']['value']:.1f}%" if rule["error"] else "",
+            f"{100 * interval['coverage']['value']:.1f}% of {100 * interval['nominal']:g}%" if interval else "",
+        )
+    console.print(table)
+    targets = {rule["target"] for rule in result["review"]["fields"].values()}
+    console.print(f"usable unseen: with at most {100 * max(targets):g}% wrong", highlight=False)
 
 
 def _at(result: Mapping[str, Any], path: Sequence[str]) -> Any:

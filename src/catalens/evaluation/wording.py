@@ -32,7 +32,8 @@ def score_table(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list
     # a baseline writes no answers, so it has no parse rate to show
     baselines = {name: {"fields": scores["fields"]} for name, scores in (metrics.get("baselines") or {}).items()}
     systems = [
-        ("This model", "fine-tuned", metrics["model"]),
+        ("This model", "fine-tuned, writes freely", metrics["model"]),
+        ("Constrained", "this model, as predict and serve write", metrics.get("constrained")),
         ("Before fine-tuning", "the base model as it came", metrics.get("before")),
         ("Nearest neighbour", "copies the most similar training picture", baselines.get("nearest_neighbour")),
         ("Majority", "never looks: most frequent or median value", baselines.get("majority")),
@@ -46,7 +47,7 @@ def score_table(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list
         values = [figure["value"] for figure in figures if figure]
         best = (min if metric in LOWER_IS_BETTER else max)(values) if len(values) > 1 else None
         for row, figure in zip(table, figures, strict=True):
-            row["cells"].append(_cell(metric, figure) | {"best": bool(figure) and figure["value"] == best})
+            row["cells"].append(cell(metric, figure) | {"best": bool(figure) and figure["value"] == best})
     return table
 
 
@@ -57,7 +58,7 @@ def noise_floor(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list
     for field in fields:
         for metric in METRICS[field.kind]:
             value = known.get(f"{field.column}.{metric}", known.get(metric) if field.kind == "number" else None)
-            cells.append("" if value is None else _metric(metric, value))
+            cells.append("" if value is None else metric_text(metric, value))
     return cells if any(cells) else []
 
 
@@ -68,10 +69,8 @@ def tiles(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict[
         metric = PRIMARY[field.kind]
         if figure := _figure(metrics["model"], field.column, metric):
             best = _best_baseline(metrics, field)
-            against = f"{best[0]} {_metric(metric, best[1]['value'])}" if best else ""
-            result.append(
-                {"field": field, "metric": METRIC_NAMES[metric], "against": against} | _cell(metric, figure)
-            )
+            against = f"{best[0]} {metric_text(metric, best[1]['value'])}" if best else ""
+            result.append({"field": field, "metric": METRIC_NAMES[metric], "against": against} | cell(metric, figure))
     return result
 
 
@@ -88,17 +87,17 @@ def verdict(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> dict[str
     elif not read:
         opening = "Does no better than the baselines"
     else:
-        opening = f"Reads {_listed(f.label for f in read)}" + (" from the picture alone" if looks else "")
+        opening = f"Reads {listed(f.label for f in read)}" + (" from the picture alone" if looks else "")
     parts = [part for field in fields if (part := _in_words(field, metrics["model"]))]
     remarks = []
     if read and (rest := [field.label for field in fields if field not in read]):
-        remarks.append(f"Not clearly better than the best baseline: {_listed(rest)}.")
+        remarks.append(f"Not clearly better than the best baseline: {listed(rest)}.")
     lead = next((field for field in fields if field.kind != "number"), fields[0])
     if image_use and looks:
         alone = {word: image_use.get(key) or {} for key, word in (("blank", "blanked"), ("shuffled", "shuffled"))}
         figures = {word: _figure(scores, lead.column, PRIMARY[lead.kind]) for word, scores in alone.items()}
-        falls = [f"{_metric(PRIMARY[lead.kind], f['value'])} when {word}" for word, f in figures.items() if f]
-        remarks.append(f"The pictures do the work: {lead.label} goes to {_listed(falls)}." if falls else "")
+        falls = [f"{metric_text(PRIMARY[lead.kind], f['value'])} when {word}" for word, f in figures.items() if f]
+        remarks.append(f"The pictures do the work: {lead.label} goes to {listed(falls)}." if falls else "")
     if looks is None:
         remarks.append("Whether the pictures matter was not checked in this evaluation.")
     return {"headline": f"{opening}.", "parts": parts, "remarks": " ".join(remarks), "looks": looks}
@@ -138,15 +137,22 @@ def _figure(scores: Mapping[str, Any], column: str, metric: str) -> Mapping[str,
     return figure if figure and math.isfinite(figure["value"]) else None
 
 
-def _cell(metric: str, figure: Mapping[str, float] | None) -> dict[str, Any]:
+def cell(metric: str, figure: Mapping[str, float] | None) -> dict[str, Any]:
+    """`{"value": "91.0 %", "interval": "87.3-94.0"}`, a dash where there is none."""
     if not figure:
         return {"value": "\u2013", "interval": ""}
-    low, high = (_metric(metric, figure[bound]).removesuffix("\u00a0%") for bound in ("low", "high"))
-    return {"value": _metric(metric, figure["value"]), "interval": f"{low}\u2013{high}"}
+    low, high = (metric_text(metric, figure[bound]).removesuffix("\u00a0%") for bound in ("low", "high"))
+    return {"value": metric_text(metric, figure["value"]), "interval": f"{low}\u2013{high}"}
 
 
-def _metric(metric: str, value: float) -> str:
+def metric_text(metric: str, value: float) -> str:
+    """A figure's value: a share, or a number in the field's unit."""
     return number(value) if metric == "mae" else percent(value)
+
+
+def between(low: float, high: float) -> str:
+    """The interval of a share."""
+    return percent(low).removesuffix("\u00a0%") + "\u2013" + percent(high)
 
 
 def percent(share: float) -> str:
@@ -159,6 +165,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.3g}"
 
 
-def _listed(words: Iterable[str]) -> str:
+def listed(words: Iterable[str]) -> str:
+    """`a, b and c`."""
     *most, last = words
     return f"{', '.join(most)} and {last}" if most else last

@@ -31,6 +31,7 @@ from catalens.checkpoint import load_model, load_processor, processes, save_best
 from catalens.collation import Collator, DecodedPictures, Encoder
 from catalens.config import Recipe
 from catalens.errors import TrainingError
+from catalens.examples import answer_space
 from catalens.model import Phi3VProcessor
 from catalens.tracking import NoTracker, Tracker, start_tracker
 from catalens.training.batching import Plan, PlannedBatches, plan_training, plan_validation
@@ -264,7 +265,8 @@ def _finish(run: _Prepared, trainer: CatalensTrainer, trained: Trained, tracker:
     if not processes().is_main_process:
         return
     folder, catalog = trained.folder, run.catalog
-    save_best(folder / "best", model, run.processor, run.recipe.prompt, weights)
+    space = answer_space(run.recipe.prompt, run.data.train.rows)
+    save_best(folder / "best", model, run.processor, run.recipe.prompt, space, weights)
     use = {None: "", True: "Shuffled pictures hurt its score: it looks.", False: f"**{BLIND}**"}[
         trained.pictures_matter
     ]

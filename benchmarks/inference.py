@@ -1,0 +1,83 @@
+"""Writing about pictures one at a time against in batches, and freely against constrained: `make bench`.
+
+All ways write about the same drawn pictures in one run; where a batch changes an answer, the program ends with an
+error. `tokens` is what a mean answer has, `steps` how many passes through the model it took after the prompt's.
+"""
+
+import argparse
+from collections.abc import Mapping
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rounds import ratio, take_turns
+
+from catalens.catalog.drawing import draw_catalog
+from catalens.checkpoint import load_run, load_untrained
+from catalens.config import PromptSpec
+from catalens.examples import answer_space
+from catalens.inference.decoding import Written
+from catalens.inference.writer import Writer
+
+TOGETHER = 64
+WAYS = {
+    "one at a time, free": (1, False),
+    "one at a time, constrained": (1, True),
+    f"batches of {TOGETHER}, free": (TOGETHER, False),
+    f"batches of {TOGETHER}, constrained": (TOGETHER, True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", help="a finished run in place of the tiny model as it ships")
+    parser.add_argument("--rows", type=int, default=256, help="pictures")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, after one that warms up")
+    options = parser.parse_args()
+    rows = list(draw_catalog(options.rows, seed=0))
+    run = load_run(options.run) if options.run else load_untrained()
+    space = run.space
+    if not options.run:
+        space = answer_space(
+            PromptSpec(),
+            ({"title": r.title, "category3_code": r.category3_code, "full_price": r.full_price} for r in rows),
+        )
+    pictures = [row.image for row in rows]
+    written: dict[str, list[Written]] = {}
+    writers = {
+        name: Writer(run.model, run.processor, run.prompt, batch_size, 128, space if constrained else None)
+        for name, (batch_size, constrained) in WAYS.items()
+    }
+
+    def write(name: str) -> None:
+        written[name] = writers[name].write(pictures)
+
+    times = take_turns({name: lambda name=name: write(name) for name in WAYS}, options.rounds, len(rows))
+    _compare(written)
+    table = Table(title=f"{len(rows)} pictures, medians of {options.rounds} rounds")
+    for column in ("", "tokens", "steps", "ms a picture", "times as fast", "range"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for name in WAYS:
+        against = "one at a time, constrained" if name.endswith("constrained") else "one at a time, free"
+        gain = ratio(times[against], times[name])
+        tokens, steps = np.mean([(len(one.pieces), one.steps) for one in written[name]], axis=0)
+        table.add_row(
+            name, f"{tokens:.1f}", f"{steps:.1f}", f"{times[name].median:.2f}", f"{gain.median:.2f}", gain.range
+        )
+    console = Console(width=118)
+    console.print(table)
+    cost = ratio(times[f"batches of {TOGETHER}, constrained"], times[f"batches of {TOGETHER}, free"])
+    console.print(f"constrained against free, in batches: {cost.median:.2f} times the time ({cost.range})")
+
+
+def _compare(written: Mapping[str, list[Written]]) -> None:
+    """End the program where a batch changed an answer."""
+    for kind in ("free", "constrained"):
+        alone, together = written[f"one at a time, {kind}"], written[f"batches of {TOGETHER}, {kind}"]
+        differing = sum(one.pieces != other.pieces for one, other in zip(alone, together, strict=True))
+        if differing:
+            raise SystemExit(f"{differing} of {len(alone)} {kind} answers differ in a batch")
+
+
+if __name__ == "__main__":
+    main()

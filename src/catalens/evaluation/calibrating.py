@@ -1,0 +1,77 @@
+"""A finished run learns from its validation rows how far it may be believed: `calibration.json`.
+
+    calibrate("runs/demo").threshold("title", 0.05)
+
+`catalens train` ends with it, and `catalens evaluate` makes up for it where it is missing.
+"""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from catalens.catalog.storage import Catalog
+from catalens.checkpoint import Run, load_run, processes
+from catalens.config import EvaluationSpec
+from catalens.errors import CatalogError
+from catalens.evaluation.rows import sampled, truth_of
+from catalens.examples import usable_rows
+from catalens.inference.calibration import Calibration, fit_calibration, load_calibration
+from catalens.inference.confidence import field_scores
+from catalens.inference.reading import RunPredictor
+from catalens.inference.writer import Writer
+
+ROWS = 2000
+"""Most validation rows that a calibration learns from."""
+
+
+def calibrate(run: Path | str, console: Console | None = None) -> Calibration:
+    """Calibrate a finished run anew and keep what was learned in its folder.
+
+    Under torchrun the processes share the pictures. Raises CheckpointError where the run is not finished,
+    CatalogError where its catalogue is not there, or was changed since.
+    """
+    state = processes()
+    state.wait_for_everyone()  # the first one has just written the model
+    console = (console or Console()) if state.is_main_process else Console(quiet=True)
+    loaded = load_run(run)
+    return _calibrated(loaded, loaded.recipe.evaluation, console)
+
+
+def run_predictor(run: Run, spec: EvaluationSpec, console: Console) -> RunPredictor:
+    """The predictor of a run as `catalens predict` would have it, calibrated where its validation rows are there."""
+    calibration = load_calibration(run.folder, run.prompt)
+    if calibration is None or calibration.interval != spec.interval:
+        try:
+            calibration = _calibrated(run, spec, console)
+        except CatalogError as error:
+            console.print(f"[yellow]not calibrated:[/] {escape(str(error))}", highlight=False)
+    writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
+    targets = {field.column: spec.accept_error for field in run.prompt.fields}
+    return RunPredictor(writer, run.prompt, calibration, targets)
+
+
+def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration:
+    """Write about the validation rows as `predict` does, and learn from it."""
+    catalog = Catalog(run.recipe.catalog)
+    if catalog.card.content_hash != run.versions.get("catalog"):
+        raise CatalogError(f"{catalog.folder} has changed since {run.folder} was trained: train again")
+    rows = sampled(usable_rows(catalog, run.prompt, "validation")[0], ROWS)
+    writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
+    predictor = RunPredictor(writer, run.prompt)
+    with Progress(console=console) as progress:
+        task = progress.add_task("calibrating", total=len(rows))
+        written = writer.write(
+            [row[catalog.card.roles.image] for row in rows], lambda done: progress.update(task, completed=done)
+        )
+    predictions = [predictor.judge(one).values for one in written]
+    scores = [
+        {} if values is None else field_scores(run.prompt, one)
+        for values, one in zip(predictions, written, strict=True)
+    ]
+    truths = [truth_of(run.prompt, row) for row in rows]
+    calibration = fit_calibration(run.prompt, truths, predictions, scores, spec.interval)
+    if processes().is_main_process and spec.interval == run.recipe.evaluation.interval:
+        calibration.save(run.folder)
+    return calibration

@@ -1,0 +1,275 @@
+"""What the decoder scored -> probabilities, bounds and thresholds that hold on products it never saw.
+
+    {"format": 1, "rows": 167, "interval": 0.9, "fields": {
+       "title":      {"kind": "text", "slope": 0.71, "offset": -0.84, "steps": [[0.9985, 1, 0], [0.9983, 2, 0], ...]},
+       "full_price": {"kind": "number", ..., "bound": {"by": "ratio", "size": 1.21}}}}
+
+is `calibration.json` in a run's folder, learned from the answers to its validation rows.
+
+- Confidence is the probability that a value is right (metrics.correctness). The model's own probability, as log-odds,
+  goes through a logistic function whose slope and offset are fitted to the validation rows, their labels smoothed, so
+  that rows that are all right or all wrong give no certainty (Platt, 1999). The slope leans towards 1, which keeps
+  the order of the answers where no row is wrong, and is never negative: a less likely answer never gets a higher
+  confidence, and the order is the model's own, not learned.
+- Intervals are split conformal (Vovk et al., 2005; Lei et al., 2018): the validation errors' quantile of rank
+  ceil((n + 1) * interval) bounds a new error as often as promised, whatever the errors' distribution.
+- Thresholds test "the error on accepted rows is above the target" by exact binomial bounds (Clopper & Pearson, 1934),
+  in a sequence that is fixed beforehand, so that many thresholds may be tried (Angelopoulos et al., 2021, Learn then
+  Test; Geifman & El-Yaniv, 2017, ask for the same). Since the order is the model's own, the same rows may fit the
+  slope and test the thresholds.
+
+All of this takes new rows to be like the validation rows. Two things make it a little too hopeful: those rows also
+chose the checkpoint, among a few and by loss; and photos of one product are counted as if they were independent.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+from scipy.stats import beta
+
+from catalens.config import Frozen, Kind, PromptSpec
+from catalens.errors import CheckpointError
+from catalens.metrics import correctness
+
+FILE = "calibration.json"
+STEPS = 1000
+"""Most thresholds that are kept for a field."""
+SLOPE_DEVIATION = 0.5
+"""How far a slope is from 1, before any row is seen."""
+SUREST = -1e-6
+"""Log probabilities above this are rounding errors of float32."""
+
+Row = Mapping[str, Any]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+
+
+@dataclass(frozen=True)
+class FieldScore:
+    """What the decoder knows of one field of one answer."""
+
+    log_probability: float
+    """Natural logarithm of the product of the probabilities of its tokens, the one that ends it among them."""
+    tokens: int
+    """How many these are, at least 1."""
+
+
+class Bound(Frozen):
+    """How far the truth may be from a number: from `value / size` to `value * size`, or `size` to either side."""
+
+    by: Literal["ratio", "distance"]
+    """`ratio` where every truth of the calibration was above 0, else `distance`, in the field's unit."""
+    size: Annotated[float, Field(ge=0, le=1e30)]
+
+    @model_validator(mode="after")
+    def _not_inside_out(self) -> Self:
+        if self.by == "ratio" and self.size < 1:
+            raise ValueError(f"a ratio is at least 1, not {self.size}")
+        return self
+
+
+class FieldCalibration(Frozen):
+    """What was learned about one field."""
+
+    kind: Kind
+    slope: Annotated[float, Field(ge=0, le=1e9)]
+    offset: Annotated[float, Field(ge=-1e9, le=1e9)]
+    steps: tuple[tuple[Share, Count, Count], ...] = Field(max_length=STEPS)
+    """From strict to lax: a confidence, how many calibration rows have at least that, how many of those are wrong."""
+    bound: Bound | None = None
+    """Of a number; None where the rows were too few."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        before = (math.inf, 0, 0)
+        for step in self.steps:
+            if not (step[0] < before[0] and step[1] > before[1] and before[2] <= step[2] <= step[1]):
+                raise ValueError(f"step {step} cannot follow {before}")
+            before = step
+        return self
+
+
+class Calibration(Frozen):
+    """Scores -> confidences, intervals and thresholds, by column."""
+
+    format: Literal[1] = 1
+    rows: Count
+    """How many rows it was learned from, those without values included."""
+    interval: Annotated[float, Field(gt=0, lt=1)]
+    """How often an interval holds the truth."""
+    fields: Mapping[str, FieldCalibration]
+
+    def apply(self, column: str, score: FieldScore) -> float:
+        """The probability that a field with this score is right."""
+        field = self.fields[column]
+        return float(_confidences(field.slope, field.offset, _log_odds(field.kind, [score]))[0])
+
+    def bounds(self, column: str, value: float) -> tuple[float, float] | None:
+        """Bounds that hold the truth of a number as often as `interval` says.
+
+        None where the calibration rows were too few for any finite bounds (8 or fewer for an interval of .9), and
+        where a value of 0 or less stands in a column whose truths are all above 0.
+        """
+        bound = self.fields[column].bound
+        if bound is None or (bound.by == "ratio" and value <= 0):
+            return None
+        if bound.by == "ratio":
+            return value / bound.size, value * bound.size
+        return value - bound.size, value + bound.size
+
+    def threshold(self, column: str, target: float, confidence: float = 0.95) -> float | None:
+        """The lowest confidence from which on values may be used unseen; None where none is proved good enough.
+
+        In at least `confidence` of all draws of the calibration rows, the share of wrong values among the new rows
+        with at least that confidence is at most `target`. Half of the risk goes to the question whether all rows
+        may be accepted, half to a walk from strict to lax, which ends at the first threshold that fails: where a few
+        errors are spread over all rows, it would end early. It starts where one wrong row would be borne.
+        """
+        steps = self.fields[column].steps
+        if not steps:
+            return None
+        values, rows, wrong = np.array(steps).T
+        holds = _upper_bound(wrong, rows, (1 - confidence) / 2) <= target
+        if holds[-1]:
+            return float(values[-1])
+        walk = np.flatnonzero(_upper_bound(np.ones_like(rows), rows, (1 - confidence) / 2) <= target)
+        if not len(walk) or not holds[walk[0]]:
+            return None
+        return float(values[walk[np.argmin(holds[walk])] - 1])
+
+    def save(self, run: Path) -> None:
+        """Write `calibration.json` into a run's folder."""
+        (run / FILE).write_text(self.model_dump_json() + "\n", encoding="utf-8")
+
+
+def load_calibration(run: Path, prompt: PromptSpec) -> Calibration | None:
+    """The calibration of a run, None where it has none.
+
+    Raises CheckpointError where it is damaged or of other fields than the prompt's.
+    """
+    path = run / FILE
+    try:
+        found = Calibration.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise CheckpointError(
+            f"{path}: {where} is wrong ({first['msg']}): delete it and run `catalens evaluate {run}`"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror}): delete it and run `catalens evaluate {run}`"
+        ) from error
+    if {name: field.kind for name, field in found.fields.items()} != {f.column: f.kind for f in prompt.fields}:
+        raise CheckpointError(
+            f"{path} is of other fields than the run's prompt: delete it and run `catalens evaluate {run}`"
+        )
+    return found
+
+
+def fit_calibration(
+    prompt: PromptSpec,
+    truths: Sequence[Row],
+    predictions: Sequence[Row | None],
+    scores: Sequence[Mapping[str, FieldScore]],
+    interval: float = 0.9,
+) -> Calibration:
+    """Learn a calibration from answers to rows that training never saw; any number of rows will do, even none.
+
+    `scores` are by column, one mapping a row; a row whose prediction is None has no values to be sure of and is left
+    out of the fits. `interval` is how often an interval is to hold the truth.
+    """
+    answered = [i for i, values in enumerate(predictions) if values is not None]
+    true, said = [truths[i] for i in answered], [predictions[i] for i in answered]
+    fields: dict[str, FieldCalibration] = {}
+    for field in prompt.fields:
+        right = correctness(field.column, field.kind, true, said)
+        log_odds = _log_odds(field.kind, [scores[i][field.column] for i in answered])
+        slope, offset = _fit_logistic(log_odds, right)
+        bound = None
+        if field.kind == "number":
+            pairs = np.array(
+                [(t[field.column], p[field.column]) for t, p in zip(true, said, strict=True) if p], float
+            )
+            bound = _conformal_bound(pairs.reshape(-1, 2), interval)
+        steps = _steps(_confidences(slope, offset, log_odds), right)
+        fields[field.column] = FieldCalibration(kind=field.kind, slope=slope, offset=offset, steps=steps, bound=bound)
+    return Calibration(rows=len(truths), interval=interval, fields=fields)
+
+
+def _log_odds(kind: Kind, scores: Sequence[FieldScore]) -> NDArray[np.float64]:
+    """Log-odds of each field's probability, [n]; of a text the mean a token, so that long titles are not doubted."""
+    logs = np.array([s.log_probability / (s.tokens if kind == "text" else 1) for s in scores], float)
+    logs = np.minimum(logs, SUREST)
+    return logs - np.log(-np.expm1(logs))
+
+
+def _confidences(slope: float, offset: float, log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    return expit(slope * log_odds + offset)
+
+
+def _fit_logistic(log_odds: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[float, float]:
+    """Slope and offset of the likeliest logistic function on Platt's smoothed labels.
+
+    Before any row is seen the slope is normal around 1, the model's own probabilities.
+    """
+    if not len(log_odds):
+        return 1.0, 0.0
+    good, bad = int(right.sum()), int((~right).sum())
+    labels = np.where(right, (good + 1) / (good + 2), 1 / (bad + 2))
+    middle = float(log_odds.mean())
+
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        """Negative log posterior of (height in the middle, slope), and its gradient."""
+        height, slope = parameters
+        at = height + slope * (log_odds - middle)
+        gaps, pull = expit(at) - labels, (slope - 1) / SLOPE_DEVIATION**2
+        value = np.sum(np.logaddexp(0, at) - labels * at) + pull * (slope - 1) / 2
+        return float(value), np.array([gaps.sum(), gaps @ (log_odds - middle) + pull])
+
+    start = np.array([logit(labels.mean()), 1.0])
+    height, slope = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(None, None), (0, None)]).x
+    return float(slope), float(height - slope * middle)
+
+
+def _conformal_bound(pairs: NDArray[np.float64], interval: float) -> Bound | None:
+    """The bound of (truth, prediction) pairs, [n, 2]; None where its rank is beyond the last finite error.
+
+    Errors are ratios, since prices err in shares; where some truth is 0 or less they are distances.
+    """
+    truths, said = pairs.T
+    rank = math.ceil((len(pairs) + 1) * interval)
+    if rank > len(pairs):
+        return None
+    by = "ratio" if (truths > 0).all() else "distance"
+    if by == "ratio":
+        below = np.where(said > 0, said, np.nan)
+        errors = np.nan_to_num(np.maximum(truths / below, below / truths), nan=np.inf)
+    else:
+        errors = np.abs(truths - said)
+    size = float(np.sort(errors)[rank - 1])
+    return Bound(by=by, size=size) if math.isfinite(size) else None
+
+
+def _steps(confidences: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[tuple[float, int, int], ...]:
+    """Thresholds from strict to lax, [(confidence, rows, wrong)]; rows of one confidence come together."""
+    values, group = np.unique(-confidences, return_inverse=True)
+    rows = np.cumsum(np.bincount(group, minlength=len(values)))
+    wrong = np.cumsum(np.bincount(group, weights=~right, minlength=len(values)))
+    kept = np.unique(np.linspace(0, len(values) - 1, min(STEPS, len(values))).round().astype(int))
+    return tuple((-float(values[i]), int(rows[i]), int(wrong[i])) for i in kept)
+
+
+def _upper_bound(wrong: NDArray[np.float64], rows: NDArray[np.float64], risk: float) -> NDArray[np.float64]:
+    """The share of wrong rows that is exceeded by the true one with a probability of at most `risk`."""
+    return np.where(wrong < rows, beta.ppf(1 - risk, wrong + 1, np.maximum(rows - wrong, 1)), 1.0)

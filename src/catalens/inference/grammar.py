@@ -1,0 +1,164 @@
+"""What an answer may be, as a grammar over the tokens of a model (constrained decoding with llguidance).
+
+    start: "Product: " field_0 " " field_1 " " field_2
+    field_0[suffix=", Category:"]: /[^\\p{Z}\\p{C}<,]( ?[^\\p{Z}\\p{C}<]){0,56}/   text, up to the next label
+    field_1[suffix=", Full Price:"]: /BAGS|SHOES/                      one of the catalogue's categories
+    field_2: /(0|[1-9][0-9]{0,3})\\.[0-9]{1,1}/                        a number as the catalogue writes it
+
+Every sentence of the grammar parses, and it is finite: text has a longest length, so no answer is cut off. Generated
+text holds no `<`, which begins the model's special tokens, and does not begin with a comma, which begins a label.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import llguidance
+import llguidance.hf
+import llguidance.numpy
+import numpy as np
+import torch
+
+from catalens.config import FieldSpec, NumberFormat, PromptSpec
+from catalens.errors import CheckpointError, InferenceError
+from catalens.examples import END, AnswerSpace, FieldSpace, render_prompt
+
+SIGN = r"[^\p{Z}\p{C}<]"
+FIRST = r"[^\p{Z}\p{C}<,]"
+UTF8 = 4
+"""Most bytes of a character."""
+
+
+class Vocabulary:
+    """The tokens of a model with `words` rows in its embedding, as bytes."""
+
+    def __init__(self, tokenizer: Any, words: int) -> None:
+        self.tokenizer, self.words = tokenizer, words
+        self.end: int = tokenizer.convert_tokens_to_ids(END)
+        self.guide = llguidance.hf.from_tokenizer(tokenizer, n_vocab=words, eos_token=[self.end])
+        self._pieces: dict[int, bytes] = {}
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token writes."""
+        if token not in self._pieces:
+            self._pieces[token] = self.guide.decode_bytes([token])
+        return self._pieces[token]
+
+
+class Constraint:
+    """Answers of a prompt, token by token.
+
+    The grammar opens with what the tokenizer puts between prompt and answer, which for the official ones is a space.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, prompt: PromptSpec, space: AnswerSpace, free_categories: bool = False
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.grammar = answer_grammar(prompt, space, free_categories, _opening(vocabulary, prompt))
+        self.longest = 1 + sum(
+            _tokens(f", {field.label}: ") + longest(field, space, prompt.numbers) for field in prompt.fields
+        )
+        """Most tokens of an answer."""
+        if problem := llguidance.LLMatcher.validate_grammar(self.grammar, vocabulary.guide):
+            raise CheckpointError(
+                f"best/answers.json makes no grammar ({problem.partition(chr(10))[0]}): train again"
+            )
+        self._fresh = llguidance.LLMatcher(vocabulary.guide, self.grammar)
+
+    def start(self) -> llguidance.LLMatcher:
+        """The state before the first token of an answer."""
+        return self._fresh.deep_copy()
+
+    def follow(self, matcher: llguidance.LLMatcher, token: int) -> list[int]:
+        """Take a token; the tokens that must follow it, taken as well, the end where nothing else may come."""
+        matcher.consume_token(token)
+        return [] if token == self.vocabulary.end else self.forced(matcher)
+
+    def forced(self, matcher: llguidance.LLMatcher) -> list[int]:
+        """The tokens that must come now, taken; InferenceError where the grammar is too much to follow."""
+        if matcher.is_error():
+            reason = matcher.get_error().partition("\n")[0]
+            raise InferenceError(f"constrained decoding failed ({reason}): the grammar of the answers is too large")
+        tokens = matcher.compute_ff_tokens()
+        if tokens:
+            matcher.consume_tokens(tokens)
+        if matcher.is_stopped() and (not tokens or tokens[-1] != self.vocabulary.end):
+            tokens.append(self.vocabulary.end)
+        return tokens
+
+    def allowed(self, matchers: Sequence[llguidance.LLMatcher | None]) -> torch.Tensor:
+        """Which tokens may come next, [rows, words]; all for a row that has no matcher."""
+        words = self.vocabulary.words
+        bits = llguidance.numpy.allocate_token_bitmask(len(matchers), words)
+        for row, matcher in enumerate(matchers):
+            if matcher is not None:
+                llguidance.numpy.fill_next_token_bitmask(matcher, bits, row)
+        flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
+        return torch.from_numpy(flags[:, :words].astype(bool))
+
+
+def answer_grammar(prompt: PromptSpec, space: AnswerSpace, free_categories: bool = False, opening: str = "") -> str:
+    """The grammar of a prompt's answers, in llguidance's Lark; `opening` stands before the first label."""
+    start, rules = [_literal(f"{opening}{prompt.fields[0].label}: ")], []
+    for place, (field, following) in enumerate(zip(prompt.fields, (*prompt.fields[1:], None), strict=True)):
+        own, name = space.of(field.column), f"field_{place}"
+        if field.kind == "number":
+            value = _number(own, prompt.numbers)
+        elif field.kind == "category" and own.values and not free_categories:
+            value = "|".join(map(_escaped, own.values))
+        else:
+            value = f"{FIRST}( ?{SIGN}){{0,{own.longest - 1}}}"
+        # Lazy: a comma may belong to the value or to the label, and a greedy lexeme would not go back. The space
+        # behind the label is not part of it, since a token may begin with it; a label is one as soon as it stands.
+        ends = f"[suffix={_literal(f', {following.label}:')}]" if following else ""
+        rules.append(f"{name}{ends}: /{value}/")
+        start += [name, '" "'] if following else [name]
+    return "\n".join([f"start: {' '.join(start)}", *rules]) + "\n"
+
+
+def longest(field: FieldSpec, space: AnswerSpace, numbers: NumberFormat) -> int:
+    """Most tokens of a field's value."""
+    own = space.of(field.column)
+    if field.kind == "number":
+        signs = own.digits // 3 * _tokens(numbers.thousands) + _tokens(numbers.prefix + numbers.suffix)
+        return own.digits + own.decimals[1] + 2 + signs
+    return max([UTF8 * 2 * own.longest, *map(_tokens, own.values)])
+
+
+def _number(space: FieldSpace, spec: NumberFormat) -> str:
+    """Numbers as `format_number` writes them, with no more digits than the catalogue's have."""
+    whole = f"0|[1-9][0-9]{{0,{space.digits - 1}}}"
+    if spec.thousands:
+        group, (groups, first) = f"{_escaped(spec.thousands)}[0-9]{{3}}", divmod(space.digits - 1, 3)
+        fewer = f"|[1-9][0-9]{{0,2}}({group}){{0,{groups - 1}}}" if groups else ""
+        whole = f"0|[1-9][0-9]{{0,{first}}}({group}){{{groups}}}{fewer}"
+    fewest, most = space.decimals
+    point = f"{_escaped(spec.decimal)}[0-9]{{{max(fewest, 1)},{most}}}" if most else ""
+    if point and not fewest:
+        point = f"({point})?"
+    return f"{_escaped(spec.prefix)}{'-?' if space.negative else ''}({whole}){point}{_escaped(spec.suffix)}"
+
+
+def _opening(vocabulary: Vocabulary, prompt: PromptSpec) -> str:
+    """What the first token of an answer writes before the first label."""
+    question = render_prompt(prompt).partition("<|image_1|>")[2]
+    answer = f"{prompt.fields[0].label}: 1{END}"
+    before = len(vocabulary.tokenizer(question)["input_ids"])
+    written = vocabulary.guide.decode_bytes(vocabulary.tokenizer(question + answer)["input_ids"][before:])
+    return written.decode("utf-8", errors="replace").partition(prompt.fields[0].label)[0]
+
+
+def _tokens(text: str) -> int:
+    """Most tokens that a text may take: its bytes."""
+    return len(text.encode())
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _escaped(text: str) -> str:
+    """Text inside a regular expression; `re.escape` also escapes what Rust's expressions do not let one escape."""
+    return re.sub(r"([][{}()|.*+?^$\\/&~#-])", r"\\\1", text)

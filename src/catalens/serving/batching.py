@@ -1,0 +1,130 @@
+"""Pictures of many requests -> batches for one predictor, which only one thread may use.
+
+    request 1: a b        batch 1: a b c d   (all that waits, at most `batch_size`; it waits 5 ms for more to come)
+    request 2: c          batch 2: e         (f was dropped: its client left before its turn)
+    request 3: d e f
+
+Who waits for a picture holds its Future; to cancel that is to take the picture out of the queue.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from catalens.inference import Prediction, Predictor
+
+LINGER = 0.005
+"""Seconds that a picture waits for others to share its batch."""
+logger = logging.getLogger(__name__)
+
+
+class QueueFullError(Exception):
+    """There is no room for the pictures of a request."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the queue is full: come back in {seconds:.0f} s")
+        self.seconds = seconds
+
+
+class PredictorError(Exception):
+    """The predictor failed on a picture, though it was alone."""
+
+
+class _Job(NamedTuple):
+    picture: bytes
+    outcome: Future[Prediction]
+
+
+class Batcher:
+    """The one thread that predicts, and the queue before it."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        batch_size: int,
+        queue: int,
+        heard: Callable[[int], None] = lambda pictures: None,
+    ) -> None:
+        """`heard` is told the size of each batch, in the predictor's thread."""
+        self._predictor, self._batch_size, self._queue, self._heard = predictor, batch_size, queue, heard
+        self._waiting: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._seconds_a_picture = 0.0
+        self._thread = threading.Thread(target=self._work, name="predictor", daemon=True)
+
+    def start(self) -> None:
+        """Begin to predict."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Predict what waits, then end."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether pictures that are given will be read."""
+        return self._thread.is_alive() and not self._closing
+
+    @property
+    def depth(self) -> int:
+        """Pictures that wait."""
+        with self._changed:
+            return sum(not job.outcome.cancelled() for job in self._waiting)
+
+    def submit(self, pictures: Sequence[bytes]) -> list[Future[Prediction]]:
+        """Queue the pictures of a request, all or none; QueueFullError where they have no room."""
+        jobs = [_Job(picture, Future()) for picture in pictures]
+        with self._changed:
+            self._waiting = deque(job for job in self._waiting if not job.outcome.cancelled())
+            if len(self._waiting) + len(jobs) > self._queue:
+                raise QueueFullError(min(30.0, max(1.0, len(self._waiting) * self._seconds_a_picture)))
+            self._waiting += jobs
+            self._changed.notify()
+        return [job.outcome for job in jobs]
+
+    def _work(self) -> None:
+        while batch := self._take():
+            started = time.monotonic()
+            self._heard(len(batch))
+            self._predict(batch)
+            seconds = (time.monotonic() - started) / len(batch)
+            self._seconds_a_picture += 0.2 * (seconds - self._seconds_a_picture)
+
+    def _take(self) -> list[_Job]:
+        """The next batch; empty at the end."""
+        batch: list[_Job] = []
+        with self._changed:
+            while not batch:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                self._changed.wait_for(lambda: len(self._waiting) >= self._batch_size or self._closing, LINGER)
+                if self._closing and not self._waiting:
+                    return []
+                while self._waiting and len(batch) < self._batch_size:
+                    job = self._waiting.popleft()
+                    if job.outcome.set_running_or_notify_cancel():
+                        batch.append(job)
+        return batch
+
+    def _predict(self, batch: Sequence[_Job]) -> None:
+        """Answer a batch; where the predictor fails, each picture alone, so that one does not fail its neighbours."""
+        try:
+            predictions = self._predictor.predict([job.picture for job in batch])
+            pairs = list(zip(batch, predictions, strict=True))
+        except Exception as error:
+            logger.error("the model failed on %d pictures: %s: %s", len(batch), type(error).__name__, error)
+            if len(batch) == 1:
+                batch[0].outcome.set_exception(PredictorError("the model failed on this picture"))
+                return
+            for job in batch:
+                self._predict([job])
+            return
+        for job, prediction in pairs:
+            job.outcome.set_result(prediction)

@@ -1,0 +1,82 @@
+"""The page at `/`: what the model is, how well it reads, and a place to drop photos.
+
+    render_index(read_card(Path("runs/demo")), predictor.prompt, settings)
+
+It extends the base of all pages, whose style stands inside it: the policy that goes with it names that style by its
+hash, and lets no other style and no script in but `static/page.js`.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catalens.catalog.page import render_page
+from catalens.checkpoint import TINY
+from catalens.config import FieldSpec, PromptSpec
+from catalens.serving.limits import ServeSettings
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What is told of a model."""
+
+    name: str
+    """The folder's name; `tiny` for the model that ships with catalens."""
+    text: str
+    """Its card in Markdown; empty where it has none."""
+    metrics: Mapping[str, Any] | None = None
+    """What evaluation found, of `evaluation/metrics.json`; None where it was not evaluated."""
+
+
+def read_card(run: Path | None) -> ModelCard:
+    """The card of a run; of the model that ships with catalens where `run` is None."""
+    folder = run or TINY
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    try:
+        metrics = json.loads((folder / "evaluation" / "metrics.json").read_bytes())
+    except (OSError, ValueError):
+        metrics = None
+    plain = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()  # without its YAML head
+    return ModelCard(folder.resolve().name, plain, metrics if isinstance(metrics, dict) else None)
+
+
+def render_index(card: ModelCard, prompt: PromptSpec, settings: ServeSettings) -> str:
+    """The page as HTML."""
+    return render_page(
+        Path(__file__).with_name("index.html.j2"),
+        card=card,
+        tiles=_tiles(card, prompt.fields),
+        fields=[{"column": spec.column, "label": spec.label, "kind": spec.kind} for spec in prompt.fields],
+        settings=settings,
+        group=min(settings.most_pictures, 8),
+    )
+
+
+def policy_of(page: str) -> str:
+    """The Content-Security-Policy for a page: its one style by hash, our own script, pictures of the visitor."""
+    (style,) = re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'self'; style-src 'sha256-{digest}'; img-src 'self' blob: data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _tiles(card: ModelCard, fields: Sequence[FieldSpec]) -> list[dict[str, Any]]:
+    """Figures of the fields; none where the metrics have another form than this version writes."""
+    if not card.metrics:
+        return []
+    from catalens.evaluation.wording import tiles  # its package brings scikit-learn and matplotlib
+
+    try:
+        return tiles(card.metrics, fields)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []

@@ -1,0 +1,235 @@
+// Photos -> POST /v1/predict in small groups -> cards whose values can be corrected -> CSV.
+// Whatever comes from a file's name or from the model is put into the page as text, never as markup.
+"use strict";
+
+const at = (id) => document.getElementById(id);
+const fields = JSON.parse(at("tool").dataset.fields);
+const groupSize = Number(at("tool").dataset.group);
+const mostBytes = Number(at("tool").dataset.bytes) - 65536; // a form is larger than its files
+const MOST_TRIES = 60;
+
+const photos = []; // {file, card, state, error, values: {column: {value, input, ...}}}
+let next = 0; // the first photo that was not sent
+let running = false;
+let token = "";
+let tokenGiven = null;
+let calibrated = true;
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children);
+  return made;
+}
+
+// Photos in --------------------------------------------------------------------------------------------------------
+
+function add(files) {
+  for (const file of files) {
+    const state = element("p", { className: "state", textContent: "waiting" });
+    const image = element("img", { alt: `Photo ${file.name}`, decoding: "async", src: URL.createObjectURL(file) });
+    const picture = element("div", { className: "picture" }, image);
+    image.onerror = () => image.replaceWith(element("span", { textContent: "no preview" }));
+    const card = element("li", { className: "card" }, picture, element("p", { className: "file", textContent: file.name }), state);
+    photos.push({ file, card, state, error: null, values: null });
+    at("results").append(card);
+  }
+  if (!running) run();
+}
+
+at("choose").addEventListener("change", (event) => {
+  add(event.target.files);
+  event.target.value = "";
+});
+document.addEventListener("paste", (event) => add(event.clipboardData.files));
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  at("drop").classList.add("over");
+});
+document.addEventListener("dragleave", (event) => event.relatedTarget || at("drop").classList.remove("over"));
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  at("drop").classList.remove("over");
+  add(event.dataTransfer.files);
+});
+
+// Sending ----------------------------------------------------------------------------------------------------------
+
+async function run() {
+  running = true;
+  while (next < photos.length) {
+    const group = [];
+    let bytes = 0;
+    while (next < photos.length && group.length < groupSize && (!group.length || bytes + photos[next].file.size <= mostBytes)) {
+      bytes += photos[next].file.size;
+      group.push(photos[next++]);
+    }
+    for (const photo of group) photo.state.textContent = "reading …";
+    tell();
+    try {
+      if (bytes > mostBytes) throw new Error(`larger than ${Math.floor(mostBytes / 2 ** 20)} MB`);
+      const answer = await send(group);
+      calibrated = answer.calibrated;
+      group.forEach((photo, i) => show(photo, answer.predictions[i]));
+    } catch (error) {
+      for (const photo of group) show(photo, { error: error.message });
+    }
+    tell();
+  }
+  running = false;
+}
+
+async function send(group) {
+  for (let tries = 1; ; tries++) {
+    const form = new FormData();
+    for (const photo of group) form.append("pictures", photo.file, photo.file.name);
+    const headers = token ? { Authorization: `Bearer ${token}` } : {};
+    let answer = null;
+    try {
+      answer = await fetch("/v1/predict", { method: "POST", body: form, headers });
+      if (answer.ok) return await answer.json();
+    } catch {
+      answer = null; // the connection failed, before the answer or within it
+    }
+    if (answer?.status === 401) {
+      await askForToken();
+      continue;
+    }
+    const busy = answer === null || answer.headers.has("Retry-After");
+    if (!busy || tries === MOST_TRIES) throw new Error(await reason(answer));
+    const seconds = Math.min(30, Math.max(1, Number(answer?.headers.get("Retry-After")) || 1));
+    tell(answer ? `the server is busy, trying again in ${seconds} s` : "the server cannot be reached, trying again");
+    await new Promise((done) => setTimeout(done, 1000 * seconds));
+  }
+}
+
+async function reason(answer) {
+  if (answer === null) return "the server cannot be reached";
+  const said = await answer.json().catch(() => ({}));
+  return typeof said.detail === "string" ? said.detail : `the server answered ${answer.status}`;
+}
+
+function askForToken() {
+  at("token").hidden = false;
+  at("secret").focus();
+  tell("give the token of this server to go on");
+  return new Promise((given) => (tokenGiven = given));
+}
+
+at("token").addEventListener("submit", (event) => {
+  event.preventDefault();
+  token = at("secret").value.trim();
+  at("token").hidden = at("tool").dataset.token === "no" || tokenGiven !== null;
+  tokenGiven?.();
+  tokenGiven = null;
+});
+
+// What came back ---------------------------------------------------------------------------------------------------
+
+function show(photo, prediction) {
+  photo.error = prediction.error;
+  if (prediction.error) {
+    photo.card.classList.add("failed");
+    photo.state.textContent = `Cannot be read: ${prediction.error}`;
+    return;
+  }
+  photo.values = {};
+  photo.state.remove();
+  for (const field of fields) photo.card.append(fieldOf(photo, field, prediction.fields[field.column]));
+  mark(photo);
+}
+
+function fieldOf(photo, field, answer) {
+  const id = `${field.column}-${photos.indexOf(photo)}`;
+  const input = element(field.kind === "text" ? "textarea" : "input", { id, value: String(answer.value), rows: 2 });
+  const known = { ...answer, input, written: String(answer.value), edited: false };
+  photo.values[field.column] = known;
+  const name = element("div", { className: "name" }, element("label", { htmlFor: id, textContent: field.label }));
+  if (answer.needs_review) {
+    known.flag = element("button", { type: "button", className: "flag" });
+    known.flag.addEventListener("click", () => {
+      known.needs_review = !known.needs_review;
+      mark(photo);
+    });
+    name.append(known.flag);
+  }
+  input.addEventListener("input", () => {
+    known.edited = input.value !== known.written;
+    known.needs_review = answer.needs_review && !known.edited; // who corrected it has looked
+    mark(photo);
+  });
+  known.place = element("div", { className: "field" }, name, input);
+  if (answer.confidence !== null) known.place.append(sureness(answer));
+  return known.place;
+}
+
+function sureness(answer) {
+  const bar = element("i");
+  bar.style.setProperty("--share", answer.confidence);
+  bar.setAttribute("aria-hidden", "true");
+  const range = answer.low == null ? "" : ` · ${short(answer.low)} to ${short(answer.high)}`;
+  return element("p", { className: "sure" }, bar, `${(100 * answer.confidence).toFixed(0)} % sure${range}`);
+}
+
+const short = (number) => String(Number(number.toPrecision(4)));
+
+function mark(photo) {
+  const all = Object.values(photo.values);
+  for (const known of all) {
+    known.place.classList.toggle("flagged", known.needs_review);
+    if (known.flag) {
+      known.flag.textContent = known.needs_review ? "⚑ check" : "✓ checked";
+      known.flag.setAttribute("aria-pressed", String(!known.needs_review));
+    }
+  }
+  photo.card.classList.toggle("review", all.some((known) => known.needs_review));
+  tell();
+}
+
+function tell(hindrance = "") {
+  const done = photos.filter((photo) => photo.values || photo.error);
+  const failed = done.filter((photo) => photo.error).length;
+  const review = done.filter((photo) => photo.values && Object.values(photo.values).some((known) => known.needs_review)).length;
+  const parts = [`${done.length} of ${photos.length} photos done`];
+  if (failed) parts.push(`${failed} failed`);
+  if (review) parts.push(`${review} to check`);
+  if (!calibrated) parts.push("confidences are the model’s own, not calibrated");
+  if (hindrance) parts.push(hindrance);
+  const text = parts.join(", ") + ".";
+  if (at("status").textContent !== text) at("status").textContent = text;
+  at("progress").hidden = done.length === photos.length;
+  at("progress").max = photos.length;
+  at("progress").value = done.length;
+  at("download").disabled = !done.length;
+}
+
+// CSV --------------------------------------------------------------------------------------------------------------
+
+function cell(value) {
+  let text = value === null || value === undefined ? "" : String(value);
+  // What a spreadsheet would take for a formula becomes text; a number is left as it is.
+  if (/^[=+\-@\t\r]/.test(text) && !/^[-+]?\d+(\.\d+)?(e[-+]?\d+)?$/i.test(text)) text = `'${text}`;
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+function table() {
+  const bounds = (field) => (field.kind === "number" ? ["low", "high"] : []);
+  const head = ["file", ...fields.map((field) => field.column)];
+  for (const field of fields) head.push(...["confidence", ...bounds(field)].map((name) => `${field.column}_${name}`));
+  const rows = [[...head, "needs_review", "review_fields", "edited_fields", "error"]];
+  for (const photo of photos.filter((photo) => photo.values || photo.error)) {
+    const known = (field) => photo.values?.[field.column];
+    const named = (test) => fields.filter((field) => known(field) && test(known(field))).map((field) => field.column);
+    const review = named((value) => value.needs_review);
+    const row = [photo.file.name, ...fields.map((field) => known(field)?.input.value)];
+    for (const field of fields) row.push(...["confidence", ...bounds(field)].map((name) => known(field)?.[name]));
+    rows.push([...row, Boolean(review.length || photo.error), review.join(", "), named((value) => value.edited).join(", "), photo.error]);
+  }
+  return rows.map((row) => row.map(cell).join(",") + "\r\n").join("");
+}
+
+at("download").addEventListener("click", () => {
+  const file = new Blob(["\ufeff", table()], { type: "text/csv" }); // the mark by which Excel knows UTF-8
+  const link = element("a", { href: URL.createObjectURL(file), download: "products.csv" });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+});

@@ -1,0 +1,268 @@
+"""The promises of a calibration, on draws from worlds whose true probabilities are known."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+
+from catalens.config import FieldSpec, PromptSpec
+from catalens.errors import CheckpointError
+from catalens.inference.calibration import FILE, Calibration, FieldScore, fit_calibration, load_calibration
+
+TITLE = PromptSpec(fields=(FieldSpec(column="title", label="Product", kind="text"),))
+PRICE = PromptSpec(fields=(FieldSpec(column="price", label="Price", kind="number"),))
+LENGTH = 6
+
+
+def score(log_odds: float, tokens: int = LENGTH) -> FieldScore:
+    """Of a text whose tokens have these log-odds each."""
+    return FieldScore(tokens * -math.log1p(math.exp(-log_odds)), tokens)
+
+
+def of_titles(log_odds: np.ndarray, right: np.ndarray) -> Calibration:
+    """Fitted to titles with these log-odds a token."""
+    said = [{"title": "bag" if hit else "scarf"} for hit in right]
+    return fit_calibration(TITLE, [{"title": "bag"}] * len(right), said, [{"title": score(z)} for z in log_odds])
+
+
+def of_prices(truths: list[float], said: list[float | None], interval: float = 0.9) -> Calibration:
+    rows = [None if price is None else {"price": price} for price in said]
+    scores = [{} if price is None else {"price": FieldScore(-2.0, 5)} for price in said]
+    return fit_calibration(PRICE, [{"price": price} for price in truths], rows, scores, interval)
+
+
+WORLDS = {  # log-odds of the tokens: mean, deviation; log-odds of being right: slope, offset
+    "nearly all right": (4.0, 2.0, 1.0, 2.0),
+    "just too many wrong": (4.0, 2.0, 1.0, -1.0),
+    "overconfident": (4.0, 2.0, 0.5, -0.5),
+    "unsure": (2.0, 1.5, 1.0, -1.0),
+    "the score tells nothing": (3.0, 1.5, 0.0, 3.2),
+    "worse where it is surer": (3.0, 1.5, -0.5, 4.5),
+}
+
+
+def draw(world: str, rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Log-odds a token, and the true probabilities of being right."""
+    mean, deviation, slope, offset = WORLDS[world]
+    log_odds = rng.normal(mean, deviation, rows)
+    return log_odds, expit(slope * log_odds + offset)
+
+
+@pytest.mark.parametrize("target", [0.05, 0.1])
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_error_of_accepted_rows_is_kept_in_95_of_100_draws(world: str, target: float):
+    rng = np.random.default_rng(1)
+    everyone, truth = draw(world, 100_000, rng)
+    broken = 0
+    for _ in range(100):
+        log_odds, chances = draw(world, 167, rng)
+        calibration = of_titles(log_odds, rng.random(167) < chances)
+        if (threshold := calibration.threshold("title", target)) is not None:
+            accepted = confidences(calibration, everyone) >= threshold
+            broken += bool((1 - truth[accepted]).mean() > target)
+    assert broken <= 5
+
+
+def test_the_plain_share_of_wrong_rows_does_not_keep_it():
+    """So the draws above are hard enough to show a broken promise."""
+    rng = np.random.default_rng(1)
+    everyone, truth = draw("overconfident", 100_000, rng)
+    broken = 0
+    for _ in range(100):
+        log_odds, chances = draw("overconfident", 167, rng)
+        order = np.argsort(-log_odds)
+        shares = np.cumsum(rng.random(167) >= chances[order]) / np.arange(1, 168)
+        if (shares <= 0.05).any():
+            lowest = log_odds[order][np.flatnonzero(shares <= 0.05)[-1]]
+            broken += bool((1 - truth[everyone >= lowest]).mean() > 0.05)
+    assert broken > 30
+
+
+def confidences(calibration: Calibration, log_odds: np.ndarray) -> np.ndarray:
+    """What `apply` gives, for many: it is monotone, so a grid will do."""
+    grid = np.linspace(log_odds.min(), log_odds.max(), 400)
+    values = np.array([calibration.apply("title", score(z)) for z in grid])
+    return values[np.searchsorted(grid, log_odds, side="right") - 1]
+
+
+def test_a_threshold_accepts_most_of_what_may_be_accepted():
+    rng = np.random.default_rng(2)
+    log_odds, chances = draw("nearly all right", 167, rng)
+    calibration = of_titles(log_odds, rng.random(167) < chances)
+    threshold = calibration.threshold("title", 0.05)
+    assert threshold is not None
+    assert np.mean([calibration.apply("title", score(z)) >= threshold for z in log_odds]) > 0.9
+
+
+def test_ties_are_accepted_together_or_not_at_all():
+    right = np.array([True] * 90 + [False] * 10)
+    calibration = of_titles(np.full(100, 3.0), right)  # the wrong ones are as sure as the others
+    assert calibration.threshold("title", 0.05) is None
+    assert calibration.threshold("title", 0.3) == calibration.apply("title", score(3.0))
+    sure = of_titles(np.repeat([6.0, 1.0], [180, 20]), np.repeat(right, 2))
+    assert sure.threshold("title", 0.05) == sure.apply("title", score(6.0)) > sure.apply("title", score(1.0))
+
+
+def test_too_few_rows_prove_nothing():
+    assert of_titles(np.full(50, 3.0), np.full(50, True)).threshold("title", 0.05) is None
+    assert of_titles(np.full(80, 3.0), np.full(80, True)).threshold("title", 0.05) is not None  # .975 ** 80 < .05
+    assert of_titles(np.full(80, 3.0), np.full(80, False)).threshold("title", 0.05) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(-60, 0), st.integers(1, 9), st.booleans()), min_size=0, max_size=40),
+    st.lists(st.tuples(st.floats(-60, 0.01), st.integers(1, 9)), min_size=2, max_size=8),
+)
+def test_a_less_likely_answer_never_gets_more(rows: list[tuple[float, int, bool]], asked: list[tuple[float, int]]):
+    said = [{"title": "bag" if hit else "scarf"} for _, _, hit in rows]
+    scores = [{"title": FieldScore(logarithm, tokens)} for logarithm, tokens, _ in rows]
+    calibration = fit_calibration(TITLE, [{"title": "bag"}] * len(rows), said, scores)
+    ordered = sorted((FieldScore(logarithm, 4) for logarithm, _ in asked), key=lambda s: s.log_probability)
+    found = [calibration.apply("title", one) for one in ordered]
+    assert found == sorted(found)
+    assert 0 <= found[0] <= found[-1] <= 1
+
+
+@pytest.mark.parametrize(
+    ("right", "expected"), [([True], 2 / 3), ([False], 1 / 3), ([True] * 98, 0.99), ([False] * 98, 0.01)]
+)
+def test_one_sort_of_rows_gives_no_certainty(right: list[bool], expected: float):
+    log_odds = np.linspace(0, 9, len(right))
+    calibration = of_titles(log_odds, np.array(right))
+    given = [calibration.apply("title", score(z)) for z in log_odds]
+    assert np.mean(given) == pytest.approx(expected, abs=1e-4)
+    assert calibration.rows == len(right)
+
+
+def test_the_order_is_the_models_own_where_no_row_is_wrong():
+    calibration = of_titles(np.linspace(0, 9, 98), np.full(98, True))
+    assert calibration.apply("title", score(2.0)) < calibration.apply("title", score(8.0))
+
+
+def test_without_rows_the_probability_is_the_models_own():
+    assert of_titles(np.array([]), np.array([], dtype=bool)).apply("title", score(1.0)) == pytest.approx(expit(1.0))
+
+
+def test_the_fit_is_that_of_a_logistic_regression_on_many_rows():
+    """Platt's labels and the lean of the slope wash out."""
+    rng = np.random.default_rng(3)
+    log_odds = rng.normal(2, 2, 5000)
+    right = rng.random(5000) < expit(0.6 * log_odds - 0.5)
+    plain = LogisticRegression(C=np.inf).fit(log_odds[:, None], right)
+    calibration = of_titles(log_odds, right)
+    for z in (-2.0, 0.0, 3.0, 6.0):
+        assert calibration.apply("title", score(z)) == pytest.approx(plain.predict_proba([[z]])[0, 1], abs=0.005)
+
+
+def test_answers_that_did_not_parse_are_left_out():
+    prices = [100.0 + n for n in range(40)]
+    with_none = of_prices([*prices, 70.0, 80.0], [*prices, None, None])
+    assert with_none.rows == 42
+    assert with_none.model_dump(exclude={"rows"}) == of_prices(prices, prices).model_dump(exclude={"rows"})
+    nothing = of_prices([1.0, 2.0], [None, None])
+    assert nothing.threshold("price", 0.5) is nothing.bounds("price", 3.0) is None
+
+
+def test_a_bound_is_the_error_of_its_rank():
+    truths = [float(n) for n in range(1, 20)]  # ratios of 1.01, 1.02, ... 1.19: rank ceil(20 * .9) is 18
+    said = [truth * (1 + n / 100) if n % 2 else truth / (1 + n / 100) for n, truth in enumerate(truths, start=1)]
+    assert of_prices(truths, said).bounds("price", 118.0) == pytest.approx((100.0, 118.0 * 1.18))
+    with_zero = of_prices([0.0, *truths], [0.5, *truths], interval=0.95)  # distances of 0.5 and 0: rank 20
+    assert with_zero.bounds("price", -2.0) == (-2.5, -1.5)
+
+
+@pytest.mark.parametrize(("rows", "interval", "finite"), [(8, 0.9, False), (9, 0.9, True), (18, 0.95, False)])
+def test_too_few_rows_have_no_bounds(rows: int, interval: float, finite: bool):
+    prices = [10.0] * rows
+    assert (of_prices(prices, prices, interval).bounds("price", 10.0) is not None) == finite
+
+
+def test_a_ratio_has_no_bounds_at_zero():
+    prices = [float(n) for n in range(1, 31)]
+    calibration = of_prices(prices, [*prices[:-1], -3.0])
+    assert calibration.bounds("price", 0.0) is None
+    assert calibration.bounds("price", -1.0) is None
+    assert of_prices(prices, [-1.0] * 30).bounds("price", 5.0) is None  # every error is beyond all bounds
+
+
+@pytest.mark.parametrize("deviation", [0.05, 0.4])
+def test_bounds_hold_the_truth_as_often_as_they_say(deviation: float):
+    rng = np.random.default_rng(4)
+    shares = []
+    for _ in range(200):
+        truths = rng.lognormal(4, 1, 467)
+        said = truths * rng.lognormal(0.05, deviation, 467)
+        calibration = of_prices(truths[:167].tolist(), said[:167].tolist())
+        bounds = np.array([calibration.bounds("price", value) for value in said[167:]])
+        shares.append(((bounds[:, 0] <= truths[167:]) & (truths[167:] <= bounds[:, 1])).mean())
+    assert 0.895 < np.mean(shares) < 0.915  # (n + 1) * .9 of n + 1, a little more by rounding up
+
+
+def test_it_is_read_back_as_it_was_written(tmp_path: Path):
+    rng = np.random.default_rng(5)
+    log_odds, chances = draw("unsure", 1500, rng)
+    calibration = of_titles(log_odds, rng.random(1500) < chances)
+    calibration.save(tmp_path)
+    read = load_calibration(tmp_path, TITLE)
+    assert read == calibration
+    assert read.apply("title", score(1.5)) == calibration.apply("title", score(1.5))
+    assert read.threshold("title", 0.2) == calibration.threshold("title", 0.2) is not None
+    assert set(json.loads((tmp_path / FILE).read_bytes())) == {"format", "rows", "interval", "fields"}
+
+
+def test_a_run_without_one_is_not_calibrated(tmp_path: Path):
+    assert load_calibration(tmp_path, TITLE) is None
+
+
+GOOD = {"kind": "text", "slope": 1.0, "offset": 0.0, "steps": [[0.9, 3, 0], [0.5, 5, 2]], "bound": None}
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"kind": "colour"},
+        {"slope": -1.0},
+        {"slope": 1e300},
+        {"offset": None},
+        {"steps": [[0.5, 3, 0], [0.9, 5, 2]]},
+        {"steps": [[0.9, 3, 0], [0.5, 3, 1]]},
+        {"steps": [[0.9, 3, 4]]},
+        {"steps": [[1.9, 3, 1]]},
+        {"steps": [[0.9, 3, -1]]},
+        {"steps": [[0.9, 10**400, 0]]},
+        {"steps": [[0.9, 3, 2], [0.5, 5, 1]]},
+        {"steps": [[0.9 - n / 9999, n, 0] for n in range(1, 1500)]},
+        {"bound": {"by": "ratio", "size": -2.0}},
+        {"bound": {"by": "ratio", "size": 0.5}},
+        {"bound": {"by": "ratio", "size": 1e301}},
+        {"weights": "x"},
+        {"kind": "category"},  # the prompt says text
+    ],
+)
+def test_a_field_that_was_tampered_with_is_refused(tmp_path: Path, field: dict):
+    content = {"format": 1, "rows": 5, "interval": 0.9, "fields": {"title": GOOD | field}}
+    (tmp_path / FILE).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"calibration\.json.*: delete it and run `catalens evaluate .*`$"):
+        load_calibration(tmp_path, TITLE)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"format": 2}', b'{"rows": 1e999}', b"NaN"]
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"calibration\.json.*: delete it and run `catalens evaluate .*`$"):
+        load_calibration(tmp_path, TITLE)
+
+
+def test_a_folder_in_its_place_is_refused(tmp_path: Path):
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_calibration(tmp_path, TITLE)

@@ -1,0 +1,166 @@
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from catalens.checkpoint import load_processor
+from catalens.config import FieldSpec, NumberFormat, PromptSpec
+from catalens.examples import AnswerSpace, FieldSpace, answer_space, parse_answer, render_answer, render_prompt
+from catalens.inference.grammar import Constraint, Vocabulary
+
+OFFICIAL = Path(__file__).parents[3] / "shared" / "golden" / "official"
+ROWS = [
+    {"title": "Red Tote Bag, large", "category3_code": "BAGS", "full_price": 1290.0},
+    {"title": 'Chemise "Été" <3', "category3_code": "T-SHIRTS & TOPS", "full_price": 85.5},
+    {"title": "Sock", "category3_code": "FOOT/WEAR \\ misc", "full_price": 7.0},
+]
+EUROS = NumberFormat(decimal=",", thousands=".", decimals=2, prefix="€ ", suffix=" (net)")
+ORDERS = [
+    PromptSpec(),
+    PromptSpec(numbers=EUROS),
+    PromptSpec(
+        fields=(
+            FieldSpec(column="full_price", label="Width [cm]", kind="number"),
+            FieldSpec(column="category3_code", label="Genre", kind="category"),
+            FieldSpec(column="title", label="名前", kind="text"),
+        ),
+        numbers=NumberFormat(decimals=0),
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=["tiny", "phi3_v", "phi3_5_v"])
+def vocabulary(request):
+    if request.param == "tiny":
+        processor = load_processor("tiny")
+    elif not (OFFICIAL / request.param).is_dir():
+        pytest.skip(f"{OFFICIAL} is not there: it holds the official tokenizers")
+    else:
+        processor = load_processor(str(OFFICIAL / request.param))
+    return Vocabulary(processor.tokenizer, len(processor.tokenizer) + 19)
+
+
+def walk(constraint: Constraint, seed: int) -> tuple[str, int]:
+    """An answer of random tokens among the allowed ones, and how many were chosen."""
+    rng, matcher = random.Random(seed), constraint.start()
+    tokens, chosen = constraint.forced(matcher), 0
+    while not tokens or tokens[-1] != constraint.vocabulary.end:
+        allowed = np.flatnonzero(constraint.allowed([matcher])[0].numpy())
+        token = rng.choice(allowed.tolist())
+        tokens += [token, *constraint.follow(matcher, token)]
+        chosen += 1
+        assert len(tokens) <= constraint.longest
+    return b"".join(map(constraint.vocabulary.piece, tokens)).decode().lstrip(), chosen
+
+
+@pytest.mark.parametrize("prompt", ORDERS, ids=["reference", "euros", "text last"])
+def test_whatever_is_chosen_parses_into_the_space_of_the_answers(vocabulary, prompt):
+    space = answer_space(prompt, ROWS)
+    constraint = Constraint(vocabulary, prompt, space)
+    categories = {row["category3_code"] for row in ROWS}
+    texts = set()
+    for seed in range(25):
+        text, _ = walk(constraint, seed)
+        values = parse_answer(prompt, text).values
+        assert values is not None, text
+        assert values["category3_code"] in categories
+        assert 0 < len(str(values["title"])) <= 2 * space.of("title").longest
+        assert 0 <= float(values["full_price"]) < 10**4
+        texts.add(text)
+    assert len(texts) > 20
+
+
+@pytest.mark.parametrize("prompt", ORDERS, ids=["reference", "euros", "text last"])
+def test_the_catalogues_own_answers_can_be_written_in_their_own_tokens(vocabulary, prompt):
+    constraint = Constraint(vocabulary, prompt, answer_space(prompt, ROWS))
+    question = render_prompt(prompt).partition("<|image_1|>")[2]
+    for row in ROWS[:1] + ROWS[2:]:
+        before = len(vocabulary.tokenizer(question)["input_ids"])
+        own = vocabulary.tokenizer(question + render_answer(prompt, row))["input_ids"][before:]
+        matcher = constraint.start()
+        tokens = constraint.forced(matcher)
+        chosen = 0
+        while len(tokens) < len(own):
+            assert tokens == own[: len(tokens)]
+            tokens += [own[len(tokens)], *constraint.follow(matcher, own[len(tokens)])]
+            chosen += 1
+        assert tokens == own
+        assert chosen < len(own) - 4  # labels and the end were forced
+
+
+def test_free_categories_and_nothing_known(vocabulary):
+    free = Constraint(vocabulary, PromptSpec(), answer_space(PromptSpec(), ROWS), free_categories=True)
+    written = {parse_answer(PromptSpec(), walk(free, seed)[0]).values["category3_code"] for seed in range(5)}
+    assert not written <= {row["category3_code"] for row in ROWS}
+    unknown = Constraint(vocabulary, PromptSpec(), AnswerSpace())
+    assert parse_answer(PromptSpec(), walk(unknown, 1)[0]).values
+
+
+def test_text_that_is_full_is_followed_by_the_label(vocabulary):
+    space = AnswerSpace(fields={"title": FieldSpace(longest=3), "category3_code": FieldSpace(values=("A",))})
+    constraint = Constraint(vocabulary, PromptSpec(), space)
+    titles = [str(parse_answer(PromptSpec(), walk(constraint, seed)[0]).values["title"]) for seed in range(20)]
+    assert max(len(title.replace(" ", "")) for title in titles) == 3
+
+
+def test_many_categories_stay_quick_to_follow(vocabulary):
+    values = tuple(sorted(f"{kind} {n}" for kind in ("BAGS", "COATS", "SHOES & SOCKS") for n in range(1500)))
+    space = AnswerSpace(fields={"category3_code": FieldSpace(values=values)})
+    constraint = Constraint(vocabulary, PromptSpec(), space)
+    assert parse_answer(PromptSpec(), walk(constraint, 3)[0]).values["category3_code"] in values
+
+
+def accepts(constraint: Constraint, answer: str) -> bool:
+    """Whether an answer is in the language, in its own tokens."""
+    vocabulary, matcher = constraint.vocabulary, constraint.start()
+    question = render_prompt(PromptSpec()).partition("<|image_1|>")[2]
+    before = len(vocabulary.tokenizer(question)["input_ids"])
+    own = vocabulary.tokenizer(question + answer)["input_ids"][before:]
+    return matcher.try_consume_tokens(own) == len(own)
+
+
+PRICE_FIRST = tuple(reversed(PromptSpec().fields))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "price", "text"),
+    [
+        (NumberFormat(thousands=","), 1290.0, "1,290.0"),
+        (NumberFormat(decimal=",", thousands=".", decimals=2), 12.0, "12,00"),
+        (NumberFormat(decimal=","), 12, "12"),
+    ],
+)
+def test_a_comma_is_the_numbers_or_the_labels(vocabulary, numbers, price, text):
+    prompt = PromptSpec(fields=PRICE_FIRST, numbers=numbers)
+    rows = [{"title": "Sock", "category3_code": "A", "full_price": value} for value in (price, 123456.5, 7)]
+    constraint = Constraint(vocabulary, prompt, answer_space(prompt, rows))
+    assert accepts(constraint, f"Full Price: {text}, Category: A, Product: Sock<|end|>")
+    assert render_answer(prompt, rows[0]) == f"Full Price: {text}, Category: A, Product: Sock<|end|>"
+
+
+def test_a_category_may_begin_another(vocabulary):
+    values = ("A", "A, B", "A, Full")
+    space = AnswerSpace(fields={"category3_code": FieldSpace(values=values)})
+    constraint = Constraint(vocabulary, PromptSpec(), space)
+    for value in values:
+        assert accepts(constraint, f"Product: Sock, Category: {value}, Full Price: 12.0<|end|>")
+    assert not accepts(constraint, "Product: Sock, Category: B, Full Price: 12.0<|end|>")
+
+
+def test_no_text_is_empty_or_a_comma(vocabulary):
+    constraint = Constraint(vocabulary, PromptSpec(), AnswerSpace())
+    assert not accepts(constraint, "Product: , Category: foo, Category: A, Full Price: 12.0<|end|>")
+
+
+def test_labels_in_any_script_leave_room_for_the_answer(vocabulary):
+    prompt = PromptSpec(fields=(FieldSpec(column="full_price", label="販売価格(税込)", kind="number"),))
+    constraint = Constraint(vocabulary, prompt, AnswerSpace(fields={"full_price": FieldSpace(digits=1)}))
+    for seed in range(5):
+        assert parse_answer(prompt, walk(constraint, seed)[0]).values
+
+
+def test_a_space_that_makes_no_sense_is_refused():
+    for wrong in ({"digits": 0}, {"longest": 0}, {"decimals": (3, 1)}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            FieldSpace(**wrong)

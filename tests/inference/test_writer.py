@@ -1,0 +1,198 @@
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from catalens.catalog.pictures import open_picture
+from catalens.catalog.storage import Catalog
+from catalens.checkpoint import greedy, load_model, load_processor
+from catalens.config import PromptSpec
+from catalens.errors import InferenceError
+from catalens.examples import answer_space, render_prompt
+from catalens.inference.writer import Memory, Writer
+from catalens.model import Phi3VConfig, Phi3VForCausalLM
+
+pytestmark = pytest.mark.integration
+
+SWITCH = 32
+CROPS = 3  # wide pictures have more tokens
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model("tiny")
+
+
+@pytest.fixture(scope="module")
+def pictures(drawn):
+    return [row["image"] for row in Catalog(drawn).rows("train")[:7]]
+
+
+def jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def writer(model, batch_size: int, longest: int = 40) -> Writer:
+    return Writer(model, load_processor("tiny"), PromptSpec(), batch_size, longest)
+
+
+def test_a_batch_writes_what_single_pictures_write_in_their_order(model, pictures):
+    heard: list[int] = []
+    together = [one.text for one in writer(model, 3).write(pictures, heard.append)]
+    assert together == [writer(model, 1).write([picture])[0].text for picture in pictures]
+    assert heard == [3, 6, 7]
+    assert len(set(together)) > 1
+    assert all(answer.endswith("<|end|>") and answer.count("<|") == 1 for answer in together)
+
+
+def test_generation_stops_at_the_longest_and_leaves_the_model_as_it_was(model, pictures):
+    model.train()
+    short = writer(model, 4, longest=3).write(pictures[:2])
+    assert model.training
+    assert [len(answer.pieces) for answer in short] == [3, 3]
+
+
+def test_no_pictures_and_no_picture(model, pictures):
+    assert writer(model, 4).write([]) == []
+    bad, good = writer(model, 4).write([b"<svg/>", pictures[0]])
+    assert "picture" in str(bad.error)
+    assert not bad.pieces
+    assert good == writer(model, 4).write(pictures[:1])[0]
+
+
+@pytest.fixture(scope="module")
+def space(drawn):
+    return answer_space(PromptSpec(), Catalog(drawn).rows("train"))
+
+
+def test_tokens_do_not_depend_on_the_batch_and_scores_hardly(model, pictures, space):
+    """Different canvases, so that rows of a batch are padded; forced tokens, so that steps differ in width."""
+    shapes = [(120, 60), (60, 120), (80, 80), (300, 40), (64, 64)]
+    cut = [jpeg(Image.new("RGB", size, (40 * i, 90, 200 - 30 * i))) for i, size in enumerate(shapes)]
+    everything = [*pictures, *cut]
+    processor = load_processor("tiny", num_crops=CROPS)
+    for kind in (None, space):
+        alone = [Writer(model, processor, PromptSpec(), 1, 40, kind).write([p])[0] for p in everything]
+        for batch_size in (2, 5, 16):
+            together = Writer(model, processor, PromptSpec(), batch_size, 40, kind).write(everything)
+            assert len({one.prompt_tokens for one in together}) > 1
+            for one, other in zip(alone, together, strict=True):
+                assert one.pieces == other.pieces
+                assert other.log_probabilities == pytest.approx(one.log_probabilities, abs=1e-4)
+
+
+def test_free_answers_are_those_of_generate(model, pictures):
+    processor = load_processor("tiny")
+    prompt = render_prompt(PromptSpec())
+    inputs = processor(text=[prompt] * 7, images=[[open_picture(p)] for p in pictures], return_tensors="pt")
+    ids = model.generate(**inputs, generation_config=greedy(processor), max_new_tokens=40)
+    texts = processor.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
+    written = writer(model, 4).write(pictures)
+    assert [text.partition("<|end|>")[0] + "<|end|>" for text in texts] == [one.text for one in written]
+
+
+def test_forced_tokens_cost_no_step(model, pictures, space):
+    free = writer(model, 7).write(pictures)
+    forced = Writer(model, load_processor("tiny"), PromptSpec(), 7, 40, space).write(pictures)
+    assert all(one.steps == len(one.pieces) - 1 for one in free)
+    assert sum(one.steps for one in forced) < 0.7 * sum(len(one.pieces) for one in forced)
+    assert all(one.pieces[:2] == (b"Product", b":") and one.log_probabilities[:2] == (0.0, 0.0) for one in forced)
+
+
+def test_the_tower_runs_once_a_picture_for_writers_that_share_a_memory(model, pictures, monkeypatch):
+    crops: list[int] = []
+    features = model.model.vision_embed_tokens.crop_features
+    monkeypatch.setattr(
+        model.model.vision_embed_tokens, "crop_features", lambda pixels: crops.append(len(pixels)) or features(pixels)
+    )
+    memory = Memory()
+    first, again = (
+        Writer(model, load_processor("tiny"), PromptSpec(), 4, 40, memory=memory).write(pictures) for _ in range(2)
+    )
+    assert sum(crops) == sum(len(kept["crop_features"]) for kept in memory.kept.values())
+    assert [one.text for one in first] == [one.text for one in again]
+    assert [one.text for one in first] == [one.text for one in writer(model, 4).write(pictures)]
+
+
+class Narrow(torch.nn.Module):
+    """A model on a device that is full at more than three rows."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.inner, self.config, self.asked = model, model.config, []
+
+    def forward(self, **inputs):
+        rows = len(inputs["input_ids"])
+        self.asked.append(rows)
+        if rows > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return self.inner(**inputs)
+
+    device = property(lambda self: self.inner.device)
+    dtype = property(lambda self: self.inner.dtype)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_the_answers_stay(model, pictures):
+    narrow = Narrow(model)
+    small = Writer(narrow, load_processor("tiny"), PromptSpec(), 7, 40)
+    assert [one.text for one in small.write(pictures)] == [one.text for one in writer(model, 1).write(pictures)]
+    assert small.batch_size <= 3
+    assert narrow.asked.count(7) == 1
+
+
+def test_one_picture_too_much_is_an_error_with_the_fix(model, pictures):
+    class Full(Narrow):
+        def forward(self, **inputs):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    with pytest.raises(InferenceError, match="lower num_crops"):
+        Writer(Full(model), load_processor("tiny"), PromptSpec(), 7, 40).write(pictures)
+
+
+@pytest.fixture(scope="module")
+def crossing(model):
+    """The tiny model with rope factors that change in the middle of its answers."""
+    half = model.config.hidden_size // model.config.num_attention_heads // 2
+    factors = {"type": "longrope", "short_factor": [1.0] * half, "long_factor": [1.5] * half}
+    fields = model.config.to_dict() | {"rope_scaling": factors, "original_max_position_embeddings": SWITCH}
+    config = Phi3VConfig(**fields)
+    crossing = Phi3VForCausalLM(config).eval()
+    crossing.load_state_dict(model.state_dict())
+    return crossing
+
+
+def slow(model, picture: bytes, longest: int) -> list[int]:
+    """Greedy tokens without any cache."""
+    processor = load_processor("tiny", num_crops=CROPS)
+    inputs = processor(text=render_prompt(PromptSpec()), images=[open_picture(picture)], return_tensors="pt")
+    ids, start = inputs["input_ids"], inputs["input_ids"].shape[1]
+    while ids.shape[1] < start + longest and ids[0, -1] not in greedy(processor).eos_token_id:
+        with torch.no_grad():
+            logits = model(
+                input_ids=ids, pixel_values=inputs["pixel_values"], image_sizes=inputs["image_sizes"], use_cache=False
+            ).logits[0, -1]
+        logits[model.config.image_token_id] = -torch.inf
+        ids = torch.cat([ids, logits.argmax()[None, None]], dim=1)
+    return ids[0, start:].tolist()
+
+
+def test_rows_that_come_to_the_longrope_switch_are_written_as_without_a_cache(crossing, pictures):
+    wide = jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))  # beyond the switch from the start
+    everything = [*pictures, wide]
+    several = Writer(crossing, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 40)
+    written = several.write(everything)
+    pieces = several.vocabulary.piece
+    for one, picture in zip(written, everything, strict=True):
+        assert one.pieces == tuple(map(pieces, slow(crossing, picture, 40)))
+    assert {one.prompt_tokens > SWITCH for one in written} == {True, False}
+    assert any(one.prompt_tokens <= SWITCH < one.prompt_tokens + len(one.pieces) for one in written)
+
+
+def test_batches_do_not_mix_sides_of_the_longrope_switch(crossing, pictures):
+    wide = jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))
+    short = Writer(crossing, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 4)
+    batches = list(short._batches([wide, *pictures, wide]))
+    assert sorted(batches, key=len) == [[0, 8], [1, 2, 3, 4, 5, 6, 7]]
