@@ -124,3 +124,14 @@ def test_a_row_that_cannot_be_judged_is_named(run, recipe, drawn, tmp_path):
 def test_truth_is_what_an_answer_would_state():
     row = {"title": " Red \n Bag ", "category3_code": "BAGS", "full_price": 12, "other": 1}
     assert truth_of(PromptSpec(), row) == {"title": "Red Bag", "category3_code": "BAGS", "full_price": 12}
+
+
+def test_single_predictions_are_judged_as_predict_writes_them(result, run):
+    assert result["constrained"]["parse_rate"]["value"] == 1
+    assert (run / "calibration.json").is_file()
+    for field in ("title", "category3_code", "full_price"):
+        assert 0 <= result["confidence"]["fields"][field]["ece"]["value"] <= 1
+        assert result["review"]["fields"][field]["target"] == 0.05
+    table = pq.read_table(run / "evaluation" / "predictions.parquet").to_pylist()
+    assert all(row["error"] is None and 0 <= row["confidence.title"] <= 1 for row in table)
+    assert result["cost"]["constrained_steps"] < result["cost"]["steps"]

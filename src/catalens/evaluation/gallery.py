@@ -25,7 +25,7 @@ from catalens.evaluation.wording import percent
 MOST_ROWS = 5000
 PICTURE_BYTES = 3_800_000
 """Of all pictures of a gallery together, as they stand in the page."""
-SIDES = (256, 192, 160, 128, 112, 96, 80, 64)
+SIDES = (256, 192, 160, 128, 112, 96, 80, 64, 48, 40)
 SAMPLED = 32
 """Pictures by which their size is chosen."""
 MOST_OPTIONS = 200

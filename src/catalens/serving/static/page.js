@@ -167,7 +167,7 @@ function sureness(answer) {
   bar.style.setProperty("--share", answer.confidence);
   bar.setAttribute("aria-hidden", "true");
   const range = answer.low == null ? "" : ` · ${short(answer.low)} to ${short(answer.high)}`;
-  return element("p", { className: "sure" }, bar, `${(100 * answer.confidence).toFixed(0)} % sure${range}`);
+  return element("p", { className: "sure" }, bar, `${Math.min(99, Math.round(100 * answer.confidence))} % sure${range}`);
 }
 
 const short = (number) => String(Number(number.toPrecision(4)));

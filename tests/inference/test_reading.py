@@ -1,0 +1,102 @@
+"""From what was written to what is read: scores by field, confidences, review."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from catalens.catalog.storage import Catalog
+from catalens.config import PromptSpec
+from catalens.errors import RecipeError
+from catalens.evaluation import calibrate
+from catalens.inference import load_predictor, record_columns, record_of
+from catalens.inference.calibration import FieldScore, fit_calibration
+from catalens.inference.confidence import field_scores
+from catalens.inference.decoding import Written
+from catalens.inference.reading import RunPredictor
+
+TOKENS = {
+    "Product": 0.0, ":": 0.0, " Red": -0.1, " Tote": -0.2, ",": -0.3, " Category": -0.01, ": ": 0.0,
+    "BA": -0.4, "GS": 0.0, ", Full Price:": 0.0, " ": 0.0, "1": -0.5, "29": -0.6, ".0": -0.7, "<|end|>": -0.8,
+}  # fmt: skip
+
+
+def written(tokens: dict[str, float] | None = None) -> Written:
+    tokens = tokens or TOKENS
+    return Written(tuple(piece.encode() for piece in tokens), tuple(tokens.values()))
+
+
+class Recorded:
+    """An engine that has written already."""
+
+    def __init__(self, *answers: Written) -> None:
+        self.answers = list(answers)
+
+    def write(self, pictures: Sequence[bytes], progress: Callable[[int], None] = lambda done: None) -> list[Written]:
+        progress(len(pictures))
+        return self.answers
+
+
+def test_a_field_has_the_tokens_of_its_value_and_of_its_end():
+    scores = field_scores(PromptSpec(), written())
+    assert scores["title"] == FieldScore(pytest.approx(-0.61), 5)  # " Red" " Tote" "," " Category" ": "
+    assert scores["category3_code"] == FieldScore(pytest.approx(-0.4), 3)
+    assert scores["full_price"] == FieldScore(pytest.approx(-2.6), 5)
+
+
+def test_without_a_calibration_confidence_is_the_models_own():
+    (prediction,) = RunPredictor(Recorded(written()), PromptSpec()).predict([b""])
+    assert prediction.values == {"title": "Red Tote", "category3_code": "BAGS", "full_price": 129.0}
+    assert prediction.confidence["category3_code"] == pytest.approx(math.exp(-0.4))
+    assert not prediction.intervals
+    assert not prediction.needs_review
+
+
+def test_what_is_not_sure_enough_is_marked_and_what_was_not_read_is_marked_whole():
+    rows = [{"title": "Red Tote", "category3_code": "BAGS", "full_price": 100.0 + n} for n in range(200)]
+    scores = [{name: FieldScore(-0.001, 1) for name in rows[0]}] * 200
+    calibration = fit_calibration(PromptSpec(), rows, rows, scores)
+    unsure = written(TOKENS | {"BA": -3.0})
+    predictor = RunPredictor(
+        Recorded(written(), unsure, Written(error="picture is none"), written({"Shoe": -1.0})),
+        PromptSpec(),
+        calibration,
+        {"category3_code": 0.05},
+    )
+    sure, doubted, none, lost = predictor.predict([b""] * 4)
+    assert predictor.thresholds["category3_code"] is not None
+    assert (sure.confidence["category3_code"] > doubted.confidence["category3_code"]) is True
+    assert doubted.needs_review == ("category3_code",)
+    assert sure.intervals["full_price"][0] <= 129.0 <= sure.intervals["full_price"][1]
+    assert (none.error, none.values) == ("picture is none", None)
+    assert "does not start with" in str(lost.error)
+    for one in (none, lost):
+        assert set(one.needs_review) == set(rows[0])
+        assert record_of(PromptSpec(), one)["needs_review"] is True
+    assert list(record_of(PromptSpec(), sure)) == record_columns(PromptSpec())
+
+
+@pytest.mark.integration
+def test_a_run_reads_in_the_space_of_its_catalogue_and_learns_what_it_is_sure_of(run, drawn):
+    calibration = calibrate(run)
+    assert (run / "calibration.json").is_file()
+    rows = list(Catalog(drawn).rows("test"))
+    known = {row["category3_code"] for row in Catalog(drawn).rows("train")}
+    predictor = load_predictor(run, accept_error={"title": 0.5})
+    predictions = predictor.predict([*(row["image"] for row in rows), b"<svg/>"])
+    assert predictor.calibrated
+    assert all(one.values and one.values["category3_code"] in known for one in predictions[:-1])
+    assert all(0 <= share <= 1 for one in predictions[:-1] for share in one.confidence.values())
+    assert predictions[-1].error
+    if calibration.bounds("full_price", 100.0):
+        assert all("full_price" in one.intervals for one in predictions[:-1])
+
+
+@pytest.mark.integration
+def test_options_that_do_not_fit_are_refused(run):
+    with pytest.raises(RecipeError, match="--accept-error names 'tilte': the fields are title"):
+        load_predictor(run, accept_error={"tilte": 0.05})
+    with pytest.raises(RecipeError, match="the catalogue's own categories"):
+        load_predictor(run, accept_error=0.05, free_categories=True)
+    with pytest.raises(RecipeError, match="give native or vllm"):
+        load_predictor(run, engine="onnx")
