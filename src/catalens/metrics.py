@@ -133,15 +133,23 @@ def calibration_error(
 def risk_coverage(
     confidence: NDArray[np.float64], right: NDArray[np.bool_], points: int = 100
 ) -> list[dict[str, float]]:
-    """`[{"coverage", "error"}]`: the share of wrong ones among the most confident rows, the lower thresholds last.
+    """`[{"coverage", "error"}]`: the share of wrong ones among the most confident rows, as `acceptance`."""
+    steps = acceptance(confidence, right, points)
+    return [{"coverage": rows / len(right), "error": wrong / rows} for _, rows, wrong in steps]
+
+
+def acceptance(
+    confidence: NDArray[np.float64], right: NDArray[np.bool_], points: int
+) -> list[tuple[float, int, int]]:
+    """Thresholds from strict to lax, [(confidence, how many rows have at least that, how many of those are wrong)].
 
     Rows of one confidence come together; at most `points` points.
     """
     values, group = np.unique(-confidence, return_inverse=True)
-    accepted = np.cumsum(np.bincount(group))
-    wrong = np.cumsum(np.bincount(group, weights=~right))
+    rows = np.cumsum(np.bincount(group, minlength=len(values)))
+    wrong = np.cumsum(np.bincount(group, weights=~right, minlength=len(values)))
     kept = np.unique(np.linspace(0, len(values) - 1, min(points, len(values))).round().astype(int))
-    return [{"coverage": float(accepted[i] / len(right)), "error": float(wrong[i] / accepted[i])} for i in kept]
+    return [(-float(values[i]), int(rows[i]), int(wrong[i])) for i in kept]
 
 
 def interval_coverage(truths: NDArray[np.float64], lows: NDArray[np.float64], highs: NDArray[np.float64]) -> Figure:

@@ -34,6 +34,7 @@ from catalens.checkpoint import Run, compute_dtype, load_model, load_run, proces
 from catalens.config import EvaluationSpec, Kind, PromptSpec, Recipe
 from catalens.errors import CatalogError
 from catalens.evaluation.calibrating import calibrate, run_predictor
+from catalens.evaluation.evaluated import record_of
 from catalens.evaluation.image_use import blanked, pictures_matter, shuffle
 from catalens.evaluation.report import Judged, write_report
 from catalens.evaluation.rows import Row, sampled, truth_of
@@ -107,16 +108,13 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     result["noise_floor"] = catalog.card.figures
     result["seconds"] = {"generation": seconds, "evaluation": time.monotonic() - started}
     result["cost"] = _cost(free, constrained, seconds)
-    judged = [
-        _judged(row[roles.id], truth, prediction, written, parse_answer(prompt, written.text).error, picture)
-        for row, truth, prediction, written, picture in zip(rows, truths, predictions, free, pictures, strict=True)
-    ]
     folder = loaded.folder / _folder_name(loaded.recipe, recipe)
     if not processes().is_main_process:
         return Evaluation(folder, prompt, result)
+    judged = _judged(prompt, [row[roles.id] for row in rows], pictures, truths, free, predictions)
     folder.mkdir(exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    pq.write_table(pa.Table.from_pylist([_record(row) for row in judged]), folder / "predictions.parquet")
+    pq.write_table(pa.Table.from_pylist([record_of(row) for row in judged]), folder / "predictions.parquet")
     write_report(folder / "report.html", loaded.folder.resolve().name, result, prompt.fields, judged)
     return Evaluation(folder, prompt, result)
 
@@ -242,6 +240,33 @@ def _thumbnails(pictures: Sequence[bytes]) -> np.ndarray:
     return np.stack([metrics.thumbnail(open_picture(data)) for data in pictures])
 
 
+def _judged(
+    prompt: PromptSpec,
+    ids: Sequence[str],
+    pictures: Sequence[bytes],
+    truths: Sequence[Row],
+    free: Sequence[Written],
+    predictions: Sequence[Prediction],
+) -> list[Judged]:
+    """The rows as the report shows them."""
+    return [
+        Judged(
+            id=name,
+            truth=truth,
+            prediction=prediction.values,
+            answer=prediction.answer,
+            error=prediction.error,
+            picture=picture,
+            confidence=prediction.confidence,
+            interval=prediction.intervals,
+            review=prediction.needs_review,
+            free_answer=written.text,
+            free_error=parse_answer(prompt, written.text).error,
+        )
+        for name, picture, truth, written, prediction in zip(ids, pictures, truths, free, predictions, strict=True)
+    ]
+
+
 def _trust(predictor: RunPredictor, judge: _Judge, predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Whether confidences, intervals and the rule of review hold what they promise."""
     calibration = predictor.calibration
@@ -273,41 +298,4 @@ def _cost(free: Sequence[Written], constrained: Sequence[Written], seconds: floa
         "constrained_steps": float(np.mean([written.steps for written in constrained])),
         "ms_per_picture": 1000 * seconds / len(free),
         "pictures_per_second": len(free) / max(seconds, 1e-9),
-    }
-
-
-def _judged(
-    name: str, truth: Row, prediction: Prediction, free: Written, free_error: str | None, picture: bytes
-) -> Judged:
-    return Judged(
-        name,
-        truth,
-        prediction.values,
-        prediction.answer,
-        prediction.error,
-        picture,
-        prediction.confidence,
-        prediction.intervals,
-        prediction.needs_review,
-        free.text,
-        free_error,
-    )
-
-
-def _record(row: Judged) -> dict[str, Any]:
-    """A row of `predictions.parquet`."""
-    predicted = row.prediction or dict.fromkeys(row.truth)
-    numbers = [name for name, value in row.truth.items() if isinstance(value, int | float)]
-    return {
-        "id": row.id,
-        **{f"truth.{name}": value for name, value in row.truth.items()},
-        **{f"predicted.{name}": value for name, value in predicted.items()},
-        **{f"confidence.{name}": row.confidence.get(name) for name in row.truth},
-        **{f"low.{name}": row.interval.get(name, (None, None))[0] for name in numbers},
-        **{f"high.{name}": row.interval.get(name, (None, None))[1] for name in numbers},
-        "needs_review": list(row.review),
-        "answer": row.answer,
-        "error": row.error,
-        "free_answer": row.free_answer,
-        "free_error": row.free_error,
     }

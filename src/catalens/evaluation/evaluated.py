@@ -65,6 +65,25 @@ def read_evaluation(run: Path, split: str | None = None) -> Evaluated:
     return Evaluated(run.resolve().name, folder, recipe, metrics, rows)
 
 
+def record_of(row: Judged) -> dict[str, Any]:
+    """A row of `predictions.parquet`."""
+    predicted = row.prediction or dict.fromkeys(row.truth)
+    numbers = [name for name, value in row.truth.items() if isinstance(value, int | float)]
+    return {
+        "id": row.id,
+        **{f"truth.{name}": value for name, value in row.truth.items()},
+        **{f"predicted.{name}": value for name, value in predicted.items()},
+        **{f"confidence.{name}": row.confidence.get(name) for name in row.truth},
+        **{f"low.{name}": row.interval.get(name, (None, None))[0] for name in numbers},
+        **{f"high.{name}": row.interval.get(name, (None, None))[1] for name in numbers},
+        "needs_review": list(row.review),
+        "answer": row.answer,
+        "error": row.error,
+        "free_answer": row.free_answer,
+        "free_error": row.free_error,
+    }
+
+
 def _row(prompt: PromptSpec, record: Mapping[str, Any]) -> Judged:
     columns = [field.column for field in prompt.fields]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from rapidfuzz.distance import Levenshtein
 
 from catalens.config import FieldSpec
-from catalens.metrics import CLOSE
+from catalens.metrics import correctness
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,7 @@ def distance(field: FieldSpec, truth: object, said: object) -> float:
 
 def is_right(field: FieldSpec, row: Judged) -> bool:
     """Text and category exactly, a number within 10 %."""
-    if row.prediction is None:
-        return False
-    truth, said = row.truth[field.column], row.prediction[field.column]
-    return distance(field, truth, said) <= CLOSE + 1e-9 if field.kind == "number" else truth == said
+    return bool(correctness(field.column, field.kind, [row.truth], [row.prediction])[0])
 
 
 def as_float(value: object) -> float:

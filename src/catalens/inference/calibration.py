@@ -37,7 +37,7 @@ from scipy.stats import beta
 
 from catalens.config import Frozen, Kind, PromptSpec
 from catalens.errors import CheckpointError
-from catalens.metrics import correctness
+from catalens.metrics import acceptance, correctness
 
 FILE = "calibration.json"
 STEPS = 1000
@@ -202,7 +202,7 @@ def fit_calibration(
                 [(t[field.column], p[field.column]) for t, p in zip(true, said, strict=True) if p], float
             )
             bound = _conformal_bound(pairs.reshape(-1, 2), interval)
-        steps = _steps(_confidences(slope, offset, log_odds), right)
+        steps = tuple(acceptance(_confidences(slope, offset, log_odds), right, STEPS))
         fields[field.column] = FieldCalibration(kind=field.kind, slope=slope, offset=offset, steps=steps, bound=bound)
     return Calibration(rows=len(truths), interval=interval, fields=fields)
 
@@ -259,15 +259,6 @@ def _conformal_bound(pairs: NDArray[np.float64], interval: float) -> Bound | Non
         errors = np.abs(truths - said)
     size = float(np.sort(errors)[rank - 1])
     return Bound(by=by, size=size) if math.isfinite(size) else None
-
-
-def _steps(confidences: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[tuple[float, int, int], ...]:
-    """Thresholds from strict to lax, [(confidence, rows, wrong)]; rows of one confidence come together."""
-    values, group = np.unique(-confidences, return_inverse=True)
-    rows = np.cumsum(np.bincount(group, minlength=len(values)))
-    wrong = np.cumsum(np.bincount(group, weights=~right, minlength=len(values)))
-    kept = np.unique(np.linspace(0, len(values) - 1, min(STEPS, len(values))).round().astype(int))
-    return tuple((-float(values[i]), int(rows[i]), int(wrong[i])) for i in kept)
 
 
 def _upper_bound(wrong: NDArray[np.float64], rows: NDArray[np.float64], risk: float) -> NDArray[np.float64]:

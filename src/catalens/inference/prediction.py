@@ -36,6 +36,11 @@ class Prediction:
     error: str | None = None
     """Why there are no values."""
 
+    @property
+    def for_a_person(self) -> bool:
+        """Whether any field needs review, or nothing was read."""
+        return bool(self.needs_review) or self.error is not None
+
 
 class Predictor(Protocol):
     """Reads pictures. Not safe to call from two threads at once."""
@@ -77,9 +82,8 @@ def record_of(prompt: PromptSpec, prediction: Prediction) -> dict[str, Any]:
     record |= {f"{column}_confidence": round(share, 4) for column, share in prediction.confidence.items()}
     for column, (low, high) in prediction.intervals.items():
         record |= {f"{column}_low": low, f"{column}_high": high}
-    review = bool(prediction.needs_review) or prediction.error is not None
     return record | {
-        "needs_review": review,
+        "needs_review": prediction.for_a_person,
         "review_fields": ", ".join(prediction.needs_review),
         "error": prediction.error,
     }

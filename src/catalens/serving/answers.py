@@ -69,8 +69,7 @@ def answer_of(prompt: PromptSpec, prediction: Prediction) -> PictureAnswer:
         fields[spec.column] = (
             NumberAnswer(**values, low=low, high=high) if spec.kind == "number" else FieldAnswer(**values)
         )
-    review = bool(prediction.needs_review) or prediction.error is not None
-    return PictureAnswer(fields=fields, needs_review=review, error=prediction.error)
+    return PictureAnswer(fields=fields, needs_review=prediction.for_a_person, error=prediction.error)
 
 
 def described_request() -> dict[str, Any]:
