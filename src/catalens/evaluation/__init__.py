@@ -16,7 +16,7 @@ those of `constrained`, which are of the answers that `predict` and `serve` give
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from catalens.evaluation.evaluated import record_of
 from catalens.evaluation.image_use import blanked, pictures_matter, shuffle
 from catalens.evaluation.report import Judged, write_report
 from catalens.evaluation.rows import Row, sampled, truth_of
-from catalens.examples import AnswerSpace, parse_answer, usable_rows
+from catalens.examples import parse_answer, usable_rows
 from catalens.inference import Prediction
 from catalens.inference.decoding import Written
 from catalens.inference.reading import RunPredictor
@@ -80,15 +80,16 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     pictures = [row[roles.image] for row in rows]
     truths = [truth_of(prompt, row) for row in rows]
     judge = _Judge(prompt, truths, spec)
-    predictor = run_predictor(loaded, spec, console)
+    memory = Memory()
+    predictor = run_predictor(loaded, spec, console, memory)
 
     with Progress(console=console) as progress:
-        author = _Author(loaded, spec, progress)
+        author = _Author(loaded, spec, progress, memory)
         generating = time.monotonic()
         free = author.write("writing answers", loaded.model, pictures)
         seconds = time.monotonic() - generating
         result: dict[str, Any] = {"rows": len(rows), "split": spec.split, "model": judge.written(free)}
-        constrained = author.write("constrained answers", loaded.model, pictures, loaded.space)
+        constrained = predictor.engine.write(pictures, author.bar("constrained answers", pictures))
         predictions = [predictor.judge(written) for written in constrained]
         result["constrained"] = judge.values([prediction.values for prediction in predictions])
         result |= _trust(predictor, judge, predictions)
@@ -193,20 +194,20 @@ def _folder_name(own: Recipe, recipe: Recipe) -> str:
 class _Author:
     """Writes answers under one progress bar; what the tower made of a picture serves for the next round."""
 
-    def __init__(self, run: Run, spec: EvaluationSpec, progress: Progress) -> None:
-        self.run, self.spec, self.progress, self.memory = run, spec, progress, Memory()
+    def __init__(self, run: Run, spec: EvaluationSpec, progress: Progress, memory: Memory) -> None:
+        self.run, self.spec, self.progress, self.memory = run, spec, progress, memory
 
-    def write(
-        self, what: str, model: Any, pictures: Sequence[bytes], space: AnswerSpace | None = None
-    ) -> list[Written]:
-        """Answers of a model, constrained where there is a space."""
-        task = self.progress.add_task(what, total=len(pictures))
+    def write(self, what: str, model: Any, pictures: Sequence[bytes]) -> list[Written]:
+        """Free answers of a model."""
         memory = self.memory if model is self.run.model else None
         longest = self.spec.max_new_tokens
-        writer = Writer(
-            model, self.run.processor, self.run.prompt, self.spec.batch_size, longest, space, memory=memory
-        )
-        return writer.write(pictures, lambda done: self.progress.update(task, completed=done))
+        writer = Writer(model, self.run.processor, self.run.prompt, self.spec.batch_size, longest, memory=memory)
+        return writer.write(pictures, self.bar(what, pictures))
+
+    def bar(self, what: str, pictures: Sequence[bytes]) -> Callable[[int], None]:
+        """What hears how many pictures are done."""
+        task = self.progress.add_task(what, total=len(pictures))
+        return lambda done: self.progress.update(task, completed=done)
 
 
 class _Judge:

@@ -16,11 +16,11 @@ from catalens.checkpoint import Run, load_run, processes
 from catalens.config import EvaluationSpec
 from catalens.errors import CatalogError
 from catalens.evaluation.rows import sampled, truth_of
-from catalens.examples import usable_rows
+from catalens.examples import parse_answer, usable_rows
 from catalens.inference.calibration import Calibration, fit_calibration, load_calibration
 from catalens.inference.confidence import field_scores
 from catalens.inference.reading import RunPredictor
-from catalens.inference.writer import Writer
+from catalens.inference.writer import Memory, Writer
 
 ROWS = 2000
 """Most validation rows that a calibration learns from."""
@@ -39,15 +39,19 @@ def calibrate(run: Path | str, console: Console | None = None) -> Calibration:
     return _calibrated(loaded, loaded.recipe.evaluation, console)
 
 
-def run_predictor(run: Run, spec: EvaluationSpec, console: Console) -> RunPredictor:
-    """The predictor of a run as `catalens predict` would have it, calibrated where its validation rows are there."""
+def run_predictor(run: Run, spec: EvaluationSpec, console: Console, memory: Memory) -> RunPredictor:
+    """The predictor of a run as `catalens predict` would have it, calibrated where its validation rows are there.
+
+    What the tower makes of pictures is shared through `memory`.
+    """
     calibration = load_calibration(run.folder, run.prompt)
     if calibration is None or calibration.interval != spec.interval:
         try:
             calibration = _calibrated(run, spec, console)
         except CatalogError as error:
             console.print(f"[yellow]not calibrated:[/] {escape(str(error))}", highlight=False)
-    writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
+    longest, space = spec.max_new_tokens, run.space
+    writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, longest, space, memory=memory)
     targets = {field.column: spec.accept_error for field in run.prompt.fields}
     return RunPredictor(writer, run.prompt, calibration, targets)
 
@@ -59,13 +63,12 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
         raise CatalogError(f"{catalog.folder} has changed since {run.folder} was trained: train again")
     rows = sampled(usable_rows(catalog, run.prompt, "validation")[0], ROWS)
     writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
-    predictor = RunPredictor(writer, run.prompt)
     with Progress(console=console) as progress:
         task = progress.add_task("calibrating", total=len(rows))
         written = writer.write(
             [row[catalog.card.roles.image] for row in rows], lambda done: progress.update(task, completed=done)
         )
-    predictions = [predictor.judge(one).values for one in written]
+    predictions = [parse_answer(run.prompt, one.text).values for one in written]
     scores = [
         {} if values is None else field_scores(run.prompt, one)
         for values, one in zip(predictions, written, strict=True)
