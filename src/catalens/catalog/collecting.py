@@ -1,27 +1,32 @@
-"""Shards of rows -> their pictures, fetched, decoded and recorded, several at a time.
+"""Pictures without a record -> one record each, fetched, decoded and written down, several at a time.
 
-    row 3, https://shop.example/8043.jpg  ->  record 3: 200, 1 attempt, sha256, fingerprint, the picture to store
+    picture 3, https://shop.example/8043.jpg  ->  200, 1 attempt, sha256, fingerprint, the picture to store
 
-One loop serves all shards that it is given, so that a slow row at the end of one does not hold up the next; on a
-cluster each shard is a task of its own. Whatever comes of a row is written down before the next is asked for.
+A connection is kept until its picture is written down, so that there are never more pictures in memory, or lost to a
+kill, than connections. On a cluster some pictures at a time are a task, and this process writes down what comes back.
 """
 
 import asyncio
+import errno
 import hashlib
+import itertools
 import logging
 import os
+import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
-from urllib.parse import urljoin, urlsplit
+from typing import IO, Any, Self
+from urllib.parse import unquote, urljoin, urlsplit
 
 from catalens.catalog.downloading import Downloader, DownloadSpec, Fetched
 from catalens.catalog.duplicates import fingerprint
 from catalens.catalog.pictures import storable_picture
-from catalens.catalog.records import Record, Shard, TableRow
+from catalens.catalog.records import EMBEDDED, Journal, Record, Wanted
 from catalens.catalog.sources import open_bytes
 from catalens.config import Frozen
 from catalens.errors import CatalogError, PictureError
@@ -29,6 +34,14 @@ from catalens.errors import CatalogError, PictureError
 AHEAD = 16
 """Rows under way for each connection, so that one slow host does not keep the others waiting."""
 WEB = ("http", "https")
+HERE = ("file://", "local://")
+"""How URLs of this machine's own files begin."""
+LONGEST_PATH = 200
+"""Characters of a path that a reason shows."""
+TASK_PICTURES = 16
+"""Pictures of a task on a cluster."""
+TASK_BYTES = 32 * 2**20
+"""Bytes that go to such a task, from which it gets no further picture."""
 
 Heard = Callable[[int, Mapping[str, int]], None]
 """Called with rows done so far and failures by reason."""
@@ -42,6 +55,13 @@ class CollectSpec(Frozen):
     download: DownloadSpec = DownloadSpec()
     max_side: int | None = None
     """Longest side of a stored picture in pixels; unset: as it came."""
+    strip_metadata: bool = False
+    """Whether EXIF, XMP and comments are taken out of what is stored."""
+
+    @property
+    def made(self) -> str:
+        """What decides about a stored picture, in words; other words: it is made again of what was received."""
+        return f"max_side={self.max_side} strip_metadata={self.strip_metadata}"
 
     def shared(self, workers: int) -> Self:
         """The settings of one of several workers that ask the same hosts."""
@@ -53,27 +73,68 @@ class CollectSpec(Frozen):
         return self.model_copy(update={"download": asked.model_copy(update=share)})
 
 
-def collect(shards: Sequence[Path], spec: CollectSpec, heard: Heard = lambda done, failures: None) -> int:
-    """Give every pending row of the shards a record; how many that were."""
-    return asyncio.run(_collect(shards, spec, heard))
+def collect(journal: Journal, spec: CollectSpec, heard: Heard = lambda done, failures: None) -> None:
+    """Give every picture that the journal's rows lack a record."""
+    tally = _Tally(journal, spec, heard)
+    asyncio.run(_collect(journal.pending(spec.made), journal.received, tally.take, spec))
 
 
-def collect_on_ray(shards: Sequence[Path], spec: CollectSpec, heard: Heard = lambda done, failures: None) -> int:
-    """The same, a shard a task on the Ray cluster of `RAY_ADDRESS`, or on a local one.
+def collect_on_ray(journal: Journal, spec: CollectSpec, heard: Heard = lambda done, failures: None) -> None:
+    """The same on the Ray cluster of `RAY_ADDRESS`, or on a local one.
 
-    All workers must see the shards' folder; the requests to one host are shared out among them. Raises
+    Files must be where all workers see them; the requests to one host are shared out among the workers. Raises
     CatalogError where Ray is not installed.
     """
     ray = join_ray()
-    share = spec.shared(int(ray.cluster_resources().get("CPU", 1)))
-    task = ray.remote(collect)
-    waiting = [task.remote([shard.resolve()], share) for shard in shards]
-    done = 0
+    workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    tally, share, task = _Tally(journal, spec, heard), spec.shared(workers), ray.remote(_collected)
+    tasks = (task.remote(some, share) for some in _tasks(journal, spec))
+    waiting = list(itertools.islice(tasks, 2 * workers))
     while waiting:
-        ready, waiting = ray.wait(waiting)
-        done += sum(ray.get(ready))
-        heard(done, {})
-    return done
+        (ready, *_), waiting = ray.wait(waiting)
+        waiting += itertools.islice(tasks, 1)
+        for wanted, record in ray.get(ready):
+            tally.take(wanted, record)
+
+
+class _Tally:
+    """Writes records down and counts them."""
+
+    def __init__(self, journal: Journal, spec: CollectSpec, heard: Heard) -> None:
+        self._journal, self._made, self._heard = journal, spec.made, heard
+        self._done, self._failures = 0, Counter[str]()
+
+    def take(self, wanted: Wanted, record: Record) -> None:
+        """Take what came of a picture."""
+        self._journal.record(wanted.number, record, self._made)
+        self._done += 1
+        if record.reason:
+            self._failures[record.reason.split(":")[0]] += 1
+        self._heard(self._done, self._failures)
+
+
+def _tasks(journal: Journal, spec: CollectSpec) -> Iterator[list[tuple[Wanted, bytes | None]]]:
+    """What is wanted, with the bytes that are there, a task's at a time."""
+    some: list[tuple[Wanted, bytes | None]] = []
+    size = 0
+    for wanted in journal.pending(spec.made):
+        data = journal.received(wanted.number) if wanted.kept else None
+        some.append((wanted, data))
+        size += len(data or b"")
+        if len(some) == TASK_PICTURES or size >= TASK_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _collected(some: list[tuple[Wanted, bytes | None]], spec: CollectSpec) -> list[tuple[Wanted, Record]]:
+    """A task's work: what came of each picture."""
+    kept = {one.number: data for one, data in some}
+    found: list[tuple[Wanted, Record]] = []
+    wanted = (one for one, _ in some)
+    asyncio.run(_collect(wanted, kept.get, lambda one, record: found.append((one, record)), spec))
+    return found
 
 
 def join_ray() -> Any:
@@ -86,79 +147,84 @@ def join_ray() -> Any:
     return ray
 
 
-async def receive(row: TableRow, spec: CollectSpec, downloader: Downloader, threads: ThreadPoolExecutor) -> Fetched:
-    """The bytes of a row's picture, whatever they are: from the row, a file below the table's folder, or the web.
+def picture_key(picture: str, embedded: bytes | None, base: str) -> str:
+    """What a picture is known by: its URL; a file's path, size and time; the hash of bytes that came with the row."""
+    if embedded is not None:
+        return EMBEDDED + hashlib.sha256(embedded).hexdigest()
+    if (url := _url(picture, base)) is not None:
+        return url
+    base = _local(base)
+    if "://" in base:
+        return f"{base}/{picture}"
+    path = Path(base).absolute() / picture
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # reading it will say so
+        return f"file:{path}"
+    return f"file:{path} {found.st_size} {found.st_mtime_ns}"
+
+
+async def receive(
+    picture: str, embedded: bytes | None, spec: CollectSpec, downloader: Downloader, threads: ThreadPoolExecutor
+) -> Fetched:
+    """The bytes of a picture, whatever they are: from its row, a file below the table's folder, or the web.
 
     Never raises: `reason` says why there are none.
     """
-    if row.embedded is not None:
-        return _found(row.embedded)
-    url = _url(row.picture, spec.base)
-    if url is None:
-        return await asyncio.get_running_loop().run_in_executor(threads, _read, row.picture, spec)
-    return await downloader.fetch(url)
+    async with _received(picture, embedded, spec, downloader, threads) as got:
+        return got
 
 
-async def _collect(shards: Sequence[Path], spec: CollectSpec, heard: Heard) -> int:
-    done = 0
-    failures: Counter[str] = Counter()
-    queue = _Queue(shards)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+@asynccontextmanager
+async def _received(
+    picture: str, embedded: bytes | None, spec: CollectSpec, downloader: Downloader, threads: ThreadPoolExecutor
+) -> AsyncIterator[Fetched]:
+    """`receive`, with the place of a connection kept until the block ends."""
+    if embedded is not None:
+        yield _found(embedded)
+    elif (url := _url(picture, spec.base)) is not None:
+        async with downloader.fetching(url) as got:
+            yield got
+    else:
+        yield await asyncio.get_running_loop().run_in_executor(threads, _read, picture, spec)
+
+
+async def _collect(
+    wanted: Iterable[Wanted],
+    kept: Callable[[int], bytes | None],
+    take: Callable[[Wanted, Record], None],
+    spec: CollectSpec,
+) -> None:
+    """Hand the record of each wanted picture to `take`; raises what `kept` and `take` raise."""
+    cores = os.cpu_count() or 1
+    queue, here = iter(wanted), asyncio.Semaphore(2 * cores)
+    with ThreadPoolExecutor(cores) as threads:
         async with Downloader(spec.download) as downloader:
 
             async def work() -> None:
-                nonlocal done
-                for shard, row in queue:
-                    record = await _record(row, spec, downloader, threads)
-                    queue.done(shard, row, record)
-                    done += 1
-                    if record.reason:
-                        failures[record.reason.split(":")[0]] += 1
-                    heard(done, failures)
+                for one in queue:
+                    web = not one.kept and _url(one.source, spec.base) is not None
+                    async with nullcontext() if web else here:  # the downloader has places of its own
+                        data = kept(one.number) if one.kept else None
+                        async with _received(one.source, data, spec, downloader, threads) as got:
+                            take(one, await _record(got, spec, threads, web, one.kept))
 
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(AHEAD * spec.download.concurrency):
-                    tasks.create_task(work())
-    return done
-
-
-class _Queue:
-    """Rows to fetch, shard after shard; a shard is open from its first row to the record of its last."""
-
-    def __init__(self, shards: Sequence[Path]) -> None:
-        self._rows = self._all(shards)
-        self._under_way: Counter[Shard] = Counter()
-
-    def __iter__(self) -> Iterator[tuple[Shard, TableRow]]:
-        return self._rows
-
-    def _all(self, shards: Sequence[Path]) -> Iterator[tuple[Shard, TableRow]]:
-        for path in shards:
-            shard = Shard(path)
-            self._under_way[shard] += 1  # as long as rows may follow
-            for row in shard.pending():
-                self._under_way[shard] += 1
-                yield shard, row
-            self._leave(shard)
-
-    def done(self, shard: Shard, row: TableRow, record: Record) -> None:
-        """Write a record down."""
-        shard.record(row.number, record)
-        self._leave(shard)
-
-    def _leave(self, shard: Shard) -> None:
-        self._under_way[shard] -= 1
-        if not self._under_way[shard]:
-            del self._under_way[shard]
-            shard.close()
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for _ in range(AHEAD * spec.download.concurrency):
+                        tasks.create_task(work())
+            except BaseExceptionGroup as group:
+                raise group.exceptions[0] from None
 
 
-async def _record(row: TableRow, spec: CollectSpec, downloader: Downloader, threads: ThreadPoolExecutor) -> Record:
-    """What comes of a row; never raises."""
-    got = await receive(row, spec, downloader, threads)
+async def _record(got: Fetched, spec: CollectSpec, threads: ThreadPoolExecutor, web: bool, kept: bool) -> Record:
+    """What comes of a picture; never raises. One of the web is kept as it came, for other settings."""
     record = Record(got.reason)
     if got.body is not None:
-        record = await asyncio.get_running_loop().run_in_executor(threads, _checked, got.body, spec.max_side)
+        record = await asyncio.get_running_loop().run_in_executor(threads, _checked, got.body, spec)
+        same = record.stored == got.body
+        if record.reason is None and (web or kept):
+            record = replace(record, received=got.body if web else None, stored=None if same else record.stored)
     return replace(record, status=got.status, final_url=got.final_url, attempts=got.attempts)
 
 
@@ -169,29 +235,50 @@ def _url(picture: str, base: str) -> str | None:
     return picture if picture.lower().startswith(("http://", "https://")) else None
 
 
+def _local(base: str) -> str:
+    """A folder of this machine as a path, also where it is given as a URL."""
+    return next((unquote(urlsplit(base).path) for scheme in HERE if base.startswith(scheme)), base)
+
+
 def _read(picture: str, spec: CollectSpec) -> Fetched:
     """A file below the table's folder, here or on the table's own file system."""
-    if "://" in spec.base:
-        parts = picture.split("/")
-        if "://" in picture or picture.startswith("/") or ".." in parts:
+    base = _local(spec.base)
+    if "://" in base:
+        if "://" in picture or picture.startswith("/") or ".." in picture.split("/"):
             return _found(None, "picture path leaves the table's folder")
-        path = f"{spec.base}/{picture}"
-    else:
-        base = Path(spec.base).resolve()
-        try:
-            inside = (base / picture).resolve()
-        except (ValueError, RuntimeError, OSError):  # a null character, a circle of links, a name too long
-            return _found(None, "picture path is none")
-        if not inside.is_relative_to(base):
-            return _found(None, "picture path leaves the table's folder")
-        path = str(inside)
+        return _loaded(partial(open_bytes, f"{base}/{picture}"), picture, spec)
+    folder = Path(base).resolve()
     try:
-        with open_bytes(path) if "://" in path else Path(path).open("rb") as file:
+        inside = (folder / picture).resolve()
+    except (ValueError, RuntimeError, OSError):  # a null character, a circle of links, a name too long
+        return _found(None, "picture path is none")
+    if not inside.is_relative_to(folder):
+        return _found(None, "picture path leaves the table's folder")
+    return _loaded(partial(_open_file, inside), picture, spec)
+
+
+def _open_file(path: Path) -> IO[bytes]:
+    """Open a file, and nothing that is none: a pipe would be waited for, a device has no end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EISDIR, "Is a directory" if stat.S_ISDIR(mode) else "Is a pipe or a device")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _loaded(opened: Callable[[], IO[bytes]], picture: str, spec: CollectSpec) -> Fetched:
+    try:
+        with opened() as file:
             data = file.read(spec.download.max_bytes + 1)
     except ValueError:
         return _found(None, "picture path is none")
     except OSError as error:
-        return _found(None, f"picture cannot be read: {error.strerror or error}")
+        reason = error.strerror or str(error).partition("\n")[0]
+        return _found(None, f"picture cannot be read: {reason} ({picture[:LONGEST_PATH]})")
     if len(data) > spec.download.max_bytes:
         return _found(None, f"too large: more than {spec.download.max_bytes:,} bytes")
     return _found(data)
@@ -202,9 +289,12 @@ def _found(data: bytes | None, reason: str | None = None) -> Fetched:
     return Fetched(final_url=None, status=None, body=data, attempts=1, reason=reason, retryable=False)
 
 
-def _checked(data: bytes, max_side: int | None) -> Record:
+def _checked(data: bytes, spec: CollectSpec) -> Record:
     try:
-        stored, seen = storable_picture(data, max_side)
+        stored, seen = storable_picture(data, spec.max_side, spec.strip_metadata)
+        looks = fingerprint(seen)
     except PictureError as error:
-        return Record(f"picture: {error}", received=len(data))
-    return Record(None, stored, hashlib.sha256(stored).digest(), fingerprint(seen), received=len(data))
+        return Record(f"picture: {error}", size=len(data))
+    except Exception as error:  # hostile bytes make libraries raise anything
+        return Record(f"picture: cannot be decoded ({type(error).__name__})", size=len(data))
+    return Record(None, stored, hashlib.sha256(stored).digest(), looks, size=len(data))

@@ -8,6 +8,7 @@ is decoded, made small and encoded again, so that none of its metadata leaves.
 """
 
 import base64
+import errno
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from catalens.catalog.folders import is_page
 from catalens.catalog.pictures import open_picture
 from catalens.errors import PictureError
 
@@ -29,7 +31,12 @@ INERT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
 def write_page(path: Path, template: Path, script: Path | None = None, **values: Any) -> None:
-    """Fill a template and write the page; the same values give the same bytes."""
+    """Fill a template and write the page; the same values give the same bytes.
+
+    Raises FileExistsError where something stands there that is no page of ours.
+    """
+    if path.exists() and not (path.is_file() and is_page(path)):
+        raise FileExistsError(errno.EEXIST, "it is there already, and no page of catalens")
     path.write_text(render_page(template, script, **values), encoding="utf-8", newline="\n")
 
 

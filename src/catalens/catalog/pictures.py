@@ -5,6 +5,7 @@ before a pixel is decoded, a truncated file is refused.
 """
 
 import io
+import re
 import sys
 import warnings
 
@@ -17,6 +18,11 @@ MAX_PIXELS = 64_000_000
 JPEG_QUALITY = 92
 """Of photos that are made smaller."""
 ORIENTATION = 0x0112  # the EXIF tag
+GPS = 0x8825  # the EXIF directory with positions
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+JPEG_COLOURS = (b"\xff\xe0", b"\xff\xee")  # JFIF and Adobe say how the components are meant
+PNG_COLOURS = (b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"cICP")
+WEBP_CHUNKS = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP")
 
 
 def open_picture(data: bytes) -> Image.Image:
@@ -53,23 +59,79 @@ def declared_pixels(data: bytes) -> int:
     return image.width * image.height
 
 
-def storable_picture(data: bytes, max_side: int | None = None) -> tuple[bytes, Image.Image]:
+def storable_picture(
+    data: bytes, max_side: int | None = None, strip_metadata: bool = False
+) -> tuple[bytes, Image.Image]:
     """The bytes to store, and what they show.
 
     As received where every reader sees the same RGB picture, no side longer than `max_side` pixels; else encoded
-    again, as PNG, or as JPEG where a photo that came as JPEG was made smaller. Raises PictureError as `open_picture`.
+    again, as PNG, or as JPEG where a photo that came as JPEG was made smaller. With `strip_metadata` EXIF with its
+    position, XMP and comments are taken out, of JPEG, PNG and WebP without touching a pixel. Raises PictureError as
+    `open_picture`.
     """
     seen, plain, format = _decode(data)
     small = max_side is None or max(seen.size) <= max_side
-    if plain and small:
-        return data, seen
+    as_it_is = (without_metadata(data) if strip_metadata else data) if plain and small else None
+    if as_it_is is not None:
+        return as_it_is, seen
     lossy = not small and format in ("JPEG", "MPO")
     if max_side is not None and not small:
         seen.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+    seen.info.clear()  # Pillow would carry comments over
     buffer = io.BytesIO()
     # no colour profile: it may be one for the four inks of a CMYK original
     seen.save(buffer, "JPEG" if lossy else "PNG", icc_profile=None, **({"quality": JPEG_QUALITY} if lossy else {}))
     return buffer.getvalue(), seen
+
+
+def without_metadata(data: bytes) -> bytes | None:
+    """A JPEG, PNG or WebP with the same pixels and colours and nothing else; None where that cannot be had."""
+    for head, bare in ((b"\xff\xd8", _bare_jpeg), (b"\x89PNG", _bare_png), (b"RIFF", _bare_webp)):
+        if data.startswith(head):
+            return bare(data)
+    return None
+
+
+def _bare_jpeg(data: bytes) -> bytes | None:
+    """All up to the end of the picture but application segments and comments. Source: ITU-T T.81, annex B."""
+    kept, at = [data[:2]], 2
+    while marker := JPEG_MARKER.search(data, at):
+        kept.append(data[at : marker.start()])  # coded pixels
+        if marker[0] == b"\xff\xd9":
+            return b"".join([*kept, marker[0]])
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        segment = data[marker.start() : at]
+        known = segment.startswith(JPEG_COLOURS) or segment[4:].startswith(b"ICC_PROFILE\0")
+        if known or not (0xE0 <= segment[1] <= 0xEF or segment[1] == 0xFE):
+            kept.append(segment)
+    return None
+
+
+def _bare_png(data: bytes) -> bytes | None:
+    """Critical chunks, and those that say how colours look. Source: PNG specification, section 5."""
+    kept, at = [data[:8]], 8
+    while at + 8 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        name = data[at + 4 : at + 8]
+        if name[:1].isupper() or name in PNG_COLOURS:
+            kept.append(data[at:end])
+        if name == b"IEND":
+            return b"".join(kept)
+        at = end
+    return None
+
+
+def _bare_webp(data: bytes) -> bytes | None:
+    """The chunks of a still picture. Source: RFC 9649, section 2."""
+    kept, at = b"", 12
+    while at + 8 <= min(len(data), int.from_bytes(data[4:8], "little") + 8):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        chunk = data[at : at + 8 + size + size % 2]
+        if chunk[:4] == b"VP8X" and size:
+            chunk = chunk[:8] + bytes([chunk[8] & ~0b1100]) + chunk[9:]  # says that EXIF and XMP follow
+        kept += chunk if chunk[:4] in WEBP_CHUNKS else b""
+        at += len(chunk)
+    return b"RIFF" + (len(kept) + 4).to_bytes(4, "little") + b"WEBP" + kept
 
 
 def _decode(data: bytes) -> tuple[Image.Image, bool, str | None]:

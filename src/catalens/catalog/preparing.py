@@ -3,41 +3,46 @@
     imageurl,product_code,title,category3_code,full_price
     https://shop.example/8043.jpg,8043,Check Scarf,ACCESSORIES,390.0
 
-    catalogs/shop.work/   plan.json            what was asked for, and whether all rows are read
-                          shards/00000.sqlite  1,000 rows each and what came of them (`records`)
+    catalogs/shop.work/   journal.sqlite   the rows, and what came of their pictures (`records`)
     catalogs/shop/        the catalogue
 
-Four passes, none of which holds the table: rows are read into shards; their pictures are fetched, decoded and
+Four passes, none of which holds the table: rows are read into the journal; their pictures are fetched, decoded and
 recorded; splits are assigned from short keys of all rows; rows and pictures go into the catalogue in the table's
-order. The work folder stays, so that a later run asks only for what is missing or failed; it may be removed.
+order. The work folder stays, so that a later run, also of a table or flags that have changed, asks only for pictures
+that it has not seen; it may be removed.
 """
 
-import itertools
-import json
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from catalens.catalog.collecting import CollectSpec, collect, collect_on_ray
+from catalens.catalog.collecting import CollectSpec, collect, collect_on_ray, picture_key
 from catalens.catalog.downloading import DownloadSpec
 from catalens.catalog.duplicates import near_pairs
-from catalens.catalog.records import Shard, TableRow
+from catalens.catalog.folders import locked, manifest, occupied, recover, refuse_existing, refuse_taken, writing
+from catalens.catalog.records import Journal, TableRow
 from catalens.catalog.roles import Columns, guess_columns
 from catalens.catalog.sources import Row, Source, open_source
 from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key
-from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, LeftOut, Roles, refuse_existing
+from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, LeftOut, Roles, refuse_double_roles
 from catalens.catalog.values import Numbers, read_picture, read_values
 from catalens.config import Frozen
-from catalens.errors import CatalogError, TooManyBadRowsError
+from catalens.errors import CatalensError, CatalogError, TooManyBadRowsError
 
-SHARD_ROWS = 1000
+BATCH_ROWS = 1000
+BATCH_BYTES = 16 * 2**20
+"""Bytes of pictures that came with their rows, from which on they are written down."""
 TIED = "tied to products of two splits"
+TIED_FIX = "give variants of one product one id, or raise --max-bad to leave them out"
 
 Progress = Callable[[str, int, int | None, str], None]
 """Called with a stage's name, rows done, rows in all where known, and failures by reason."""
@@ -54,10 +59,12 @@ class PrepareSpec(Frozen):
     download: DownloadSpec = DownloadSpec()
     max_side: int | None = None
     """Longest side of a stored picture in pixels; unset: as it came."""
+    strip_metadata: bool = False
+    """Take EXIF with its position, XMP and comments out of stored pictures."""
     encoding: str | None = None
     delimiter: str | None = None
     engine: Literal["local", "ray"] = "local"
-    """Where shards are worked on; the result is the same."""
+    """Where pictures are worked on; the result is the same."""
 
 
 @dataclass(frozen=True)
@@ -82,26 +89,27 @@ def prepare(
 ) -> tuple[Path, CatalogCard]:
     """Make the catalogue `out`, by default `catalogs/<name of the source>`, of any source of `open_source`.
 
-    Goes on from where an earlier run with the same settings was stopped; `retry_failed` asks again for pictures that
-    failed. `tell` hears what was guessed and found. Raises CatalogError where the table cannot be read, lacks a
-    column or has no rows, or where `out` is something else; RecipeError where a column's role cannot be told; and
-    TooManyBadRowsError above `max_bad` or where no row is left, with what was fetched kept.
+    Goes on from where an earlier run was stopped, and keeps the pictures of earlier runs whatever else is asked;
+    `retry_failed` asks again for those that failed. `tell` hears what was guessed and found. Raises CatalogError
+    where the table cannot be read, lacks a column or has no rows, where `out` is something else, or another process
+    is at it; RecipeError where a column's role cannot be told; and TooManyBadRowsError above `max_bad` or where no
+    row is left, with what was fetched kept.
     """
     spec = spec or PrepareSpec()
     source = open_source(where, spec.encoding, spec.delimiter)
     if source.told:
         tell(source.told)
-    out = Path(out) if out else Path("catalogs") / source.name
+    out = Path("catalogs") / source.name if out is None else Path(out)
     columns = _columns(source, columns or Columns(), spec.numbers, tell)
-    work = _Work(out, source, columns, spec)
-    if retry_failed:
-        tell(f"{work.forget_failed()} rows failed before and are asked for again")
-    elif (done := work.finished()) is not None:
-        tell(f"{out} is complete; --retry failed asks again for the {sum(done.left_out.values())} rows left out")
-        return out, done
-    work.read(progress)
-    work.collect(progress)
-    return out, work.write(progress, tell)
+    with _work(out, source, columns, spec, tell) as work:
+        work.read(progress)
+        if retry_failed:
+            tell(f"{work.journal.forget_failed()} rows failed before and are asked for again")
+        elif (done := work.finished()) is not None:
+            tell(f"{out} is complete; --retry failed asks again for the {sum(done.left_out.values())} rows left out")
+            return out, done
+        work.collect(progress)
+        return out, work.write(progress)
 
 
 def _columns(source: Source, given: Columns, numbers: Numbers, tell: Callable[[str], None]) -> Columns:
@@ -117,93 +125,158 @@ def _columns(source: Source, given: Columns, numbers: Numbers, tell: Callable[[s
     return columns
 
 
-class _Work:
-    """The work folder of a catalogue, and the passes over it."""
+@contextmanager
+def _work(
+    out: Path, source: Source, columns: Columns, spec: PrepareSpec, tell: Callable[[str], None]
+) -> Iterator["_Work"]:
+    """The work folder of a catalogue, held by this process until the block ends."""
+    roles = Roles(id=str(columns.id), fields=dict(columns.fields))
+    refuse_double_roles(roles)
+    if out.name in ("", ".."):
+        refuse_existing(out)
+    folder = out.with_name(f"{out.name}.work")
+    with ExitStack() as held:
+        with writing(folder):
+            if not held.enter_context(locked(folder)):
+                raise CatalogError(
+                    f"{folder} is being worked on by another process: wait for it or choose another --out"
+                )
+            recover(out)
+            path = folder / "journal.sqlite"
+            if not path.is_file():
+                _refuse_begun(out, folder)
+        journal = held.enter_context(Journal(path))
+        with journal.explained():
+            yield _Work(out, source, str(columns.image), roles, spec, journal, tell)
 
-    def __init__(self, out: Path, source: Source, columns: Columns, spec: PrepareSpec) -> None:
-        self.out, self.source, self.spec = out, source, spec
-        self.image = str(columns.image)
-        self.roles = Roles(id=str(columns.id), fields=dict(columns.fields))
-        self.folder = out.with_name(f"{out.name}.work")
-        self._plan_file = self.folder / "plan.json"
-        asked = {
-            "source": source.where,
+
+def _refuse_begun(out: Path, folder: Path) -> None:
+    """Raise CatalogError where a catalogue and its work folder cannot be begun."""
+    if (folder / "plan.json").exists():
+        raise CatalogError(f"{folder} is of an earlier version of catalens: remove it, or choose another --out")
+    refuse_existing(out)
+    if occupied(folder):
+        raise CatalogError(f"{folder} is in the way: move it away or choose another --out")
+
+
+class _Work:
+    """The passes over a journal."""
+
+    def __init__(
+        self,
+        out: Path,
+        source: Source,
+        image: str,
+        roles: Roles,
+        spec: PrepareSpec,
+        journal: Journal,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.out, self.source, self.image, self.roles, self.spec = out, source, image, roles, spec
+        self.journal, self._tell = journal, tell
+        base = source.base if "://" in source.base else str(Path(source.base).absolute())
+        self._collecting = CollectSpec(
+            base=base, download=spec.download, max_side=spec.max_side, strip_metadata=spec.strip_metadata
+        )
+        self._key_of = partial(picture_key, embedded=None, base=base)
+        self._asked = {
             "version": source.version,
-            "image": self.image,
-            "roles": self.roles.model_dump(mode="json"),
-            **spec.model_dump(mode="json", include={"numbers", "max_side", "encoding", "delimiter"}),
+            "image": image,
+            "roles": roles.model_dump(mode="json"),
+            **spec.model_dump(mode="json", include={"numbers", "encoding", "delimiter"}),
         }
-        try:
-            self.plan: dict[str, Any] = json.loads(self._plan_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            refuse_existing(out)
-            self.plan = {"asked": asked, "rows": None}
-        except (OSError, ValueError) as error:
-            raise CatalogError(f"{self._plan_file} cannot be read: remove {self.folder} to start again") from error
-        if self.plan["asked"] != asked:
+        where = (
+            source.where
+            if "://" in source.where or not Path(source.where).exists()
+            else str(Path(source.where).absolute())
+        )
+        if (before := journal.state("table")) and before["where"] != where:
             raise CatalogError(
-                f"{self.folder} is of another table or other settings ({_difference(self.plan['asked'], asked)}): "
-                "choose another --out, or remove it to start again"
+                f"{journal.path.parent} is of another table ({before['where']}): choose another --out, or remove it "
+                "to start again"
             )
+        refuse_taken(out, journal)
+        journal.note("table", {"where": where})
 
     def finished(self) -> CatalogCard | None:
-        """The card of the catalogue, where it is complete and split as asked."""
-        if not (self.out / "catalog.json").is_file():
+        """The card of the catalogue, where it is complete and as asked."""
+        done = self.journal.state("complete")
+        pictures, recorded = self.journal.pictures(self._collecting.made)
+        if recorded < pictures or done.get("asked") != self._complete or not occupied(self.out):
+            return None
+        if manifest(self.out) != done.get("manifest"):
             return None
         card = Catalog(self.out).card
-        return card if card.provenance.get("fractions") == dict(self.spec.fractions) else None
+        return card if self._few(sum(card.left_out.values())) else None
 
-    def forget_failed(self) -> int:
-        """Forget what failed; how many rows that were."""
-        total = 0
-        for path in self._shards():
-            with Shard(path) as shard:
-                total += shard.forget_failed()
-        return total
+    @property
+    def _complete(self) -> dict[str, Any]:
+        return {
+            "rows": self._asked,
+            "made": self._collecting.made,
+            "fractions": list(self.spec.fractions.items()),
+        }
+
+    def _few(self, bad: int) -> bool:
+        return bad <= self.spec.max_bad * self.journal.total()
 
     def read(self, progress: Progress) -> None:
-        """Read the table into shards, from where an earlier run was stopped."""
-        if self.plan["rows"] is not None:
+        """Read the table into the journal, unless it is there as it is now."""
+        before = self.journal.state("asked")
+        if before == self._asked:
+            self.journal.readdress(self._key_of)
             return
-        (self.folder / "shards").mkdir(parents=True, exist_ok=True)
-        self._save_plan()
-        read = SHARD_ROWS * len(self._shards())
-        rows = itertools.islice(enumerate(self.source.rows(), start=1), read, None)
-        while batch := [self._row(number, row) for number, row in itertools.islice(rows, SHARD_ROWS)]:
-            Shard.write(self.folder / "shards" / f"{read // SHARD_ROWS:05d}.sqlite", batch)
-            read += len(batch)
-            progress("reading", read, None, "")
-        self.plan["rows"] = read
+        if before:
+            self._tell(f"read anew, for another {_difference(before, self._asked)}; pictures that are there are kept")
+        self.journal.read(self._batches(progress), self._asked)
+
+    def _batches(self, progress: Progress) -> Iterator[list[tuple[TableRow, str | None]]]:
+        """Rows with the keys of their pictures, some at a time."""
+        batch: list[tuple[TableRow, str | None]] = []
+        read = size = 0
+        for row in self._rows():
+            key = None if row.reason else picture_key(row.picture, row.embedded, self._collecting.base)
+            batch.append((row, key))
+            read, size = read + 1, size + len(row.embedded or b"")
+            if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
+                yield batch
+                progress("reading", read, None, "")
+                batch, size = [], 0
+        yield batch
         progress("reading", read, read, "")
-        self._save_plan()
+        where, spec = self.source.where, self.spec
+        if "://" not in where and open_source(where, spec.encoding, spec.delimiter).version != self.source.version:
+            raise CatalogError(f"{where} changed while it was read: give the same command again")
+
+    def _rows(self) -> Iterator[TableRow]:
+        number = 0
+        try:
+            for number, row in enumerate(self.source.rows(), start=1):
+                yield self._row(number, row)
+        except CatalensError:
+            raise
+        except Exception as error:  # whatever a file system, a server or a parser raises
+            raise CatalogError(
+                f"{self.source.where}: cannot be read after row {number} ({_first_line(error)})"
+            ) from error
 
     def collect(self, progress: Progress) -> None:
-        """Give every row a record."""
-        done = 0
-        for path in self._shards():
-            with Shard(path) as shard:
-                done += shard.done()
-        total = self.plan["rows"]
+        """Give every picture a record."""
+        total, done = self.journal.pictures(self._collecting.made)
         progress("pictures", done, total, "")
         run = collect_on_ray if self.spec.engine == "ray" else collect
-        asked = CollectSpec(base=self.source.base, download=self.spec.download, max_side=self.spec.max_side)
 
         def heard(more: int, failures: Mapping[str, int]) -> None:
             worst = sorted(failures.items(), key=lambda item: -item[1])[:3]
             progress("pictures", done + more, total, ", ".join(f"{count} {reason}" for reason, count in worst))
 
-        run(self._shards(), asked, heard)
+        run(self.journal, self._collecting, heard)
 
-    def write(self, progress: Progress, tell: Callable[[str], None]) -> CatalogCard:
+    def write(self, progress: Progress) -> CatalogCard:
         """Assign splits and write the catalogue, in the place of an earlier one."""
-        keys = self._keys()
-        kept, total = len(keys.ties.products), self.plan["rows"]
-        if not kept or total - kept > self.spec.max_bad * total:
-            allowed = f"more than --max-bad {self.spec.max_bad * 100:g}%" if kept else "no row is left"
-            raise TooManyBadRowsError(
-                f"{total - kept} of {total} rows of {self.source.where} cannot be used, {allowed}: {self._reasons()}"
-            )
+        keys, total = self._keys(), self.journal.total()
         assigned = assign_splits(keys.ties, self.spec.fractions)
+        self._refuse_many(total, assigned)
         splits = iter(assigned)
         provenance = {
             "command": "prepare",
@@ -213,27 +286,58 @@ class _Work:
             "fractions": dict(self.spec.fractions),
         }
         floats = [name for name in self.roles.columns("number") if name not in keys.integers]
-        with CatalogWriter(self.out, self.roles, provenance, keys.integers, replace=True) as writer:
-            for row, stored in self._results():
+        with CatalogWriter(self.out, self.roles, provenance, keys.integers, self.journal) as writer:
+            for row, stored in self.journal.results():
                 left_out = LeftOut(row=row.number, id=row.id, url=row.picture, reason=row.reason or TIED)
                 if stored is None or (split := next(splits)) is None:
                     writer.leave_out(left_out)
                 else:
                     writer.add(split, stored, row.id, {**row.fields, **{n: float(row.fields[n]) for n in floats}})
                 progress("storing", row.number, total, "")
+        self.journal.note("complete", {"asked": self._complete, "manifest": manifest(self.out)})
         if rare := _rare(keys, assigned, [split for split, share in self.spec.fractions.items() if share]):
-            tell(f"categories too rare to be in every split: {rare}")
-        tell(f"{self.folder} keeps what was fetched for a later run; it may be removed")
+            self._tell(f"categories too rare to be in every split: {rare}")
+        self._tell(f"{self.journal.path.parent} keeps what was fetched for a later run; it may be removed")
         return writer.card
 
+    def _refuse_many(self, total: int, assigned: Sequence[str | None]) -> None:
+        """Raise TooManyBadRowsError where too few rows are left."""
+        tied = assigned.count(None)
+        bad = total - len(assigned) + tied
+        if bad < total and self._few(bad):
+            return
+        counts, some = Counter({TIED: tied} if tied else {}), []
+        for row in self.journal.failures():
+            counts[str(row.reason).split(":")[0]] += 1
+            if len(some) < 5:
+                some.append(f"row {row.number} ({row.id}): {row.reason}")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        raise TooManyBadRowsError(
+            f"{bad} of {total} rows of {self.source.where} cannot be used, "
+            + (f"more than --max-bad {self.spec.max_bad * 100:g}%" if bad < total else "no row is left")
+            + f": {reasons}"
+            + (f"; such as {'; '.join(some)}" if some else "")
+            + ("; rows that are tied share an id or a picture: " + TIED_FIX if tied else "")
+        )
+
     def _row(self, number: int, row: Row) -> TableRow:
+        """A row that can be kept, whatever the table holds."""
         if isinstance(row, str):
-            return TableRow(number, "", {}, "", reason=row)
-        id, fields, reason = read_values(row, self.roles, self.spec.numbers)
-        picture, embedded = read_picture(row.get(self.image))
+            return TableRow(number, "", {}, "", reason=_text(row))
+        try:
+            id, fields, reason = read_values(row, self.roles, self.spec.numbers)
+            picture, embedded = read_picture(row.get(self.image))
+            reason = reason or _unstorable({self.roles.id: id, **fields, self.image: picture})
+        except Exception as error:  # cells may hold anything, and make their reading raise anything
+            return TableRow(number, "", {}, "", reason=_text(f"cannot be read: {_first_line(error)}"))
+        largest = self.spec.download.max_bytes
         if reason is None and not picture and embedded is None:
             reason = f"no value in {self.image!r}"
-        return TableRow(number, id, fields, picture, embedded, reason)
+        elif reason is None and embedded is not None and len(embedded) > largest:
+            reason = f"too large: more than {largest:,} bytes"
+        if reason is not None:
+            return TableRow(number, _text(id), {}, _text(picture), reason=_text(reason))
+        return TableRow(number, id, fields, picture, embedded)
 
     def _keys(self) -> _Keys:
         products, contents, categories, prints = array("Q"), array("Q"), array("q"), bytearray()
@@ -241,14 +345,12 @@ class _Work:
         numbered: dict[str, int] = {}
         broken: set[str] = set()
         numbers = self.roles.columns("number")
-        for path in self._shards():
-            with Shard(path) as shard:
-                for id, fields, sha256, fingerprint in shard.keys_of_pictures():
-                    products.append(key(id))
-                    contents.append(int.from_bytes(sha256[:8], "big"))
-                    prints += fingerprint
-                    categories.append(numbered.setdefault(fields[column], len(numbered)) if column else 0)
-                    broken |= {name for name in numbers if not isinstance(fields[name], int)}
+        for id, fields, sha256, fingerprint in self.journal.keys_of_pictures():
+            products.append(key(id))
+            contents.append(int.from_bytes(sha256[:8], "big"))
+            prints += fingerprint
+            categories.append(numbered.setdefault(fields[column], len(numbered)) if column else 0)
+            broken |= {name for name in numbers if not isinstance(fields[name], int)}
         ties = Ties(
             np.array(products, np.uint64),
             np.array(contents, np.uint64),
@@ -256,32 +358,6 @@ class _Work:
             np.array(categories, np.intp),
         )
         return _Keys(ties, tuple(numbered), tuple(name for name in numbers if name not in broken))
-
-    def _reasons(self) -> str:
-        """Counts by reason, the most frequent first, then some rows."""
-        counts: Counter[str] = Counter()
-        some: list[str] = []
-        for row, stored in self._results():
-            if stored is None:
-                counts[str(row.reason).split(":")[0]] += 1
-                if len(some) < 5:
-                    some.append(f"row {row.number} ({row.id}): {row.reason}")
-        return (
-            f"{', '.join(f'{count} {reason}' for reason, count in counts.most_common())}; such as {'; '.join(some)}"
-        )
-
-    def _results(self) -> Iterator[tuple[TableRow, bytes | None]]:
-        for path in self._shards():
-            with Shard(path) as shard:
-                yield from shard.results()
-
-    def _shards(self) -> Sequence[Path]:
-        return sorted((self.folder / "shards").glob("*.sqlite"))
-
-    def _save_plan(self) -> None:
-        aside = self._plan_file.with_suffix(".partial")
-        aside.write_text(json.dumps(self.plan, indent=2) + "\n", encoding="utf-8")
-        aside.rename(self._plan_file)
 
 
 def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) -> str:
@@ -294,3 +370,24 @@ def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) ->
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return ", ".join(name for name in other if one.get(name) != other[name])
+
+
+def _unstorable(values: Mapping[str, object]) -> str | None:
+    """Why a row's values cannot be written down; None where they can."""
+    for name, value in values.items():
+        if isinstance(value, str) and _text(value) != value:
+            return f"not text in {name!r}: it holds half of a character"
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            return f"too large a number in {name!r}"
+        if not isinstance(value, str | int) and not (isinstance(value, float) and math.isfinite(value)):
+            return f"neither text nor number in {name!r}"
+    return None
+
+
+def _text(text: str) -> str:
+    """Text that can be written down: half of a character becomes a question mark."""
+    return text.encode(errors="replace").decode()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,26 +1,46 @@
-"""What has been done about each row, durable at every moment: one SQLite file for each shard of a table.
+"""What is known of a table's rows and of their pictures, durable at every moment: one SQLite file.
 
-    rows     3, "8043", {"title": "Check Scarf", ...}, "https://shop.example/8043.jpg"
-    records  3, fetched in 1 attempt, 200, sha256, fingerprint, the picture as it will be stored
+    rows      3, "8043", {"title": "Check Scarf", ...}, "https://shop.example/8043.jpg", picture 2
+    pictures  2, "https://shop.example/8043.jpg", 200, 1 attempt, sha256, fingerprint
+    received  2, the picture as it came
+    stored    2, the picture as the catalogue holds it, where that is another
 
-A record is written in one transaction, so that `kill -9` finds each row either done or not begun.
+Pictures belong to their address, not to a row: rows are read anew when the table or a flag changes, and what is there
+of their pictures is kept. A record is written in one transaction, so that `kill -9` finds each picture either done or
+not begun.
 """
 
+import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-SCHEMA = """
-CREATE TABLE rows (number INTEGER PRIMARY KEY, id TEXT, fields TEXT, picture TEXT, embedded BLOB, reason TEXT);
-CREATE TABLE records (
-    number INTEGER PRIMARY KEY, reason TEXT, status INTEGER, final_url TEXT, attempts INTEGER, bytes INTEGER,
-    sha256 BLOB, fingerprint BLOB, stored BLOB
+from catalens.errors import CatalogError
+
+FORMAT = 1
+ROWS = "(number INTEGER PRIMARY KEY, id TEXT, fields TEXT, source TEXT, picture INTEGER, reason TEXT)"
+SCHEMA = f"""
+CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE catalogues (manifest TEXT PRIMARY KEY);
+CREATE TABLE rows {ROWS};
+CREATE TABLE pictures (
+    picture INTEGER PRIMARY KEY, key TEXT UNIQUE, source TEXT, made TEXT, reason TEXT, status INTEGER, final_url TEXT,
+    attempts INTEGER, bytes INTEGER, sha256 BLOB, fingerprint BLOB
 );
+CREATE TABLE received (picture INTEGER PRIMARY KEY, data BLOB);
+CREATE TABLE stored (picture INTEGER PRIMARY KEY, data BLOB);
+PRAGMA user_version = {FORMAT};
 """
+PAGE = 500
+"""Rows that are looked at together."""
+EMBEDDED = "sha256:"
+"""Beginning of the key of a picture that came with its row."""
+UNWRITABLE = ("FULL", "IOERR", "READONLY", "CANTOPEN", "PERM", "BUSY", "LOCKED", "NOMEM", "TOOBIG", "NOLFS")
+"""Errors of SQLite that are not the file's fault."""
 
 
 @dataclass(frozen=True)
@@ -39,107 +59,262 @@ class TableRow:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """A picture without a record."""
+
+    number: int
+    """By which the journal knows it."""
+    source: str
+    """URL or path, as the table has it."""
+    kept: bool = False
+    """Whether its bytes are there and have only to be decoded."""
+
+
+@dataclass(frozen=True)
 class Record:
-    """What came of a row's picture."""
+    """What came of a picture."""
 
     reason: str | None
-    """Why there is no picture; None where there is one."""
+    """Why there is none; None where there is one."""
     stored: bytes | None = None
     """The picture as the catalogue will hold it."""
     sha256: bytes | None = None
     """Of `stored`."""
     fingerprint: bytes | None = None
+    received: bytes | None = None
+    """As it came from the web, to be kept with it."""
+    size: int = 0
+    """Bytes as received."""
     status: int | None = None
     """Last HTTP status."""
     final_url: str | None = None
     """Where the last redirect led."""
     attempts: int = 1
-    received: int = 0
-    """Bytes as received."""
 
 
-class Shard:
-    """The rows and records of one shard; use as a context manager."""
+class Journal:
+    """The rows and pictures of one table; use as a context manager, one process at a time."""
 
     def __init__(self, path: Path) -> None:
+        """Open a journal, made if absent; CatalogError where the file is none."""
         self.path = path
         self._database = sqlite3.connect(path, isolation_level=None)
-        # a transaction survives the death of the process; only that of the machine may lose the last ones
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = NORMAL")
-
-    @classmethod
-    def write(cls, path: Path, rows: Iterable[TableRow]) -> None:
-        """Make a shard of rows without records; it is there as a whole or not at all."""
-        aside = path.with_suffix(".partial")
-        aside.unlink(missing_ok=True)
-        with closing(sqlite3.connect(aside, isolation_level=None)) as database:
-            database.executescript(SCHEMA)
-            database.execute("BEGIN")
-            database.executemany(
-                "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)",
-                ((r.number, r.id, json.dumps(r.fields), r.picture, r.embedded, r.reason) for r in rows),
-            )
-            database.execute("COMMIT")
-        aside.rename(path)
+        try:
+            with self.explained():
+                # a transaction survives the death of the process; only that of the machine may lose the last ones
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = NORMAL")
+                ((version,),) = self._database.execute("PRAGMA user_version")
+                if version == 0:
+                    self._database.executescript(f"BEGIN; {SCHEMA} COMMIT;")
+                elif version != FORMAT:
+                    raise CatalogError(
+                        f"{path} is of another version of catalens: remove {path.parent} to start again"
+                    )
+        except BaseException:
+            self._database.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the file."""
         self._database.close()
 
-    def pending(self) -> Iterator[TableRow]:
-        """Usable rows without a record, in order."""
-        numbers = self._database.execute(
-            "SELECT number FROM rows LEFT JOIN records USING (number) "
-            "WHERE rows.reason IS NULL AND records.number IS NULL ORDER BY number"
-        ).fetchall()
-        for (number,) in numbers:
-            (row,) = self._database.execute(
-                "SELECT number, id, fields, picture, embedded FROM rows WHERE number = ?", (number,)
-            )
-            yield TableRow(row[0], row[1], json.loads(row[2]), row[3], row[4])
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn whatever SQLite raises in the block into one sentence."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            name = getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_")
+            if name.startswith(UNWRITABLE):
+                raise CatalogError(
+                    f"{self.path} cannot be written ({error}): mend that and give the same command again, what is "
+                    "done is kept"
+                ) from error
+            raise CatalogError(
+                f"{self.path} is damaged ({error}): remove {self.path.parent} to start again"
+            ) from error
 
-    def done(self) -> int:
-        """Rows that need nothing more."""
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._database.execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+            raise
+
+    # What was asked for, and what was written
+
+    def state(self, name: str) -> dict[str, Any]:
+        """What is noted under a name; empty where nothing is."""
+        found = self._database.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
+        return _mapping(found[0]) if found else {}
+
+    def note(self, name: str, value: Mapping[str, Any]) -> None:
+        """Note something; durable when this returns."""
+        self._database.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, json.dumps(value)))
+
+    def __contains__(self, manifest: object) -> bool:
+        found = self._database.execute("SELECT 1 FROM catalogues WHERE manifest = ?", (manifest,))
+        return found.fetchone() is not None
+
+    def add(self, manifest: str) -> None:
+        """Remember a catalogue that is written from here; durable when this returns."""
+        self._database.execute("INSERT OR IGNORE INTO catalogues VALUES (?)", (manifest,))
+
+    # Rows
+
+    def read(self, batches: Iterable[list[tuple[TableRow, str | None]]], asked: Mapping[str, Any]) -> None:
+        """Take in all rows of a table, each with the key of its picture, in the place of those that are there.
+
+        `asked` is noted with them when they are complete; until then the earlier ones count.
+        """
+        self._database.executescript(f"DROP TABLE IF EXISTS fresh; CREATE TABLE fresh {ROWS};")
+        for batch in batches:
+            with self._transaction():
+                for row, key in batch:
+                    picture = None if key is None else self._picture(key, row)
+                    values = (row.number, row.id, json.dumps(row.fields), row.picture, picture, row.reason)
+                    self._database.execute("INSERT INTO fresh VALUES (?, ?, ?, ?, ?, ?)", values)
+        with self._transaction():
+            self._database.execute("DROP TABLE rows")
+            self._database.execute("ALTER TABLE fresh RENAME TO rows")
+            self._database.execute("CREATE INDEX pictures_of_rows ON rows (picture)")
+            self.note("asked", asked)
+
+    def _picture(self, key: str, row: TableRow) -> int:
+        self._database.execute("INSERT OR IGNORE INTO pictures (key, source) VALUES (?, ?)", (key, row.picture))
+        ((picture,),) = self._database.execute("SELECT picture FROM pictures WHERE key = ?", (key,))
+        if row.embedded is not None:
+            self._database.execute("INSERT OR IGNORE INTO received VALUES (?, ?)", (picture, row.embedded))
+        return picture
+
+    def readdress(self, key_of: Callable[[str], str]) -> None:
+        """Give rows the pictures that are at their addresses now: a file may be another than before."""
+        last = 0
+        while page := self._database.execute(
+            "SELECT number, rows.source, key FROM rows JOIN pictures USING (picture) "
+            "WHERE number > ? AND key NOT LIKE ? ORDER BY number LIMIT ?",
+            (last, f"{EMBEDDED}%", PAGE),
+        ).fetchall():
+            changed = [(number, source, now) for number, source, key in page if (now := key_of(source)) != key]
+            with self._transaction():
+                for number, source, key in changed:
+                    picture = self._picture(key, TableRow(number, "", {}, source))
+                    self._database.execute("UPDATE rows SET picture = ? WHERE number = ?", (picture, number))
+            last = page[-1][0]
+
+    def total(self) -> int:
+        """Rows of the table."""
         ((total,),) = self._database.execute("SELECT count(*) FROM rows")
-        ((waiting,),) = self._database.execute(
-            "SELECT count(*) FROM rows LEFT JOIN records USING (number) "
-            "WHERE rows.reason IS NULL AND records.number IS NULL"
-        )
-        return total - waiting
+        return total
 
-    def record(self, number: int, record: Record) -> None:
-        """Write down what came of a row; durable when this returns."""
-        self._database.execute(
-            "INSERT INTO records (number, reason, stored, sha256, fingerprint, status, final_url, attempts, bytes) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (number, *astuple(record)),
+    # Pictures
+
+    def pictures(self, made: str) -> tuple[int, int]:
+        """Pictures of the rows in all, and those that have a record, `made` as is wanted now."""
+        ((total, waiting),) = self._database.execute(
+            "SELECT count(*), coalesce(sum(reason IS NULL AND made IS NOT ?), 0) FROM pictures "
+            "WHERE picture IN (SELECT picture FROM rows)",
+            (made,),
         )
+        return total, total - waiting
+
+    def pending(self, made: str) -> Iterator[Wanted]:
+        """Pictures of the rows without a record, without their bytes."""
+        last = 0
+        while page := self._database.execute(
+            "SELECT picture, source, picture IN (SELECT picture FROM received) FROM pictures "
+            "WHERE picture > ? AND reason IS NULL AND made IS NOT ? AND picture IN (SELECT picture FROM rows) "
+            "ORDER BY picture LIMIT ?",
+            (last, made, PAGE),
+        ).fetchall():
+            yield from (Wanted(picture, source, bool(kept)) for picture, source, kept in page)
+            last = page[-1][0]
+
+    def received(self, number: int) -> bytes | None:
+        """Bytes of a picture as it came, where they are kept."""
+        found = self._database.execute("SELECT data FROM received WHERE picture = ?", (number,)).fetchone()
+        return found[0] if found else None
+
+    def record(self, number: int, record: Record, made: str) -> None:
+        """Write down what came of a picture; durable when this returns."""
+        with self._transaction():
+            self._database.execute(
+                "UPDATE pictures SET made = ?, reason = ?, status = coalesce(?, status), "
+                "final_url = coalesce(?, final_url), attempts = ?, bytes = ?, sha256 = ?, fingerprint = ? "
+                "WHERE picture = ?",
+                (
+                    made,
+                    record.reason,
+                    record.status,
+                    record.final_url,
+                    record.attempts,
+                    record.size,
+                    record.sha256,
+                    record.fingerprint,
+                    number,
+                ),
+            )
+            self._database.execute("DELETE FROM stored WHERE picture = ?", (number,))
+            if record.received is not None:
+                self._database.execute("INSERT OR REPLACE INTO received VALUES (?, ?)", (number, record.received))
+            if record.stored is not None:
+                self._database.execute("INSERT INTO stored VALUES (?, ?)", (number, record.stored))
 
     def forget_failed(self) -> int:
-        """Drop the records without a picture, so that they are asked for again; how many they were."""
-        return self._database.execute("DELETE FROM records WHERE reason IS NOT NULL").rowcount
+        """Forget the records without a picture, so that they are asked for again; how many rows have one."""
+        ((total,),) = self._database.execute(
+            "SELECT count(*) FROM rows JOIN pictures USING (picture) WHERE pictures.reason IS NOT NULL"
+        )
+        self._database.execute("UPDATE pictures SET reason = NULL, made = NULL WHERE reason IS NOT NULL")
+        return total
 
     def keys_of_pictures(self) -> Iterator[tuple[str, Mapping[str, Any], bytes, bytes]]:
         """Id, fields, SHA-256 and fingerprint of every row with a picture, in order."""
         found = self._database.execute(
-            "SELECT id, fields, sha256, fingerprint FROM rows JOIN records USING (number) "
-            "WHERE records.reason IS NULL ORDER BY number"
+            "SELECT id, fields, sha256, fingerprint FROM rows JOIN pictures USING (picture) "
+            "WHERE pictures.reason IS NULL ORDER BY number"
         )
         for id, fields, sha256, fingerprint in found:
-            yield id, json.loads(fields), sha256, fingerprint
+            if len(sha256 or b"") != 32 or len(fingerprint or b"") != 32:
+                raise sqlite3.DatabaseError(f"no hash of the picture of product {id!r}")
+            yield id, _mapping(fields), sha256, fingerprint
+
+    def failures(self) -> Iterator[TableRow]:
+        """Rows that cannot be used, in order, each with its reason."""
+        found = self._database.execute(
+            "SELECT number, id, rows.source, coalesce(rows.reason, pictures.reason) AS why FROM rows "
+            "LEFT JOIN pictures USING (picture) WHERE why IS NOT NULL ORDER BY number"
+        )
+        for number, id, source, reason in found:
+            yield TableRow(number, id, {}, source, reason=reason)
 
     def results(self) -> Iterator[tuple[TableRow, bytes | None]]:
         """Every row in order with its picture; a row without one says why in its `reason`."""
         found = self._database.execute(
-            "SELECT number, id, fields, picture, coalesce(rows.reason, records.reason), stored "
-            "FROM rows LEFT JOIN records USING (number) ORDER BY number"
+            "SELECT number, id, fields, rows.source, coalesce(rows.reason, pictures.reason) AS why, sha256, "
+            "CASE WHEN coalesce(rows.reason, pictures.reason) IS NULL THEN coalesce(stored.data, received.data) END "
+            "FROM rows LEFT JOIN pictures USING (picture) LEFT JOIN stored USING (picture) "
+            "LEFT JOIN received USING (picture) ORDER BY number"
         )
-        for number, id, fields, picture, reason, stored in found:
-            yield TableRow(number, id, json.loads(fields), picture, reason=reason), stored
+        for number, id, fields, source, reason, sha256, data in found:
+            if reason is None and hashlib.sha256(data or b"").digest() != sha256:
+                raise sqlite3.DatabaseError(f"the picture of row {number} is not what was stored")
+            yield TableRow(number, id, _mapping(fields), source, reason=reason), data
+
+
+def _mapping(text: object) -> dict[str, Any]:
+    """A JSON object; what else stands in its place is damage."""
+    try:
+        found = json.loads(text) if isinstance(text, str) else None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise sqlite3.DatabaseError("a JSON object is broken")
+    return found

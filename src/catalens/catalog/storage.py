@@ -8,7 +8,8 @@
       rejected.parquet                    the rows that were left out, if any: row, id, reason
       README.md                           dataset card
 
-Written into a folder beside it and renamed at the end: a catalogue is whole or absent.
+Written into a folder beside it and renamed at the end: a catalogue is whole or absent. What stands in its place is
+replaced only where it is known for a catalogue of ours that nobody has touched.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import shutil
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -26,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from catalens.catalog.folders import Manifests, locked, put_in_place, recover, refuse_strange, refuse_taken, writing
 from catalens.catalog.splits import key
 from catalens.config import Frozen, Kind
 from catalens.errors import CatalogError
@@ -95,18 +98,18 @@ class CatalogCard(Frozen):
     """Figures that belong to the data, such as the noise floor of a drawn catalogue."""
 
 
-def refuse_existing(folder: Path | str) -> None:
-    """Raise CatalogError where something stands at the place of a new catalogue; an empty folder does not matter."""
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
-        raise CatalogError(f"{folder} exists already: choose another --out or remove it first")
+def refuse_double_roles(roles: Roles) -> None:
+    """Raise CatalogError where one column would stand for two things in the catalogue."""
+    names = [roles.image, roles.id, *roles.fields]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise CatalogError(f"column {twice!r} has two roles in the catalogue: rename it in the table")
 
 
 class CatalogWriter:
     """Writes a catalogue row by row, with memory bounded by one row group a split.
 
-    Use as a context manager: the folder appears when the block ends without an error, and only then; with `replace`
-    it takes the place of one that is there.
+    Use as a context manager: the folder appears when the block ends without an error, and only then. It takes the
+    place of one whose `manifest` is in `replaces`; the new one's is added before it is there.
     """
 
     def __init__(
@@ -115,14 +118,11 @@ class CatalogWriter:
         roles: Roles,
         provenance: Mapping[str, Any],
         integer_fields: Sequence[str] = (),
-        replace: bool = False,
+        replaces: Manifests | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        if not replace:
-            refuse_existing(self.folder)
-        names = [roles.image, roles.id, *roles.fields]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise CatalogError(f"column {twice!r} has two roles in the catalogue: rename it in the table")
+        self.folder, self._replaces = Path(folder), replaces
+        refuse_taken(self.folder, replaces)
+        refuse_double_roles(roles)
         self.roles, self.provenance, self.integer_fields = roles, dict(provenance), tuple(integer_fields)
         self.figures: dict[str, float] = {}
         aside = self.folder.parent / f".{self.folder.name}.partial"
@@ -133,26 +133,41 @@ class CatalogWriter:
         self._shards = {split: _Shards(aside / "data", split, schema) for split in SPLITS}
         self._products = {split: array("Q") for split in SPLITS}  # 8 bytes a row, whatever the ids
         self._digest = hashlib.sha256()
+        self._held = ExitStack()
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self._aside, ignore_errors=True)
-        try:
-            (self._aside / "data").mkdir(parents=True)
-        except OSError as error:
-            raise CatalogError(f"{self.folder} cannot be made ({error.strerror}): choose another --out") from error
+        with writing(self.folder), ExitStack() as held:
+            recover(self.folder)
+            if not held.enter_context(locked(self._aside)):
+                raise CatalogError(
+                    f"{self.folder} is being written by another process: wait for it or choose another --out"
+                )
+            refuse_strange(self._aside)
+            self._sweep()
+            (self._aside / "data").mkdir()
+            self._held = held.pop_all()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self._aside, ignore_errors=True)
-            return
-        self._finish()
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self._aside.rename(self.folder)
+        with self._held:
+            try:
+                if kind is None:
+                    with writing(self.folder):
+                        self._finish()
+                        put_in_place(self._aside, self.folder, self._replaces)
+                    return
+            except BaseException:
+                self._sweep()
+                raise
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what is written of the catalogue, and leave its folder, which is locked."""
+        for path in self._aside.iterdir():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
     def add(self, split: str, image: bytes, id: str, values: Mapping[str, object]) -> None:
-        """Add a row whose picture has been checked."""
+        """Add a row whose picture has been checked; CatalogError where it cannot be written."""
         shards = self._shards[split]
         extension = EXTENSIONS.get(image[:2], "img")
         row = {
@@ -160,7 +175,8 @@ class CatalogWriter:
             self.roles.id: id,
         }
         row |= {name: values[name] for name in self.roles.fields}
-        shards.add(row, len(image))
+        with writing(self.folder):
+            shards.add(row, len(image))
         self._products[split].append(key(id))
         self._digest.update(json.dumps([split, id, [values[name] for name in self.roles.fields]]).encode())
         self._digest.update(hashlib.sha256(image).digest())
@@ -168,7 +184,8 @@ class CatalogWriter:
     def leave_out(self, row: LeftOut) -> None:
         """Record a row that is not in the catalogue."""
         self._left_out[row.reason.split(":")[0]] += 1
-        self._rejected.add(row.model_dump())
+        with writing(self.folder):
+            self._rejected.add(row.model_dump())
 
     @cached_property
     def card(self) -> CatalogCard:
@@ -306,11 +323,14 @@ class Catalog:
 
 
 def parquet_rows(file: Path | IO[bytes], columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:
-    """Rows of a Parquet file, some hundreds at a time, however large its row groups are."""
+    """Rows of a Parquet file, some hundreds or some megabytes at a time, however large its row groups are."""
     # by default Arrow reads a whole row group at once, and keeps all that it has read
     with pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES) as parquet:
-        for batch in parquet.iter_batches(BATCH_ROWS, columns=columns):
-            yield batch.to_pylist()
+        for number in range(parquet.num_row_groups):
+            group = parquet.metadata.row_group(number)
+            wanted = min(BATCH_ROWS, group.num_rows * GROUP_BYTES // max(1, group.total_byte_size))
+            for batch in parquet.iter_batches(max(1, wanted), row_groups=[number], columns=columns):
+                yield batch.to_pylist()
 
 
 def _schema(roles: Roles, integer_fields: Sequence[str]) -> pa.Schema:
@@ -335,9 +355,16 @@ def _dataset_card(card: CatalogCard) -> str:
     left_out = ", ".join(f"{count} ({reason})" for reason, count in card.left_out.items())
     return (
         f"---\npretty_name: {json.dumps(card.name)}\ntags: [catalens, product-pictures]\nconfigs:\n"
-        f"- config_name: default\n  data_files:\n{files}---\n\n"
+        f"- config_name: default\n  version: {_version(card)}\n  data_files:\n{files}---\n\n"
         f"# {card.name}\n\nA catalogue of product pictures, made by catalens.\n\n"
         f"| split | rows | products |\n|---|---:|---:|\n{counts}\n"
         f"Product id: `{card.roles.id}`. Picture: `{card.roles.image}`. Fields: {fields}.\n"
         + (f"\nLeft out: {left_out}.\n" if left_out else "")
     )
+
+
+def _version(card: CatalogCard) -> str:
+    """`1.x.y` by content and columns: `datasets` keeps what it has read by a folder's name and this version."""
+    columns = json.dumps([card.content_hash, card.roles.model_dump(), card.integer_fields])
+    digest = hashlib.sha256(columns.encode()).digest()
+    return f"1.{int.from_bytes(digest[:4], 'big')}.{int.from_bytes(digest[4:8], 'big')}"

@@ -87,6 +87,9 @@ def prepare(
     max_bad: Annotated[str, typer.Option(help="Largest share of rows that may be left out.")] = "5%",
     retry: Annotated[str | None, typer.Option(metavar="failed", help="Ask again for pictures that failed.")] = None,
     max_side: Annotated[int | None, typer.Option(min=16, help="Make larger pictures smaller, in pixels.")] = None,
+    strip_metadata: Annotated[
+        bool, typer.Option("--strip-metadata", help="Take EXIF with its position, XMP and comments out of pictures.")
+    ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 64,
     per_host: Annotated[int, typer.Option(min=1, help="Requests at a time to one host.")] = 16,
     rate: Annotated[float, typer.Option(min=0.5, help="Most requests a second to one host.")] = 50,
@@ -102,7 +105,8 @@ def prepare(
 ) -> None:
     """Make a catalogue of a table: pictures fetched and checked, near-duplicates tied, split by product, stored.
 
-    A run that was stopped goes on from where it was; a second run asks only for what is missing.
+    A run that was stopped goes on from where it was; a second run, also of a table or flags that have changed, asks
+    only for pictures that it has not seen.
     """
     from catalens.catalog.preparing import PrepareSpec
     from catalens.catalog.preparing import prepare as prepare_source
@@ -125,6 +129,7 @@ def prepare(
             "max_bad": share_of(max_bad),
             "numbers": {"decimal": decimal, "thousands": thousands},
             "max_side": max_side,
+            "strip_metadata": strip_metadata,
             "encoding": encoding,
             "delimiter": delimiter,
             "engine": engine,

@@ -10,11 +10,10 @@ process, and goes when the whole file is there.
 """
 
 import csv
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalens.catalog.folders import locked
 from catalens.config import PromptSpec
 from catalens.errors import InferenceError, RecipeError
 from catalens.inference.prediction import record_columns
@@ -114,8 +114,12 @@ def open_parts(out: Path, asked: Mapping[str, Any], overwrite: bool) -> Iterator
     if out.is_dir():
         raise InferenceError(f"{out} is a folder: choose another --out")
     parts = Parts(out)
-    with _locked(out, parts.folder):
+    with ExitStack() as held:
         with _written(out):
+            if not held.enter_context(locked(parts.folder)):
+                raise InferenceError(
+                    f"{out} is being written by another process: wait for it or choose another --out"
+                )
             parts.start(asked, overwrite)
         yield parts
 
@@ -150,33 +154,6 @@ def _written(out: Path) -> Iterator[None]:
             f"{out} cannot be written ({error.strerror or error}): mend that and give the same command again, "
             "what is done is kept"
         ) from error
-
-
-@contextmanager
-def _locked(out: Path, folder: Path) -> Iterator[None]:
-    """Hold a folder, made if absent; the lock dies with its process. An empty folder is removed in the end."""
-    with _written(out):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    try:
-        if not _lock(handle, folder):
-            raise InferenceError(f"{out} is being written by another process: wait for it or choose another --out")
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                folder.rmdir()
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int, folder: Path) -> bool:
-    """Whether the folder is locked now, and still the one that was opened: whoever had it may have removed it."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(handle), folder.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 def _write(path: Path, data: bytes) -> None:

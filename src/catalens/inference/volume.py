@@ -201,7 +201,7 @@ async def _fetch(
     async def picture(row: TableRow) -> _Picture:
         if row.reason is not None:
             return _Picture(row.number, row.id, None, row.reason)
-        received = await receive(row, spec, downloader, threads)
+        received = await receive(row.picture, row.embedded, spec, downloader, threads)
         return _Picture(row.number, row.id, received.body, received.reason)
 
     return await asyncio.gather(*map(picture, rows))

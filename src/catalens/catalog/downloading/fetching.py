@@ -13,7 +13,8 @@ import email.utils
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -97,10 +98,20 @@ class Downloader:
 
         Redirects are followed, what may be passing is tried again as the settings say.
         """
+        async with self.fetching(url) as fetched:
+            return fetched
+
+    @asynccontextmanager
+    async def fetching(self, url: str) -> AsyncIterator[Fetched]:
+        """`fetch`, with the connection's place kept until the block ends: no more bodies are held than places."""
+        async with AsyncExitStack() as held:
+            yield await self._fetch(url, held)
+
+    async def _fetch(self, url: str, held: AsyncExitStack) -> Fetched:
         attempts = 0
         while True:
             attempts += 1
-            asked, status, outcome = await self._follow(url)
+            asked, status, outcome = await self._follow(url, held)
             final_url = str(asked) if asked else None
             if isinstance(outcome, bytes):
                 return Fetched(final_url, status, outcome, attempts, None, False)
@@ -109,7 +120,7 @@ class Downloader:
             longest = min(LONGEST_BACKOFF, self.spec.backoff * 2 ** (attempts - 1))
             await asyncio.sleep(random.uniform(0, longest))  # full jitter: those that failed together part
 
-    async def _follow(self, text: str) -> tuple[URL | None, int | None, bytes | Failure]:
+    async def _follow(self, text: str, held: AsyncExitStack) -> tuple[URL | None, int | None, bytes | Failure]:
         """One attempt, the URL and its redirects: the last URL asked, its status, and a body or why there is none."""
         url, status, outcome = None, None, checked_url(text)
         asked: set[URL] = set()
@@ -120,13 +131,17 @@ class Downloader:
                 outcome = Failure(f"too many redirects: more than {self.spec.max_redirects}")
             else:
                 asked.add(url := outcome)
-                status, outcome = await self._ask(url)
+                status, outcome = await self._ask(url, held)
         return url, status, outcome
 
-    async def _ask(self, url: URL) -> tuple[int | None, bytes | URL | Failure]:
-        """Status and outcome of one request, when it is this host's turn; a redirect's outcome is its target."""
+    async def _ask(self, url: URL, held: AsyncExitStack) -> tuple[int | None, bytes | URL | Failure]:
+        """Status and outcome of one request, when it is this host's turn; a redirect's outcome is its target.
+
+        The turn of a request that brings a body is `held`.
+        """
         clock = asyncio.get_running_loop().time
-        async with self._pacer.turn((url.host, url.port)) as host:
+        async with AsyncExitStack() as turn:
+            host = await turn.enter_async_context(self._pacer.turn((url.host, url.port)))
             if host.given_up:
                 silence = f"nothing but time-outs, lost connections, 429 and 503 for {self.spec.host_patience:g} s"
                 return None, Failure(f"host given up: {silence}", retryable=True)
@@ -139,12 +154,15 @@ class Downloader:
                         host.objected(asked_at, pause, clock())
                     else:
                         host.answered()
-                    return status, await self._read(url, response)
+                    outcome = await self._read(url, response)
             except Exception as error:
                 failure = explained(error, self.spec)
                 if failure.retryable:
                     host.unheard(clock())
                 return status, failure
+            if isinstance(outcome, bytes):
+                held.push_async_exit(turn.pop_all())
+            return status, outcome
 
     async def _read(self, url: URL, response: aiohttp.ClientResponse) -> bytes | URL | Failure:
         """What an answer holds; leaving the response with bytes unread closes its connection."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from catalens.catalog.drawing import in_pool, noise_floor
+from catalens.catalog.folders import refuse_existing
 from catalens.catalog.mimicking.fidelity import Cost, Fidelity, compare, time_steps, write_fidelity
 from catalens.catalog.mimicking.learning import learn_profile
 from catalens.catalog.mimicking.photographs import photograph
@@ -25,7 +26,7 @@ from catalens.catalog.mimicking.products import MimickedProduct, Planner
 from catalens.catalog.mimicking.profile import K, Profile, load_profile, save_profile
 from catalens.catalog.mimicking.surveys import Meter, Survey, survey_catalog
 from catalens.catalog.splits import split_of
-from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, Roles, refuse_existing
+from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, Roles
 
 __all__ = ["Fidelity", "K", "Mimicked", "Profile", "learn_profile", "load_profile", "mimic_catalog", "save_profile"]
 
