@@ -36,8 +36,6 @@ AHEAD = 16
 WEB = ("http", "https")
 HERE = ("file://", "local://")
 """How URLs of this machine's own files begin."""
-LONGEST_PATH = 200
-"""Characters of a path that a reason shows."""
 TASK_PICTURES = 16
 """Pictures of a task on a cluster."""
 TASK_BYTES = 32 * 2**20
@@ -246,7 +244,7 @@ def _read(picture: str, spec: CollectSpec) -> Fetched:
     if "://" in base:
         if "://" in picture or picture.startswith("/") or ".." in picture.split("/"):
             return _found(None, "picture path leaves the table's folder")
-        return _loaded(partial(open_bytes, f"{base}/{picture}"), picture, spec)
+        return _loaded(partial(open_bytes, f"{base}/{picture}"), spec)
     folder = Path(base).resolve()
     try:
         inside = (folder / picture).resolve()
@@ -254,7 +252,7 @@ def _read(picture: str, spec: CollectSpec) -> Fetched:
         return _found(None, "picture path is none")
     if not inside.is_relative_to(folder):
         return _found(None, "picture path leaves the table's folder")
-    return _loaded(partial(_open_file, inside), picture, spec)
+    return _loaded(partial(_open_file, inside), spec)
 
 
 def _open_file(path: Path) -> IO[bytes]:
@@ -270,7 +268,7 @@ def _open_file(path: Path) -> IO[bytes]:
         raise
 
 
-def _loaded(opened: Callable[[], IO[bytes]], picture: str, spec: CollectSpec) -> Fetched:
+def _loaded(opened: Callable[[], IO[bytes]], spec: CollectSpec) -> Fetched:
     try:
         with opened() as file:
             data = file.read(spec.download.max_bytes + 1)
@@ -278,7 +276,7 @@ def _loaded(opened: Callable[[], IO[bytes]], picture: str, spec: CollectSpec) ->
         return _found(None, "picture path is none")
     except OSError as error:
         reason = error.strerror or str(error).partition("\n")[0]
-        return _found(None, f"picture cannot be read: {reason} ({picture[:LONGEST_PATH]})")
+        return _found(None, f"picture cannot be read: {reason}")
     if len(data) > spec.download.max_bytes:
         return _found(None, f"too large: more than {spec.download.max_bytes:,} bytes")
     return _found(data)

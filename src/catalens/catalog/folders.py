@@ -65,7 +65,7 @@ def foreign(folder: Path) -> Path | None:
 
 def refuse_strange(folder: Path) -> None:
     """Raise CatalogError where a folder that is ours to remove holds what is not ours."""
-    strange = folder if folder.is_symlink() else foreign(folder)
+    strange = foreign(folder) if folder.is_dir() and not folder.is_symlink() else folder
     if strange is not None:
         raise CatalogError(f"{strange} is in the way: move it away or choose another --out")
 
@@ -134,15 +134,33 @@ def manifest(folder: Path) -> str:
 
 
 def recover(folder: Path) -> None:
-    """Put back the catalogue that a killed command had moved aside, or remove it where the new one is in place."""
-    aside = _previous(folder)
-    if not aside.is_dir():
-        return
-    refuse_strange(aside)
-    if occupied(folder) or not (aside / "catalog.json").is_file():
-        _remove(aside)
-    else:
-        aside.rename(folder)
+    """Tidy up after a killed command: one of the catalogues that it left is in place then, and no other is there.
+
+    Raises CatalogError where something of a person's is under one of our names.
+    """
+    partial, previous = partial_of(folder), _previous(folder)
+    if partial.exists() or partial.is_symlink():
+        refuse_strange(partial)
+        with locked(partial) as held:
+            if held:
+                sweep(partial)
+    if previous.exists() or previous.is_symlink():
+        refuse_strange(previous)
+        if occupied(folder) or not (previous / "catalog.json").is_file():
+            _remove(previous)
+        else:
+            previous.rename(folder)
+
+
+def sweep(partial: Path) -> None:
+    """Remove what is half written of a catalogue, and leave its folder, which is locked."""
+    for path in partial.iterdir():
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def partial_of(folder: Path) -> Path:
+    """Where a catalogue is written before it is whole."""
+    return folder.parent / f".{folder.name}.partial"
 
 
 def _remove(folder: Path) -> None:

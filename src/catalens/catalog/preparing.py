@@ -38,6 +38,8 @@ from catalens.catalog.values import Numbers, read_picture, read_values
 from catalens.config import Frozen
 from catalens.errors import CatalensError, CatalogError, TooManyBadRowsError
 
+LONGEST_SOURCE = 200
+"""Characters that are shown of a URL or path."""
 BATCH_ROWS = 1000
 BATCH_BYTES = 16 * 2**20
 """Bytes of pictures that came with their rows, from which on they are written down."""
@@ -214,7 +216,7 @@ class _Work:
         return {
             "rows": self._asked,
             "made": self._collecting.made,
-            "fractions": list(self.spec.fractions.items()),
+            "fractions": [[split, share] for split, share in self.spec.fractions.items()],  # their order counts
         }
 
     def _few(self, bad: int) -> bool:
@@ -310,7 +312,8 @@ class _Work:
         for row in self.journal.failures():
             counts[str(row.reason).split(":")[0]] += 1
             if len(some) < 5:
-                some.append(f"row {row.number} ({row.id}): {row.reason}")
+                shown = f" ({row.picture[:LONGEST_SOURCE]})" if row.picture else ""
+                some.append(f"row {row.number} ({row.id}): {row.reason}{shown}")
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
         raise TooManyBadRowsError(
             f"{bad} of {total} rows of {self.source.where} cannot be used, "
@@ -345,7 +348,7 @@ class _Work:
         numbered: dict[str, int] = {}
         broken: set[str] = set()
         numbers = self.roles.columns("number")
-        for id, fields, sha256, fingerprint in self.journal.keys_of_pictures():
+        for id, fields, sha256, fingerprint in self.journal.keys_of_pictures(self.roles.fields):
             products.append(key(id))
             contents.append(int.from_bytes(sha256[:8], "big"))
             prints += fingerprint

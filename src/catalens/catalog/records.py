@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from catalens.config import Kind
 from catalens.errors import CatalogError
 
 FORMAT = 1
@@ -275,16 +276,19 @@ class Journal:
         self._database.execute("UPDATE pictures SET reason = NULL, made = NULL WHERE reason IS NOT NULL")
         return total
 
-    def keys_of_pictures(self) -> Iterator[tuple[str, Mapping[str, Any], bytes, bytes]]:
-        """Id, fields, SHA-256 and fingerprint of every row with a picture, in order."""
+    def keys_of_pictures(self, kinds: Mapping[str, Kind]) -> Iterator[tuple[str, Mapping[str, Any], bytes, bytes]]:
+        """Id, fields, SHA-256 and fingerprint of every row with a picture, in order; `kinds` are of the fields."""
         found = self._database.execute(
-            "SELECT id, fields, sha256, fingerprint FROM rows JOIN pictures USING (picture) "
-            "WHERE pictures.reason IS NULL ORDER BY number"
+            "SELECT number, id, fields, sha256, fingerprint FROM rows LEFT JOIN pictures USING (picture) "
+            "WHERE rows.reason IS NULL AND pictures.reason IS NULL ORDER BY number"
         )
-        for id, fields, sha256, fingerprint in found:
-            if len(sha256 or b"") != 32 or len(fingerprint or b"") != 32:
-                raise sqlite3.DatabaseError(f"no hash of the picture of product {id!r}")
-            yield id, _mapping(fields), sha256, fingerprint
+        types = {name: int | float if kind == "number" else str for name, kind in kinds.items()}
+        for number, id, text, sha256, fingerprint in found:
+            fields = _mapping(text)
+            whole = fields.keys() == types.keys() and all(isinstance(fields[name], types[name]) for name in types)
+            if not (whole and isinstance(id, str) and len(sha256 or b"") == len(fingerprint or b"") == 32):
+                raise sqlite3.DatabaseError(f"row {number} is broken")
+            yield id, fields, sha256, fingerprint
 
     def failures(self) -> Iterator[TableRow]:
         """Rows that cannot be used, in order, each with its reason."""

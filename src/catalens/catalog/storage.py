@@ -14,7 +14,6 @@ replaced only where it is known for a catalogue of ours that nobody has touched.
 
 import hashlib
 import json
-import shutil
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +27,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from catalens.catalog.folders import Manifests, locked, put_in_place, recover, refuse_strange, refuse_taken, writing
+from catalens.catalog.folders import (
+    Manifests,
+    locked,
+    partial_of,
+    put_in_place,
+    recover,
+    refuse_taken,
+    sweep,
+    writing,
+)
 from catalens.catalog.splits import key
 from catalens.config import Frozen, Kind
 from catalens.errors import CatalogError
@@ -125,7 +133,7 @@ class CatalogWriter:
         refuse_double_roles(roles)
         self.roles, self.provenance, self.integer_fields = roles, dict(provenance), tuple(integer_fields)
         self.figures: dict[str, float] = {}
-        aside = self.folder.parent / f".{self.folder.name}.partial"
+        aside = partial_of(self.folder)
         self._left_out: Counter[str] = Counter()
         self._rejected = _File(aside / "rejected.parquet", REJECTED)
         self._aside = aside
@@ -142,8 +150,6 @@ class CatalogWriter:
                 raise CatalogError(
                     f"{self.folder} is being written by another process: wait for it or choose another --out"
                 )
-            refuse_strange(self._aside)
-            self._sweep()
             (self._aside / "data").mkdir()
             self._held = held.pop_all()
         return self
@@ -157,14 +163,9 @@ class CatalogWriter:
                         put_in_place(self._aside, self.folder, self._replaces)
                     return
             except BaseException:
-                self._sweep()
+                sweep(self._aside)
                 raise
-            self._sweep()
-
-    def _sweep(self) -> None:
-        """Remove what is written of the catalogue, and leave its folder, which is locked."""
-        for path in self._aside.iterdir():
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            sweep(self._aside)
 
     def add(self, split: str, image: bytes, id: str, values: Mapping[str, object]) -> None:
         """Add a row whose picture has been checked; CatalogError where it cannot be written."""
