@@ -47,7 +47,7 @@ def test_longer_texts_tell_their_encoding(tmp_path: Path):
     (tmp_path / "shop.csv").write_bytes(text(rows, ";").encode("cp1251"))
     source = open_source(str(tmp_path / "shop.csv"))
     assert list(source.rows()) == rows
-    assert source.told == "read as cp1251, divided by ';'"
+    assert source.told == "read as cp1251, as in 'Красная', divided by ';'"
     (tmp_path / "said.csv").write_bytes(text(rows).encode("koi8-r"))
     assert list(open_source(str(tmp_path / "said.csv"), encoding="koi8-r").rows()) == rows
 

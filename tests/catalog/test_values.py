@@ -1,6 +1,7 @@
 """Cells as tables write them."""
 
 import math
+from decimal import Decimal
 
 import pytest
 
@@ -33,10 +34,35 @@ ENGLISH, GERMAN = Numbers(thousands=","), Numbers(decimal=",", thousands=".")
         (Numbers(), "1,290", None),
         (Numbers(), "", None),
         (Numbers(), "$", None),
-        (Numbers(), "USD 5", None),
+        (Numbers(), "USD 5", 5),
+        (Numbers(), "12.50 EUR", 12.5),
+        (Numbers(), "CHF1\u2019299.50", 1299.5),
+        (Numbers(), "1'299", 1299),
+        (Numbers(), "XYZ 5", None),
+        (Numbers(), "12 PCS", None),
+        (Numbers(), "1\u00a0299", 1299),
+        (Numbers(decimal=","), "1\u202f299,00\u00a0\u20ac", 1299.0),
+        (Numbers(decimal=",", thousands=" "), "1\u2009299,00", 1299.0),
+        (Numbers(decimal=",", thousands=" "), "1\u00a0450,00 \u20ac", 1450.0),
+        (Numbers(thousands="\u202f"), "1 299", 1299),
+        (Numbers(thousands="'"), "1\u2019299\u2019000", 1299000),
+        (Numbers(), "1\u00a029", None),
+        (Numbers(), "5 600", None),
+        (ENGLISH, "1'299,000", None),
+        (ENGLISH, "\u20b91,29,999.00", 129999.0),
         (Numbers(), True, None),
         (Numbers(), math.inf, None),
-        (Numbers(), 2**70, 2**70),
+        (Numbers(), 2**63 - 1, 2**63 - 1),
+        (Numbers(), -(2**63), -(2**63)),
+        (Numbers(), 2**63, None),
+        (Numbers(), 10**400, None),
+        (Numbers(), "9223372036854775807", 2**63 - 1),
+        (Numbers(), "9223372036854775808", None),
+        (Numbers(), Decimal("12.50"), 12.5),
+        (Numbers(), Decimal("NaN"), None),
+        (Numbers(), Decimal("1E+999"), None),
+        (Numbers(), ["5"], None),
+        (Numbers(), b"5", None),
     ],
 )
 def test_numbers_are_read_by_one_rule(numbers: Numbers, text: object, number: float | None):
@@ -99,7 +125,10 @@ def test_a_number_column_that_holds_words_is_none():
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"id": "1", "title": "Scarf"}, "no column holds pictures: say which with --image; columns are id, title"),
+        (
+            {"id": "1", "title": "Scarf"},
+            "no column holds pictures: say which with --image; columns are 'id', 'title'",
+        ),
         ({"photo": "a.jpg", "title": "Scarf"}, "no column names the product: say which with --id"),
         ({"photo": "a.jpg", "id": "1", "x": "y"}, "say which with --text, --category and --number"),
     ],

@@ -12,7 +12,7 @@ order. The work folder stays, so that a later run, also of a table or flags that
 that it has not seen; it may be removed.
 """
 
-import math
+import shlex
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,9 +34,9 @@ from catalens.catalog.roles import Columns, guess_columns
 from catalens.catalog.sources import Row, Source, open_source
 from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key
 from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, LeftOut, Roles, refuse_double_roles
-from catalens.catalog.values import Numbers, read_picture, read_values
+from catalens.catalog.values import Numbers, picture_reason, read_picture, read_values, storable
 from catalens.config import Frozen
-from catalens.errors import CatalensError, CatalogError, TooManyBadRowsError
+from catalens.errors import CatalogError, TooManyBadRowsError
 
 LONGEST_SOURCE = 200
 """Characters that are shown of a URL or path."""
@@ -122,7 +122,7 @@ def _columns(source: Source, given: Columns, numbers: Numbers, tell: Callable[[s
     }
     guessed = {name for name in flags if name not in (given.image, given.id, *given.fields)}
     if guessed:
-        said = " ".join(f"{flag} {name}" for name, flag in flags.items() if name in guessed)
+        said = shlex.join(str(word) for name, flag in flags.items() if name in guessed for word in (flag, name))
         tell(f"guessed from names and values: {said}")
     return columns
 
@@ -236,10 +236,12 @@ class _Work:
         """Rows with the keys of their pictures, some at a time."""
         batch: list[tuple[TableRow, str | None]] = []
         read = size = 0
-        for row in self._rows():
+        columns = [self.image, self.roles.id, *self.roles.fields]
+        for read, cells in enumerate(self.source.rows(columns), start=1):
+            row = self._row(read, cells)
             key = None if row.reason else picture_key(row.picture, row.embedded, self._collecting.base)
             batch.append((row, key))
-            read, size = read + 1, size + len(row.embedded or b"")
+            size += len(row.embedded or b"")
             if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
                 yield batch
                 progress("reading", read, None, "")
@@ -249,18 +251,6 @@ class _Work:
         where, spec = self.source.where, self.spec
         if "://" not in where and open_source(where, spec.encoding, spec.delimiter).version != self.source.version:
             raise CatalogError(f"{where} changed while it was read: give the same command again")
-
-    def _rows(self) -> Iterator[TableRow]:
-        number = 0
-        try:
-            for number, row in enumerate(self.source.rows(), start=1):
-                yield self._row(number, row)
-        except CatalensError:
-            raise
-        except Exception as error:  # whatever a file system, a server or a parser raises
-            raise CatalogError(
-                f"{self.source.where}: cannot be read after row {number} ({_first_line(error)})"
-            ) from error
 
     def collect(self, progress: Progress) -> None:
         """Give every picture a record."""
@@ -326,20 +316,15 @@ class _Work:
     def _row(self, number: int, row: Row) -> TableRow:
         """A row that can be kept, whatever the table holds."""
         if isinstance(row, str):
-            return TableRow(number, "", {}, "", reason=_text(row))
-        try:
-            id, fields, reason = read_values(row, self.roles, self.spec.numbers)
-            picture, embedded = read_picture(row.get(self.image))
-            reason = reason or _unstorable({self.roles.id: id, **fields, self.image: picture})
-        except Exception as error:  # cells may hold anything, and make their reading raise anything
-            return TableRow(number, "", {}, "", reason=_text(f"cannot be read: {_first_line(error)}"))
+            return TableRow(number, "", {}, "", reason=storable(row))
+        id, fields, reason = read_values(row, self.roles, self.spec.numbers)
+        picture, embedded = read_picture(row.get(self.image))
+        reason = reason or picture_reason(row.get(self.image), self.image)
         largest = self.spec.download.max_bytes
-        if reason is None and not picture and embedded is None:
-            reason = f"no value in {self.image!r}"
-        elif reason is None and embedded is not None and len(embedded) > largest:
+        if reason is None and embedded is not None and len(embedded) > largest:
             reason = f"too large: more than {largest:,} bytes"
         if reason is not None:
-            return TableRow(number, _text(id), {}, _text(picture), reason=_text(reason))
+            return TableRow(number, id, {}, picture, reason=storable(reason))
         return TableRow(number, id, fields, picture, embedded)
 
     def _keys(self) -> _Keys:
@@ -374,23 +359,3 @@ def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) ->
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return ", ".join(name for name in other if one.get(name) != other[name])
 
-
-def _unstorable(values: Mapping[str, object]) -> str | None:
-    """Why a row's values cannot be written down; None where they can."""
-    for name, value in values.items():
-        if isinstance(value, str) and _text(value) != value:
-            return f"not text in {name!r}: it holds half of a character"
-        if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            return f"too large a number in {name!r}"
-        if not isinstance(value, str | int) and not (isinstance(value, float) and math.isfinite(value)):
-            return f"neither text nor number in {name!r}"
-    return None
-
-
-def _text(text: str) -> str:
-    """Text that can be written down: half of a character becomes a question mark."""
-    return text.encode(errors="replace").decode()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalens.catalog.values import Numbers, is_missing
+from catalens.catalog.values import SHOWN, Numbers, is_missing, is_storable, number_flags
 from catalens.config import Kind
 from catalens.errors import RecipeError
 
@@ -45,12 +45,12 @@ def guess_columns(
     Fields are guessed only where none is given: a title, a category and a number, as many as there are. Raises
     RecipeError where a column for the picture, the product or any field cannot be told.
     """
-    free = [name for name in columns if name not in {given.image, given.id, *given.fields}]
+    free = [name for name in columns if is_storable(name) and name not in {given.image, given.id, *given.fields}]
     picture = given.image or guess_image(free, rows)
     free = [name for name in free if name != picture]
     product = given.id or guess_id(free, rows)
     if product is None:
-        raise RecipeError(f"no column names the product: say which with --id; columns are {', '.join(columns)}")
+        raise RecipeError(f"no column names the product: say which with --id; columns are {names_of(columns)}")
     free = [name for name in free if name != product]
 
     def pick(names: Sequence[str], fits: Callable[[list[Any]], bool]) -> str | None:
@@ -63,12 +63,12 @@ def guess_columns(
         fields[title] = "text"
     if category := pick(CATEGORIES, lambda found: len({str(value) for value in found}) <= max(2, len(found) // 2)):
         fields[category] = "category"
-    if number := pick(NUMBERS, lambda found: sum(numbers.read(v) is not None for v in found) >= 0.8 * len(found)):
+    if number := _number_column(free, rows, numbers):
         fields[number] = "number"
     if not fields:
         raise RecipeError(
             "no column to learn is known by its name: say which with --text, --category and --number; "
-            f"columns are {', '.join(columns)}"
+            f"columns are {names_of(columns)}"
         )
     return Columns(picture, product, fields)
 
@@ -78,13 +78,37 @@ def guess_image(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]]) -> st
     named = _pick(columns, rows, PICTURES, _are_pictures)
     picture = named or next((name for name in columns if _are_pictures(_values(rows, name))), None)
     if picture is None:
-        raise RecipeError(f"no column holds pictures: say which with --image; columns are {', '.join(columns)}")
+        raise RecipeError(f"no column holds pictures: say which with --image; columns are {names_of(columns)}")
     return picture
 
 
 def guess_id(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]]) -> str | None:
     """The column that names the product, told likewise; None where there is none."""
-    return _pick(columns, rows, PRODUCTS, lambda found: all(isinstance(value, str | int) for value in found))
+    return _pick(columns, rows, PRODUCTS, lambda found: all(map(_is_id, found)))
+
+
+def names_of(columns: Sequence[str]) -> str:
+    """Column names as a message shows them, so that blanks and odd characters are seen."""
+    return ", ".join(map(repr, columns))
+
+
+def _number_column(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]], numbers: Numbers) -> str | None:
+    """The number column by its name, the best first; RecipeError where a better one's values do not read."""
+    for name in _ranked(columns, NUMBERS):
+        found = _values(rows, name)
+        wrong = [value for value in found if numbers.read(value) is None]
+        if found and len(wrong) <= 0.2 * len(found):
+            return name
+        written = [value for value in wrong if isinstance(value, str) and any(char.isdigit() for char in value)]
+        if not found or len(written) < 0.5 * len(found):
+            continue  # words, in a column that is only called like a number's
+        flags = number_flags(written)
+        raise RecipeError(
+            f"column {name!r} is a number by its name, but {written[0][:SHOWN]!r} does not read as one: "
+            + (f"say {flags}, or " if flags else "")
+            + "name the columns to learn with --text, --category and --number"
+        )
+    return None
 
 
 def _pick(
@@ -120,6 +144,10 @@ def _ranked(columns: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and value.is_integer())
 
 
 def _are_pictures(found: Sequence[Any]) -> bool:

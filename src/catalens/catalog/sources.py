@@ -6,14 +6,16 @@
     open_source("DBQ/Burberry.Product.prices.United.States")       a Hugging Face dataset
 
 give a `Source` whose `rows()` yields `{"imageurl": "https://...", "product_code": "8043", "full_price": 390.0, ...}`.
-Values are as the file has them: text where the format knows no types, so that no code loses its leading zeros.
+Values are as the file has them: text where the format knows no types, so that no code loses its leading zeros. A row
+that cannot be read is a sentence that says why.
 """
 
-import csv
+import codecs
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -22,11 +24,13 @@ from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow.parquet as pq
-from charset_normalizer import from_bytes
 
-from catalens.catalog.roles import SAMPLE_ROWS
-from catalens.catalog.storage import parquet_rows
-from catalens.errors import CatalogError
+from catalens.catalog.arrow import batch_rows, parquet_rows
+from catalens.catalog.delimited import detect_delimiter, records
+from catalens.catalog.encodings import detect_encoding
+from catalens.catalog.roles import SAMPLE_ROWS, names_of
+from catalens.catalog.values import SHOWN
+from catalens.errors import CatalensError, CatalogError
 
 FORMATS = {
     ".csv": "csv",
@@ -37,17 +41,25 @@ FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
-DELIMITERS = ",;\t|"
 SAMPLE_BYTES = 2**18
-"""How much of a table is looked at to tell its encoding and delimiter."""
-ENOUGH_TO_TELL = 16
-"""Bytes beyond ASCII from which an encoding is guessed; with fewer, and no UTF-8, it is Windows' western one."""
+"""How much of a text table is looked at to tell its encoding and delimiter."""
+FIRST_BYTES = 2**26
+"""Most bytes of pictures that are held to guess columns."""
+DATASET_ROWS = 64
+"""Rows of a dataset read at a time."""
+LONG_INTEGER = 100
+"""Digits from which a whole number in JSON is read as a double: nothing of use is as large."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"
 """Column of a metadata file that names the picture, by the imagefolder convention of Hugging Face datasets."""
+IDENTITIES = ("ETag", "etag", "Content-MD5", "md5Hash", "blob_id")
+"""What file systems call a mark of a file's content."""
 
 Row = Mapping[Any, Any] | str
 """A row by column, or why it cannot be read."""
+
+Read = Callable[[Collection[str] | None], Iterator[Row]]
+"""Reads rows from the first on: all columns, or at least those named."""
 
 
 @dataclass(frozen=True)
@@ -63,22 +75,48 @@ class Source:
     columns: tuple[str, ...]
     version: str
     """Changes when the rows may have changed."""
-    rows: Callable[[], Iterator[Row]]
+    read: Read
     told: str = ""
     """How the file was read, where that was guessed."""
     length: int | None = None
     """Rows in all, where the file tells it."""
 
+    def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
+        """Rows from the first on; what is wrong in a column that is not among `columns` does no harm.
+
+        Raises CatalogError where the table breaks off.
+        """
+        number = 0
+        try:
+            for row in self.read(columns):
+                number += 1
+                yield row
+        except CatalensError:
+            raise
+        except Exception as error:  # whatever a file system, a server or a parser raises
+            raise CatalogError(f"{self.where}: cannot be read beyond row {number} ({_first_line(error)})") from error
+
     def count(self) -> int:
         """Rows in all; reads through a table that does not tell."""
-        return sum(1 for _ in self.rows()) if self.length is None else self.length
+        return sum(1 for _ in self.rows(self.columns[:1])) if self.length is None else self.length
 
     def first(self, *named: str | None) -> list[Mapping[Any, Any]]:
         """Some first rows; CatalogError where there are none, or where a column that is `named` is not there."""
         for name in named:
             if name and name not in self.columns:
-                raise CatalogError(f"{self.where}: no column {name!r}; its columns are {', '.join(self.columns)}")
-        rows = [row for row in islice(self.rows(), SAMPLE_ROWS) if isinstance(row, Mapping)]
+                raise CatalogError(f"{self.where}: no column {name!r}; its columns are {names_of(self.columns)}")
+        rows: list[Mapping[Any, Any]] = []
+        reason, held = "", 0
+        for row in islice(self.rows(), SAMPLE_ROWS):
+            if isinstance(row, str):
+                reason = reason or row
+                continue
+            rows.append(row)
+            held += sum(map(_held, row.values()))
+            if held > FIRST_BYTES:
+                break
+        if not rows and reason:
+            raise CatalogError(f"{self.where}: none of its first rows can be read: {reason}")
         if not rows:
             raise CatalogError(f"{self.where}: the table has no rows")
         return rows
@@ -123,100 +161,101 @@ def _table(where: str, encoding: str | None, delimiter: str | None) -> Source:
     if kind is None:
         raise CatalogError(f"{where}: give a {', '.join(FORMATS)} file")
     columns, read, told = _reader(kind, where, encoding, delimiter)
-    rows = _parquet_length(where) if kind == "parquet" else None
-    if twice := next((name for name in columns if columns.count(name) > 1), None):
+    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
         raise CatalogError(f"{where}: column {twice!r} stands twice: rename one")
+    length = _parquet_length(where) if kind == "parquet" else None
     base, _, name = where.rpartition("/") if "://" in where else (str(Path(where).parent), "", Path(where).name)
-    return Source(
-        where, PurePosixPath(name).name.split(".")[0], base, tuple(columns), _version(where), read, told, rows
-    )
+    name = PurePosixPath(name).name.split(".")[0]
+    return Source(where, name, base, tuple(columns), _version(where), read, told, length)
 
 
-def _reader(
-    kind: str, where: str, encoding: str | None, delimiter: str | None
-) -> tuple[list[str], Callable[[], Iterator[Row]], str]:
+def _reader(kind: str, where: str, encoding: str | None, delimiter: str | None) -> tuple[list[str], Read, str]:
     """Column names of a file, what reads its rows, and what was guessed."""
     if kind == "parquet":
         with open_bytes(where) as file, pq.ParquetFile(file) as parquet:
             names = list(parquet.schema_arrow.names)
-        return names, lambda: _parquet_rows(where), ""
+        return names, lambda columns: _parquet_rows(where, columns), ""
+    sample = _sample(where)
+    try:
+        found = codecs.lookup(encoding).name if encoding else detect_encoding(where, sample)
+    except LookupError as error:
+        raise CatalogError(f"{where}: --encoding {encoding} is none that Python knows: say another") from error
+    text = sample.decode(found, errors="catalens.damaged").removeprefix("\ufeff")
+    word = next((word for word in re.findall(r"\w+", text) if not word.isascii()), "")[:SHOWN]
+    told = f"read as {found}{f', as in {word!r}' if word else ''}" if not encoding and found != "utf-8" else ""
     if kind == "jsonl":
-        first = next((row for row in _json_rows(where, encoding) if isinstance(row, Mapping)), {})
-        return list(first), lambda: _json_rows(where, encoding), ""
+        known = (row for row in islice(_json_rows(where, found), SAMPLE_ROWS) if isinstance(row, Mapping))
+        return list(dict.fromkeys(name for row in known for name in row)), lambda _: _json_rows(where, found), told
+    sign = delimiter or ("\t" if _suffix(where) == ".tsv" else detect_delimiter(text))
+    sign = "\t" if sign == "\\t" else sign
+    if len(sign) != 1:
+        raise CatalogError(f"{where}: --delimiter {sign!r} is no delimiter: give one sign")
+    with open_bytes(where) as file:
+        header = next(records(_lines(file, found), sign), None)
+    if not isinstance(header, list):
+        raise CatalogError(f"{where}: {f'its header cannot be read: {header}' if header else 'the file is empty'}")
+    if not delimiter and (told or sign not in (",", "\t")):
+        told = f"{told or f'read as {found}'}, divided by {sign!r}"
+    return header, lambda _: _csv_rows(where, found, sign), told
+
+
+def _sample(where: str) -> bytes:
+    """The beginning of a text table, up to a whole line where there is one."""
     with open_bytes(where) as file:
         sample = file.read(SAMPLE_BYTES)
-    found = encoding or _encoding(where, sample)
-    sign = delimiter or ("\t" if _suffix(where) == ".tsv" else _delimiter(sample.decode(found, errors="replace")))
-    with open_bytes(where) as file:
-        names = next(csv.reader(_lines(where, file, found), delimiter=sign), [])
-    usual = found.startswith("utf-8") and sign in (",", "\t")
-    return names, lambda: _csv_rows(where, found, sign), "" if usual else f"read as {found}, divided by {sign!r}"
+    return sample[: sample.rfind(b"\n") + 1] or sample if len(sample) == SAMPLE_BYTES else sample
 
 
 def _csv_rows(where: str, encoding: str, delimiter: str) -> Iterator[Row]:
     with open_bytes(where) as file:
-        reader = csv.DictReader(_lines(where, file, encoding), delimiter=delimiter, strict=True)
-        try:
-            for row in reader:
-                # None: where csv puts what no column holds
-                yield "more values than the table has columns" if None in row else row
-        except csv.Error as error:
-            raise CatalogError(f"{where}: cannot be read (line {reader.reader.line_num}: {error})") from error
+        found = records(_lines(file, encoding), delimiter)
+        header = next(found)
+        for cells in found:
+            if isinstance(cells, list):
+                fits = len(cells) <= len(header)
+                yield dict(zip(header, cells, strict=False)) if fits else "more values than the table has columns"
+            else:
+                yield cells
 
 
-def _lines(where: str, file: IO[bytes], encoding: str) -> Iterator[str]:
-    """Lines with their ends, as csv wants them."""
-    try:
-        with io.TextIOWrapper(file, encoding=encoding, newline="") as text:
-            yield from text
-    except (UnicodeError, LookupError) as error:
-        raise CatalogError(f"{where}: is not {encoding} throughout: say which with --encoding") from error
+def _lines(file: IO[bytes], encoding: str) -> Iterator[str]:
+    """Lines with their ends, as csv wants them; what is not of the encoding is marked in them."""
+    with io.TextIOWrapper(file, encoding=encoding, errors="catalens.damaged", newline="") as text:
+        yield next(text, "").removeprefix("\ufeff")
+        yield from text
 
 
-def _encoding(where: str, sample: bytes) -> str:
-    if sample.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    try:
-        # a character may be cut at the end of the sample
-        sample[: max(0, len(sample) - 4) if len(sample) == SAMPLE_BYTES else None].decode("utf-8")
-        return "utf-8-sig"
-    except UnicodeDecodeError:
-        if sum(byte >= 0x80 for byte in sample) < ENOUGH_TO_TELL:
-            return "cp1252"
-        best = from_bytes(sample).best()
-        if best is None:
-            raise CatalogError(f"{where}: its encoding cannot be told: say which with --encoding") from None
-        return best.encoding
-
-
-def _delimiter(sample: str) -> str:
-    """The sign that stands most often in the header line."""
-    header = next(iter(sample.splitlines()), "")
-    return max(DELIMITERS, key=lambda sign: (header.count(sign), -DELIMITERS.index(sign)))
-
-
-def _json_rows(where: str, encoding: str | None) -> Iterator[Row]:
+def _json_rows(where: str, encoding: str) -> Iterator[Row]:
     with open_bytes(where) as file:
-        for line in _lines(where, file, encoding or "utf-8-sig"):
+        for line in _lines(file, encoding):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, parse_int=_integer)
             except (ValueError, RecursionError) as error:
                 yield f"not JSON: {_first_line(error)}"
             else:
                 yield row if isinstance(row, dict) else "not a JSON object"
 
 
-def _parquet_rows(where: str) -> Iterator[Row]:
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= LONG_INTEGER else float(digits)
+
+
+def _parquet_rows(where: str, columns: Collection[str] | None) -> Iterator[Row]:
     with open_bytes(where) as file:
-        for rows in parquet_rows(file):
-            yield from rows
+        yield from parquet_rows(file, columns)
 
 
 def _parquet_length(where: str) -> int:
     with open_bytes(where) as file, pq.ParquetFile(file) as parquet:
         return parquet.metadata.num_rows
+
+
+def _held(value: object) -> int:
+    """Bytes of a picture's cell."""
+    data = value.get("bytes") if isinstance(value, Mapping) else value
+    return len(data) if isinstance(data, bytes) else 0
 
 
 # Folders and datasets
@@ -234,38 +273,66 @@ def _folder(folder: Path, encoding: str | None, delimiter: str | None) -> Source
             raise CatalogError(f"{path}: has no column {FILE_NAME!r} that names the pictures")
         parts.append((path.parent.relative_to(folder).as_posix(), columns, read))
 
-    def rows() -> Iterator[Row]:
+    def rows(columns: Collection[str] | None) -> Iterator[Row]:
         for inner, _, read in parts:
-            for row in read():
-                named = isinstance(row, Mapping) and inner != "." and row.get(FILE_NAME)
-                yield {**row, FILE_NAME: f"{inner}/{row[FILE_NAME]}"} if named and isinstance(row, Mapping) else row
+            for row in read(columns):
+                name = row.get(FILE_NAME) if isinstance(row, Mapping) and inner != "." else None
+                named = isinstance(row, Mapping) and isinstance(name, str) and name
+                yield {**row, FILE_NAME: f"{inner}/{name}"} if named and isinstance(row, Mapping) else row
 
     columns = dict.fromkeys(name for _, names, _ in parts for name in names)
-    version = _digest([_version(str(path)) for path in tables])
-    return Source(str(folder), folder.resolve().name, str(folder), tuple(columns), version, rows)
+    return Source(str(folder), folder.resolve().name, str(folder), tuple(columns), _versions(tables, folder), rows)
 
 
 def _dataset(where: str) -> Source:
     """A dataset of the Hugging Face hub, or a folder of files in a form that `datasets` knows."""
-    from datasets import Image, IterableDataset, load_dataset
+    from datasets import Image, load_dataset_builder
 
+    name = PurePosixPath(Path(where).resolve().name if Path(where).exists() else where).name
     try:
-        splits: Mapping[Any, IterableDataset] = load_dataset(where, streaming=True)  # type: ignore[assignment]
+        builder = load_dataset_builder(where)
+        files = [str(path) for paths in (builder.config.data_files or {}).values() for path in paths]
+        local = Path(where).is_dir() and all(Path(path).is_file() for path in files)
+        if local:
+            version = _versions([Path(path) for path in files], Path(where).resolve())
+        else:
+            marks = [getattr(paths, "origin_metadata", "") for paths in (builder.config.data_files or {}).values()]
+            version = _digest([str(builder.hash), *files, *map(str, marks)])
+        if local and files and builder.name == "parquet":
+            return _parquet_folder(where, name, files, version)
+        splits: Mapping[Any, Any] = builder.as_streaming_dataset()  # type: ignore[assignment]
+        parts = []
+        for part in splits.values():
+            for column, feature in (part.features or {}).items():
+                if isinstance(feature, Image):
+                    part = part.cast_column(column, Image(decode=False))
+            parts.append((part, list(part.column_names or next(iter(part)))))
     except Exception as error:
         raise CatalogError(
             f"{where}: neither a file or folder here nor a Hugging Face dataset that can be read "
             f"({_first_line(error)})"
         ) from error
-    parts = []
-    for part in splits.values():
-        for name, feature in (part.features or {}).items():
-            if isinstance(feature, Image):
-                part = part.cast_column(name, Image(decode=False))
-        parts.append(part)
-    names = dict.fromkeys(name for part in parts for name in part.column_names or next(iter(part)))
-    name = PurePosixPath(Path(where).resolve().name if Path(where).exists() else where).name
-    version = _digest([str(getattr(part.info, "download_checksums", None) or part.info.version) for part in parts])
-    return Source(where, name, where, tuple(names), version, lambda: (row for part in parts for row in part))
+
+    def rows(columns: Collection[str] | None) -> Iterator[Row]:
+        for part, names in parts:
+            wanted = part if columns is None else part.select_columns([name for name in names if name in columns])
+            for table in wanted.with_format("arrow").iter(DATASET_ROWS):
+                yield from batch_rows(table)
+
+    names = dict.fromkeys(column for _, columns in parts for column in columns)
+    return Source(where, name, where, tuple(names), version, rows)
+
+
+def _parquet_folder(where: str, name: str, files: list[str], version: str) -> Source:
+    """A folder of Parquet files, which are read as single ones are."""
+    columns = dict.fromkeys(column for path in files for column in _reader("parquet", path, None, None)[0])
+    length = sum(map(_parquet_length, files))
+
+    def rows(columns: Collection[str] | None) -> Iterator[Row]:
+        for path in files:
+            yield from _parquet_rows(path, columns)
+
+    return Source(where, name, where, tuple(columns), version, rows, length=length)
 
 
 # Names and versions
@@ -279,16 +346,31 @@ def _suffix(where: str) -> str:
 
 
 def _version(where: str) -> str:
-    """SHA-256 of a local file; what its server says of a remote one."""
+    """SHA-256 of a local file; of a remote one what its server says of the content, or else the same."""
     if "://" not in where:
         with Path(where).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     system, path = fsspec.core.url_to_fs(where)
-    return str(system.ukey(path))
+    info = system.info(path)
+    marks = [str(info[name]) for name in IDENTITIES if info.get(name)]
+    if marks and not any(mark.startswith("W/") for mark in marks):  # a weak ETag may outlive a change
+        return _digest(marks)
+    with system.open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def _versions(files: Iterable[Path], folder: Path) -> str:
+    """SHA-256 over names below a folder and contents of local files."""
+    return _digest(f"{_below(path, folder)} {path.stat().st_size} {_version(str(path))}" for path in files)
+
+
+def _below(path: Path, folder: Path) -> str:
+    resolved = path.resolve()
+    return (resolved.relative_to(folder.resolve()) if resolved.is_relative_to(folder.resolve()) else path).as_posix()
 
 
 def _digest(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ Tables are read as `catalens prepare` reads them; rows come one by one, in the s
 import glob
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,9 @@ from catalens.catalog.records import TableRow
 from catalens.catalog.roles import PICTURE_NAME, guess_id, guess_image
 from catalens.catalog.sources import Row, is_table, open_source
 from catalens.catalog.storage import SPLITS, Catalog
-from catalens.catalog.values import is_missing, read_picture
+from catalens.catalog.values import is_missing, picture_reason, read_id, read_picture
 from catalens.config import Frozen
-from catalens.errors import CatalensError, CatalogError, RecipeError
+from catalens.errors import CatalogError, RecipeError
 
 
 class InputSpec(Frozen):
@@ -95,17 +96,12 @@ def _table(where: str, spec: InputSpec, tell: Callable[[str], None]) -> Input:
     image = spec.image or guess_image(source.columns, first)
     id = spec.id or guess_id([name for name in source.columns if name != image], first)
     if not (spec.image and spec.id):
-        tell(f"guessed from names and values: --image {image}{f' --id {id}' if id else '; ids are row numbers'}")
+        flags = shlex.join(["--image", image, *(["--id", id] if id else [])])
+        tell(f"guessed from names and values: {flags}{'' if id else '; ids are row numbers'}")
 
     def rows() -> Iterator[TableRow]:
-        try:
-            for number, row in enumerate(source.rows(), start=1):
-                yield _row(number, row, image, id)
-        except CatalensError:
-            raise
-        except Exception as error:  # whatever a file system, a server or a parser raises
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise CatalogError(f"{where}: cannot be read ({reason})") from error
+        for number, row in enumerate(source.rows([image, *([id] if id else [])]), start=1):
+            yield _row(number, row, image, id)
 
     base = source.base if "://" in source.base else str(Path(source.base).absolute())
     return Input((where,), "id", id is None, base, f"{source.version} {image} {id}", source.count(), rows)
@@ -116,8 +112,8 @@ def _row(number: int, row: Row, image: str, id: str | None) -> TableRow:
         return TableRow(number, "", {}, "", reason=f"row {number}: {row}")
     cell = row.get(id) if id else None
     picture, embedded = read_picture(row.get(image))
-    reason = None if picture or embedded is not None else f"no value in {image!r}"
-    return TableRow(number, "" if is_missing(cell) else str(cell).strip(), {}, picture, embedded, reason)
+    reason = picture_reason(row.get(image), image)
+    return TableRow(number, "" if is_missing(cell) else read_id(cell), {}, picture, embedded, reason)
 
 
 def _catalogue(where: str, spec: InputSpec) -> Input:
