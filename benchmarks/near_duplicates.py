@@ -3,11 +3,14 @@
     python benchmarks/near_duplicates.py --catalog catalogs/furniture
 
 Every picture is copied in each way; a copy is found where its fingerprint is within the threshold of the original's.
-Without --catalog the pictures are drawn.
+Without --catalog the pictures are drawn. `--template 20000` prints instead what it takes to tie as many rows that
+show one mock-up, each in another colour and with noise.
 """
 
 import argparse
 import io
+import resource
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -19,6 +22,7 @@ from rich.table import Table
 from catalens.catalog.drawing import draw_catalog
 from catalens.catalog.duplicates import THRESHOLD, fingerprint, near_pairs
 from catalens.catalog.pictures import open_picture
+from catalens.catalog.splits import components
 from catalens.catalog.storage import Catalog
 
 THRESHOLDS = (16, 20, THRESHOLD, 28, 32)
@@ -29,7 +33,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--catalog", help="a catalogue instead of drawn pictures")
     parser.add_argument("--rows", type=int, default=600)
+    parser.add_argument("--template", type=int, help="rows of one mock-up, instead of copies")
     options = parser.parse_args()
+    if options.template:
+        _template(options.template)
+        return
     ids, pictures = zip(*_pictures(options.catalog, options.rows), strict=True)
     originals = _fingerprints(list(pictures))
     table = Table(title=f"{len(pictures)} pictures: copies found, by most bits that differ (ours: {THRESHOLD})")
@@ -47,6 +55,30 @@ def main() -> None:
     table.add_section()
     table.add_row("pairs of different products", *map(str, wrong))
     Console().print(table)
+
+
+def _template(rows: int) -> None:
+    """Print time and memory of tying rows that all look alike."""
+    _, pictures = zip(*_pictures(None, 1), strict=True)
+    pixels = np.asarray(pictures[0].resize((128, 128)), np.float32)
+    dice = np.random.default_rng(0)
+
+    def recoloured() -> Image.Image:
+        mixed = pixels @ dice.dirichlet((1, 1, 1), 3).T + dice.normal(0, 12, pixels.shape)
+        return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
+
+    prints = np.array([np.frombuffer(fingerprint(recoloured()), np.uint8) for _ in range(rows)])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    pairs = near_pairs(prints)
+    seconds = time.perf_counter() - start
+    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    groups = len(np.unique(components(pairs, rows)))
+    print(
+        f"{rows:,} rows of one mock-up, {len(np.unique(prints, axis=0)):,} of them different: {seconds:.1f} s, ",
+        end="",
+    )
+    print(f"{more / 1024:.0f} MB more than before, {len(pairs):,} pairs, {groups:,} group{'s' * (groups > 1)}")
 
 
 def _pictures(catalog: str | None, rows: int) -> Iterator[tuple[str, Image.Image]]:

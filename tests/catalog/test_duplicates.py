@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from catalens.catalog.drawing import draw_catalog
 from catalens.catalog.duplicates import BITS, THRESHOLD, fingerprint, near_pairs
 from catalens.catalog.pictures import open_picture
+from catalens.catalog.splits import components
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,45 @@ def test_many_equal_ones_are_paired_with_the_first_only():
     same = np.tile(np.arange(32, dtype=np.uint8), (5000, 1))
     found = near_pairs(same)
     assert found.tolist() == [[0, n] for n in range(1, 5000)]
+
+
+def one_template(rows: int, bits: int) -> np.ndarray:
+    """Fingerprints of one mock-up in many colours: each differs in some bits from the first."""
+    dice = np.random.default_rng(1)
+    drawn = np.tile(dice.integers(0, 2, BITS), (rows, 1))
+    for row in range(rows):
+        drawn[row, dice.choice(BITS, bits, replace=False)] ^= 1
+    return np.packbits(drawn, axis=1)
+
+
+@pytest.mark.parametrize("bits", [4, 8, 12])
+def test_one_template_is_linked_by_work_and_pairs_that_grow_with_its_rows(monkeypatch: pytest.MonkeyPatch, bits: int):
+    compared = 0
+    count = np.bitwise_count
+
+    def counted(words: np.ndarray) -> np.ndarray:
+        nonlocal compared
+        compared += len(words)
+        return count(words)
+
+    monkeypatch.setattr(np, "bitwise_count", counted)
+    for rows in (1000, 4000):
+        compared = 0
+        pairs = near_pairs(one_template(rows, bits))
+        assert len(set(components(pairs, rows).tolist())) == 1
+        assert len(pairs) <= 16 * rows  # all of them would be rows / 2 for each
+        assert compared <= 150 * rows
+
+
+@pytest.mark.parametrize(("rows", "bits"), [(400, 8), (400, 13), (12, 10)])
+def test_all_that_are_near_are_linked_as_by_comparing_every_pair(rows: int, bits: int):
+    drawn = np.concatenate([one_template(rows, bits), np.random.default_rng(2).integers(0, 256, (50, 32), np.uint8)])
+    different = np.bitwise_count(drawn[:, None] ^ drawn[None]).sum(axis=2)
+    every = np.argwhere(np.triu(different <= THRESHOLD, k=1))
+    found = near_pairs(drawn)
+    assert set(map(tuple, found.tolist())) <= set(map(tuple, every.tolist()))
+    linked = components(found, len(drawn))
+    assert (linked[every[:, 0]] == linked[every[:, 1]]).mean() >= 0.97
 
 
 def test_none_and_one():

@@ -51,35 +51,61 @@ def test_the_hash_decides_where_shares_allow_it():
 
 
 @given(ROWS, st.lists(st.tuples(st.integers(0, 79), st.integers(0, 79)), max_size=30))
-def test_what_is_tied_is_never_apart(rows: list[tuple[int, int, int]], pairs: list[tuple[int, int]]):
+def test_what_is_tied_is_together_and_nothing_is_lost(rows: list[tuple[int, int, int]], pairs: list[tuple[int, int]]):
     near = sorted({(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1] and max(pair) < len(rows)})
-    splits = assign_splits(ties(rows, near), THIRDS)
-    sides: dict[object, set[str]] = defaultdict(set)
+    told: list[str] = []
+    splits = assign_splits(ties(rows, near), THIRDS, tell=told.append)
+    assert None not in splits
+    sides: dict[object, set[str | None]] = defaultdict(set)
     for (product, picture, _), split in zip(rows, splits, strict=True):
-        if split is not None:
-            sides["product", product].add(split)
-            sides["picture", picture].add(split)
+        sides["product", product].add(split)
+        sides["picture", picture].add(split)
     assert all(len(splits) == 1 for splits in sides.values())
-    for one, other in near:
-        assert None in (splits[one], splits[other]) or splits[one] == splits[other]
+    if not told:
+        assert all(splits[one] == splits[other] for one, other in near)
 
 
 @given(ROWS, ROWS)
 def test_a_row_never_moves_when_the_table_grows(rows: list[tuple[int, int, int]], more: list[tuple[int, int, int]]):
     near = [(n, n + 2) for n in range(0, len(rows) - 2, 5)]
-    later = [*near, *((n, len(rows) + n % len(more)) for n in range(0, len(rows), 3))]
+    later = sorted({*near, *((n, len(rows) + n % len(more)) for n in range(0, len(rows), 3))})
     before = assign_splits(ties(rows, near), THIRDS)
-    after = assign_splits(ties(rows + more, sorted(set(later))), THIRDS)
+    after = assign_splits(ties(rows + more, later), THIRDS, before)
     assert after[: len(rows)] == before
+    sides: dict[int, set[str]] = defaultdict(set)
+    for (product, _, _), split in zip(rows + more, after, strict=True):
+        if split is not None:
+            sides[product].add(split)
+    assert all(len(splits) == 1 for splits in sides.values())
+    # whoever kept its look-alikes together before, keeps the new ones with them or leaves them out
+    for one, other in later:
+        if other >= len(rows) and after[other] is not None:
+            assert after[other] == after[one] or _is_template(rows + more, later)
+
+
+def _is_template(rows: list[tuple[int, int, int]], near: list[tuple[int, int]]) -> bool:
+    told: list[str] = []
+    assign_splits(ties(rows, near), THIRDS, tell=told.append)
+    return bool(told)
+
+
+def test_without_the_earlier_splits_rows_stay_where_no_new_row_joins_groups():
+    rows = [(n // 2, n, n % 3) for n in range(200)]
+    more = [(1000 + n, 1000 + n, n % 3) for n in range(60)]
+    assert assign_splits(ties(rows + more))[:200] == assign_splits(ties(rows))
 
 
 def test_a_row_that_joins_two_splits_belongs_to_neither():
     rows = single(40)
     splits = assign_splits(ties(rows), THIRDS)
     train, test = splits.index("train"), splits.index("test")
-    assert assign_splits(ties([*rows, (train, test, 0)]), THIRDS)[-1] is None
-    assert assign_splits(ties([*rows, (99, 99, 0)], [(train, 40), (test, 40)]), THIRDS)[-1] is None
-    assert assign_splits(ties([*rows, (99, 99, 0)], [(test, 40)]), THIRDS)[-1] == "test"
+
+    def last(row: tuple[int, int, int], near: list[tuple[int, int]] = []) -> str | None:  # noqa: B006
+        return assign_splits(ties([*rows, row], near), THIRDS, splits)[-1]
+
+    assert last((train, test, 0)) is None
+    assert last((99, 99, 0), [(train, 40), (test, 40)]) is None
+    assert last((99, 99, 0), [(test, 40)]) == "test"
 
 
 def test_a_row_left_out_ties_nothing():
@@ -87,4 +113,57 @@ def test_a_row_left_out_ties_nothing():
     splits = assign_splits(ties(rows), THIRDS)
     train, test = splits.index("train"), splits.index("test")
     joined = [*rows, (train, test, 0), (train, 77, 0), (78, test, 0)]
-    assert assign_splits(ties(joined), THIRDS)[40:] == [None, "train", "test"]
+    assert assign_splits(ties(joined), THIRDS, splits)[40:] == [None, "train", "test"]
+
+
+def test_one_row_that_ties_two_groups_makes_one_of_them_where_all_are_new():
+    rows = [*single(40), (0, 1, 0)]
+    splits = assign_splits(ties(rows), THIRDS)
+    assert splits[0] == splits[1] == splits[40]
+
+
+def test_forty_models_in_fifteen_colours_lose_no_row():
+    rows = [(n, n, n // 15 % 4) for n in range(600)]
+    for near in ([(n // 15 * 15, n) for n in range(600) if n % 15], [(n % 40, n) for n in range(40, 600)]):
+        splits = assign_splits(ties(rows, near))
+        counts = Counter(splits)
+        assert counts.total() == 600
+        assert None not in counts
+        assert all(splits[one] == splits[other] for one, other in near)
+        assert abs(counts["validation"] - 60) <= 15
+        assert abs(counts["test"] - 60) <= 15
+
+
+def test_one_template_is_divided_by_product_and_said():
+    rows = [(n // 2, n, 0) for n in range(600)]
+    told: list[str] = []
+    splits = assign_splits(ties(rows, [(0, n) for n in range(1, 600)]), tell=told.append)
+    assert Counter(splits) == {"train": 480, "validation": 60, "test": 60}
+    assert all(splits[n] == splits[n + 1] for n in range(0, 600, 2))
+    assert len(told) == 1
+    assert told[0].startswith("600 of 600 rows look alike")
+
+
+def test_a_large_group_is_trained_on_and_the_others_fill_the_other_splits():
+    rows = single(600)
+    for first in (0, 180):  # at the beginning of the table and at its end
+        near = [(first, first + n) for n in range(1, 420)]
+        splits = assign_splits(ties(rows, near))
+        assert set(splits[first : first + 420]) == {"train"}
+        assert abs(Counter(splits)["test"] - 60) <= 2
+
+
+def test_no_split_is_empty_where_groups_are_few():
+    rows = [(n // 5, n, 0) for n in range(30)]
+    assert Counter(assign_splits(ties(rows))) == {"train": 20, "validation": 5, "test": 5}
+
+
+def test_a_product_that_is_nearly_the_whole_table_is_said():
+    told: list[str] = []
+    splits = assign_splits(ties([(0, n, 0) for n in range(30)]), tell=told.append)
+    assert set(splits) == {"train"}
+    assert told[0].startswith("30 of 30 rows share one product id or one picture and cannot be divided")
+
+
+def test_splits_of_other_names_are_not_kept():
+    assert None not in assign_splits(ties(single(10)), given=["gone"] * 5)

@@ -9,7 +9,6 @@ picture's edges, whatever their colour, so that a hue matters little. `benchmark
 many copies of each sort `THRESHOLD` finds, and how many pairs of different products it takes for copies.
 """
 
-import itertools
 from collections.abc import Iterator
 
 import imagehash
@@ -17,11 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from catalens.catalog.splits import components
+
 SIDE = 16
 BITS = SIDE * SIDE
 THRESHOLD = 24
 """Most bits in which the fingerprints of two copies differ."""
 BAND_BYTES = 2
+FEW = 16
+"""Fingerprints that agree in a band up to which all of them are compared."""
 WORKING_SIDE = 4 * SIDE  # what imagehash scales to
 
 
@@ -39,38 +42,65 @@ def near_pairs(fingerprints: NDArray[np.uint8], threshold: int = THRESHOLD) -> N
 
     Only rows that agree in one of 16 bands of bits are compared (locality-sensitive hashing), so the work grows with
     the rows and not with their square; a pair that differs in 16 bits spread at random is missed once in a thousand.
-    Of many rows with one and the same fingerprint, each is paired with the first only.
+    Where many rows look alike there are pairs enough to link all of them, but not every pair: of equal fingerprints
+    each is paired with the first only, and of more than `FEW` that agree in a band, those not linked yet.
     """
     if len(fingerprints) == 0:
         return np.empty((0, 2), np.intp)
     unique, first, inverse = np.unique(fingerprints, axis=0, return_index=True, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    later = np.flatnonzero(first[inverse] != np.arange(len(fingerprints)))
-    found = [np.stack([first[inverse[later]], later], axis=1)]
-    seen = np.concatenate([unique, unique ^ _mirror()])  # [2u, 32]
+    order = np.argsort(first)  # in the order of the rows
+    first, inverse = first[order], np.argsort(order)[inverse.reshape(-1)]
+    seen = np.concatenate([unique[order], unique[order] ^ _mirror()])  # [2u, 32]
     words = seen.view(np.uint64)  # [2u, 4]
-    for left, right in _candidates(seen, len(unique)):
-        near = np.bitwise_count(words[left] ^ words[right]).sum(axis=1) <= threshold
-        pairs = np.stack([first[left[near]], first[right[near] % len(unique)]], axis=1)
-        found.append(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1))
-    return np.unique(np.concatenate(found).astype(np.intp), axis=0)
-
-
-def _candidates(seen: NDArray[np.uint8], upright: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Positions of rows that agree in a band: on the left one of the upright ones, on the right any."""
+    links = np.empty((0, 2), np.intp)  # of the u distinct ones
     for band in range(0, seen.shape[1], BAND_BYTES):
         keys = np.ascontiguousarray(seen[:, band : band + BAND_BYTES]).view(np.uint16)[:, 0]
-        order = np.argsort(keys, kind="stable")  # upright rows first within a bucket
-        starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
-        ends = np.append(starts[1:], len(order))
-        end = np.repeat(ends, ends - starts)
-        at = np.flatnonzero(order < upright)
-        # every row with the one `step` places further in its bucket, until no bucket is that long
-        for step in itertools.count(1):
-            at = at[at + step < end[at]]
-            if not at.size:
-                break
-            yield order[at], order[at + step]
+        groups = components(links, len(first))
+        links = np.concatenate([links, *_band_links(keys, words, groups, threshold)])
+        links = np.unique(np.sort(links, axis=1), axis=0)
+    later = np.flatnonzero(first[inverse] != np.arange(len(fingerprints)))
+    equal = np.stack([first[inverse[later]], later], axis=1)
+    return np.unique(np.concatenate([equal, first[links]]).astype(np.intp), axis=0)
+
+
+def _band_links(
+    keys: NDArray[np.uint16], words: NDArray[np.uint64], groups: NDArray[np.intp], threshold: int
+) -> Iterator[NDArray[np.intp]]:
+    """Links between near ones that agree in a band; `keys` [2u] and `words` [2u, 4] are those of u and u mirrored."""
+    upright = len(groups)
+    order = np.argsort(keys, kind="stable")  # upright ones first within a bucket
+    starts = np.flatnonzero(np.diff(keys[order].astype(np.int64), prepend=-1))
+    sizes = np.diff(np.append(starts, len(order)))
+    end = np.repeat(starts + sizes, sizes)
+    at = np.flatnonzero((order < upright) & np.repeat(sizes <= FEW, sizes))
+    for step in range(1, FEW):  # every one with the one `step` places further in its bucket
+        at = at[at + step < end[at]]
+        left, right = order[at], order[at + step]
+        near = np.bitwise_count(words[left] ^ words[right]).sum(axis=1) <= threshold
+        yield _different(left[near], right[near] % upright)
+    for bucket in np.flatnonzero(sizes > FEW):
+        yield from _bucket_links(order[starts[bucket] : starts[bucket] + sizes[bucket]], words, groups, threshold)
+
+
+def _bucket_links(
+    members: NDArray[np.intp], words: NDArray[np.uint64], groups: NDArray[np.intp], threshold: int
+) -> Iterator[NDArray[np.intp]]:
+    """Links that join near members of different groups, until those of a group need no more."""
+    rows = members % len(groups)
+    group = groups[rows]
+    for place in range(np.count_nonzero(members < len(groups))):
+        others = place + 1 + np.flatnonzero(group[place + 1 :] != group[place])
+        if not others.size:
+            return
+        near = others[np.bitwise_count(words[members[place]] ^ words[members[others]]).sum(axis=1) <= threshold]
+        if near.size:
+            yield _different(np.full(near.size, rows[place]), rows[near])
+            group[np.isin(group, group[near], kind="table")] = group[place]
+
+
+def _different(left: NDArray[np.intp], right: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Pairs [pairs, 2] without those of one and itself, mirrored."""
+    return np.stack([left, right], axis=1)[left != right]
 
 
 def _mirror() -> NDArray[np.uint8]:

@@ -267,7 +267,7 @@ class _Work:
     def write(self, progress: Progress) -> CatalogCard:
         """Assign splits and write the catalogue, in the place of an earlier one."""
         keys, total = self._keys(), self.journal.total()
-        assigned = assign_splits(keys.ties, self.spec.fractions)
+        assigned = assign_splits(keys.ties, self.spec.fractions, tell=self._tell)
         self._refuse_many(total, assigned)
         splits = iter(assigned)
         provenance = {

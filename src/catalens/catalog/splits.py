@@ -1,28 +1,34 @@
-"""Which split a row belongs to: decided by its product and what it is tied to, never by where the table ends.
+"""Which split a row belongs to: rows that are tied go together, by the hash of their first product.
 
     row  product  photo        split
     1    P1       a.jpg        train       by the hash of P1
     2    P2       b.jpg        test        by the hash of P2
     3    P1       a-zoom.jpg   train       a variant of row 1
     4    P3       b.jpg        test        shows what row 2 shows
+
+    the same table later, its rows given as they are:
     5    P1       b.jpg        left out    is tied to both sides
 
-Rows are taken in the table's order and a row looks only at the rows before it, so a table that grows at its end keeps
-every row where it was, and two machines agree.
+Groups of tied rows are taken in the order of their first rows. A table that grows at its end keeps every row where it
+was where the earlier splits are given, and without them as long as no new row joins two groups.
 """
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.8, "validation": 0.1, "test": 0.1})
 SLACK = 1.0
 """Rows by which a category may have more than its share in a split before the hash is overruled."""
+ENOUGH = 0.5
+"""Part of their shares that the other splits must be able to have beside the largest group of look-alikes."""
 
 
 @dataclass(frozen=True)
@@ -49,36 +55,137 @@ def split_of(group: str, fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> 
     return list(fractions)[_hashed(key(group), list(fractions.values()))]
 
 
-def assign_splits(ties: Ties, fractions: Mapping[str, float] = DEFAULT_FRACTIONS) -> list[str | None]:
-    """Split of each row; None for a row that is tied to rows of two splits and so belongs to neither.
+def assign_splits(
+    ties: Ties,
+    fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
+    given: Sequence[str | None] = (),
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[str | None]:
+    """Split of each row; None for one that is tied to rows of two splits of an earlier preparation.
 
-    A row that is tied to none before it goes where the hash of its product says, unless its category has `SLACK` rows
-    more than its share there: then to the split that lacks most of that category (stratification).
+    `given` are the splits of an earlier preparation by row, None for new rows; they are kept. A group without any
+    goes where the hash of its first row's product says, unless that row's category has `SLACK` rows more than its
+    share there: then to the split that lacks most of it (stratification). `tell` hears of groups that are too large
+    for that.
     """
     names, shares = list(fractions), list(fractions.values())
-    before: dict[int, list[int]] = defaultdict(list)
-    for earlier, later in ties.near.tolist():
-        before[later].append(earlier)
-    kinds = (ties.products, ties.contents)
-    again = [_stands_again(keys) for keys in kinds]
-    held: tuple[dict[int, int], dict[int, int]] = ({}, {})
+    total = len(ties.products)
+    splits = [None if split is None or split not in fractions else names.index(split) for split in given]
+    splits += [None] * (total - len(splits))
+    groups = _groups(ties, shares, tell)
+    decided, torn = _earlier(groups, splits)
+    movable = set(groups.tolist()) - set(decided) - torn
     counts: dict[int, Counter[int]] = defaultdict(Counter)
-    splits: list[int | None] = []
-    for row in range(len(ties.products)):
-        keys = [int(of[row]) if stands[row] else None for of, stands in zip(kinds, again, strict=True)]
-        tied = {known[k] for k, known in zip(keys, held, strict=True) if k is not None and k in known}
-        tied |= {split for other in before.get(row, ()) if (split := splits[other]) is not None}
-        counted = counts[int(ties.categories[row])]
-        if len(tied) > 1:
-            splits.append(None)
+    large = _large(groups, shares) & movable
+    largest = max(range(len(shares)), key=lambda split: shares[split])
+    for row in np.flatnonzero(np.isin(groups, list(large))).tolist():
+        splits[row] = largest
+        counts[int(ties.categories[row])][largest] += 1
+    tied_to = _neighbours(ties, groups, torn)
+    numbered = zip(groups.tolist(), ties.products.tolist(), ties.categories.tolist(), strict=True)
+    for row, (group, product, category) in enumerate(numbered):
+        if group in large:
             continue
-        split = tied.pop() if tied else _proposed(int(ties.products[row]), counted, shares)
-        splits.append(split)
-        counted[split] += 1
-        for k, known in zip(keys, held, strict=True):
-            if k is not None:
-                known[k] = split
+        if splits[row] is None:
+            sides = {split for other in tied_to[row] if (split := splits[other]) is not None}
+            if len(sides) > 1:
+                continue
+            side = sides.pop() if sides else decided.get(group)
+            splits[row] = _proposed(product, counts[category], shares) if side is None else side
+            if group not in torn:
+                decided[group] = int(splits[row] or 0)
+        counts[category][int(splits[row] or 0)] += 1
+    _fill_empty(groups, splits, shares, movable)
     return [None if split is None else names[split] for split in splits]
+
+
+def components(links: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """Numbers of the connected components [count] of as many nodes, linked by pairs [links, 2]."""
+    graph = coo_array((np.ones(len(links), np.int8), (links[:, 0], links[:, 1])), shape=(count, count))
+    return connected_components(graph, directed=False)[1].astype(np.intp)
+
+
+def _groups(ties: Ties, shares: Sequence[float], tell: Callable[[str], None]) -> NDArray[np.intp]:
+    """Number of each row's group: tied rows share one, except in a group of look-alikes too large for any split.
+
+    Too large is what leaves the other splits less than half of their shares. Its pictures are those of one template,
+    not copies, so that its rows go by product and identical picture only.
+    """
+    total = len(ties.products)
+    same = np.concatenate([_links(ties.products), _links(ties.contents)])
+    groups = components(np.concatenate([same, ties.near]), total)
+    sizes = np.bincount(groups, minlength=1)
+    if total == 0 or sizes.max() <= (1 - ENOUGH * (1 - max(shares))) * total:
+        return groups
+    alike = groups == sizes.argmax()
+    apart = components(same, total)
+    divided = len(np.unique(apart[alike]))
+    if divided > 1:
+        tell(
+            f"{sizes.max()} of {total} rows look alike, as pictures of one template do, and are divided by product: "
+            "scores are then of products that resemble those learnt"
+        )
+        return np.where(alike, apart + groups.max() + 1, groups)
+    tell(
+        f"{sizes.max()} of {total} rows share one product id or one picture and cannot be divided: name another "
+        "column with --id, or remove the placeholder picture, for splits as asked"
+    )
+    return groups
+
+
+def _earlier(groups: NDArray[np.intp], splits: Sequence[int | None]) -> tuple[dict[int, int], set[int]]:
+    """Split of each group that has rows of an earlier preparation, and the groups whose rows are in two."""
+    found: dict[int, set[int]] = defaultdict(set)
+    for group, split in zip(groups.tolist(), splits, strict=True):
+        if split is not None:
+            found[group].add(split)
+    return (
+        {group: min(sides) for group, sides in found.items() if len(sides) == 1},
+        {group for group, sides in found.items() if len(sides) > 1},
+    )
+
+
+def _large(groups: NDArray[np.intp], shares: Sequence[float]) -> set[int]:
+    """Groups that are larger than the share of some split: they go into the largest, ahead of the others."""
+    least = min((share for share in shares if share * len(groups) >= 1), default=1.0) * len(groups)
+    numbers, sizes = np.unique(groups, return_counts=True)
+    return set(numbers[sizes > least].tolist())
+
+
+def _fill_empty(
+    groups: NDArray[np.intp], splits: list[int | None], shares: Sequence[float], movable: Collection[int]
+) -> None:
+    """Give a split that should have rows and has none the smallest movable group of the fullest split, if of more."""
+    for empty in [split for split, share in enumerate(shares) if share * len(groups) >= 1 and split not in splits]:
+        (fullest, _), *_ = Counter(split for split in splits if split is not None).most_common()
+        own = Counter(group for group, split in zip(groups.tolist(), splits, strict=True) if split == fullest)
+        can = [group for group in own if group in movable]
+        if len(own) > 1 and can:
+            moved = min(can, key=lambda group: own[group])
+            for row in np.flatnonzero(groups == moved).tolist():
+                splits[row] = empty
+
+
+def _neighbours(ties: Ties, groups: NDArray[np.intp], torn: set[int]) -> dict[int, set[int]]:
+    """Rows that each row of the torn groups is tied to."""
+    tied: dict[int, set[int]] = defaultdict(set)
+    rows = np.flatnonzero(np.isin(groups, list(torn))).tolist()
+    for keys in (ties.products, ties.contents):
+        having: dict[int, set[int]] = defaultdict(set)
+        for row in rows:
+            having[int(keys[row])].add(row)
+        for row in rows:
+            tied[row] |= having[int(keys[row])]
+    for one, other in ties.near[np.isin(groups[ties.near[:, 0]], list(torn))].tolist():
+        tied[one].add(other)
+        tied[other].add(one)
+    return tied
+
+
+def _links(keys: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """Pairs [pairs, 2] that link every row with the first one that has its key."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return np.stack([first[inverse], np.arange(len(keys))], axis=1).astype(np.intp)
 
 
 def _hashed(key: int, shares: Sequence[float]) -> int:
@@ -94,9 +201,3 @@ def _proposed(product: int, counted: Mapping[int, int], shares: Sequence[float])
     split, total = _hashed(product, shares), sum(counted.values()) + 1
     lacking = [share * total - counted.get(s, 0) for s, share in enumerate(shares)]
     return split if lacking[split] >= 1 - SLACK - 1e-9 else max(range(len(shares)), key=lambda s: lacking[s])
-
-
-def _stands_again(keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Whether each key stands more than once; the others need not be remembered."""
-    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    return counts[inverse] > 1
