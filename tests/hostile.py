@@ -183,6 +183,28 @@ async def drip(request: web.Request, number: int) -> web.StreamResponse:
     return response
 
 
+async def drip_headers(request: web.Request, number: int) -> web.StreamResponse:
+    """Headers without end, a byte now and then."""
+    assert request.transport is not None
+    request.transport.write(GOOD)
+    for _ in range(10_000):
+        request.transport.write(b"X")
+        await asyncio.sleep(0.05)
+    return web.Response()
+
+
+async def crawl(request: web.Request, number: int) -> web.StreamResponse:
+    """A picture in a hundred pieces."""
+    picture = jpeg(number)
+    response = web.StreamResponse(headers={"Content-Length": str(len(picture))})
+    await response.prepare(request)
+    step = len(picture) // 100 + 1
+    for start in range(0, len(picture), step):
+        await response.write(picture[start : start + step])
+        await asyncio.sleep(0.04)
+    return response
+
+
 async def stalled(request: web.Request, number: int) -> web.StreamResponse:
     """Half a picture, then nothing."""
     picture = jpeg(number)
@@ -272,6 +294,8 @@ KINDS: Mapping[str, Kind] = {
 EXTRA: Mapping[str, Handler] = {
     "echo": echo,
     "asked-too-early": asked_too_early,
+    "crawl": crawl,
+    "drip-headers": drip_headers,
     "too-many": fails(429, Retry_After="0"),
 }
 """Paths for single tests, not among the rows of a hostile table."""

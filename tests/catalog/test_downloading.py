@@ -14,16 +14,17 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from hostile import EXTRA, KINDS, PUBLIC, Hostile, expected_reason, gzip_bomb, hostile_server, jpeg  # noqa: F401
+from hostile import EXTRA, KINDS, PUBLIC, SLOW, Hostile, expected_reason, gzip_bomb, hostile_server, jpeg  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from catalens import __version__
+from catalens.catalog.collecting import CollectSpec
 from catalens.catalog.downloading import Downloader, DownloadSpec, Fetched, Network
 from catalens.catalog.downloading.fetching import forbidding_directive, retry_after
 from catalens.catalog.downloading.network import refusal
-from catalens.catalog.downloading.pacing import Host
+from catalens.catalog.downloading.pacing import TROUBLES, Host
 from catalens.catalog.pictures import open_picture
 from catalens.errors import PictureError
 
@@ -94,6 +95,7 @@ class TestServers:
 
     def test_2000_rows_end_each_with_its_reason(self, hostile: Hostile, caplog: pytest.LogCaptureFixture):
         kinds = [list(KINDS)[row % len(KINDS)] for row in range(2000)]
+        kinds = [kind if kind not in SLOW or row < 600 else "jpeg" for row, kind in enumerate(kinds)]
         urls = [hostile.url(kind, row, hostile.shop) for row, kind in enumerate(kinds)]
         results = fetch(changed(concurrency=256, per_host=256), urls, hostile.network())
         wrong = [
@@ -210,8 +212,8 @@ class TestPacing:
         spec = changed(per_host=3, concurrency=5)
         fetch(spec, [hostile.url("jpeg", n, hostile.shop) for n in range(30)], hostile.network())
         assert hostile.most_at_once == 3
-        two = [f"http://{name}.test:{hostile.port}/jpeg/{n}" for n in range(30) for name in ("one", "two")]
-        fetch(spec, two, hostile.network())
+        several = [f"http://{name}.test:{hostile.port}/jpeg/{n}" for n in range(30) for name in "abcdef"]
+        fetch(spec, several, hostile.network())
         assert hostile.most_at_once == 5
 
     def test_a_slow_host_holds_up_no_other(self, hostile: Hostile):
@@ -231,6 +233,79 @@ class TestPacing:
         results, done = asyncio.run(run())
         assert [one.reason for one in results] == [None] * 20
         assert done == 0
+
+    @pytest.mark.parametrize("kind", ["drip", "stalled", "drip-headers", "silent"])
+    def test_slow_hosts_never_hold_all_places(self, hostile: Hostile, kind: str):
+        """Three hosts that may hold all places by `per_host` begin; nobody loses patience in this test."""
+        slow = [f"http://{name}.test:{hostile.port}/{kind}/{n}" for n in range(50) for name in ("a", "b", "c")]
+        fast = [f"http://fast.test:{hostile.port}/jpeg/{n}" for n in range(200)]
+        patient = changed(concurrency=8, per_host=4, read_timeout=600, total_timeout=3600, least_rate=0)
+
+        async def run() -> tuple[list[Fetched], int]:
+            async with Downloader(patient, hostile.network()) as ours:
+                waiting = [asyncio.create_task(ours.fetch(url)) for url in slow]
+                while hostile.at_once < 3:
+                    await asyncio.sleep(0.01)
+                results = await asyncio.gather(*map(ours.fetch, fast))
+                done = sum(task.done() for task in waiting)
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+                return results, done
+
+        results, done = asyncio.run(run())
+        assert [one.body for one in results] == [jpeg(n) for n in range(200)]
+        assert done == 0
+        assert sum(count for path, count in hostile.counts.items() if kind in path) == 3  # one each, on trial
+
+    def test_hosts_that_were_good_do_not_hold_all_places_either(self, hostile: Hostile):
+        names = [f"http://{name}.test:{hostile.port}" for name in ("a", "b", "c")]
+
+        async def run() -> list[Fetched]:
+            spec = changed(concurrency=8, per_host=8, read_timeout=600, total_timeout=3600, least_rate=0)
+            async with Downloader(spec, hostile.network()) as ours:
+                await asyncio.gather(*(ours.fetch(f"{name}/jpeg/{n}") for name in names for n in range(9)))
+                waiting = [asyncio.create_task(ours.fetch(f"{name}/drip/{n}")) for name in names for n in range(50)]
+                while hostile.at_once < 7:
+                    await asyncio.sleep(0.01)
+                results = await asyncio.gather(*(ours.fetch(hostile.url("jpeg", n, hostile.shop)) for n in range(50)))
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+                return results
+
+        assert [one.body for one in asyncio.run(run())] == [jpeg(n) for n in range(50)]
+        assert sum(count for path, count in hostile.counts.items() if "drip" in path) == 7  # of 8 places
+
+    @pytest.mark.parametrize(
+        ("kind", "requests"),
+        [("silent", 1), ("drip", 1), ("stalled", 1), ("drip-headers", 1), ("redirect-loop", 1), ("redirect-far", 6)],
+    )
+    def test_a_host_of_which_nothing_comes_is_given_up(self, hostile: Hostile, kind: str, requests: int):
+        """No more is asked for than its troubles and what is under way at the end; the time-outs always pass."""
+        urls = [hostile.url(kind, 1000 * n, hostile.shop) for n in range(300)]
+        spec = changed(connect_timeout=0.2, read_timeout=0.2, total_timeout=600, host_patience=1e-6, per_host=4)
+        results = fetch(spec.model_copy(update={"retries": 0}), urls, hostile.network())
+        assert all(one.body is None for one in results)
+        assert sum(stem(one) == "host given up" for one in results) > 280
+        assert all(one.retryable for one in results if stem(one) == "host given up")
+        assert sum(hostile.counts.values()) <= requests * (TROUBLES + spec.per_host)
+
+    def test_a_slow_picture_is_waited_for_while_bytes_come(self, hostile: Hostile):
+        """The whole takes longer than a read time-out, each of which has its share of bytes."""
+        spec = changed(allow_private_hosts=True, total_timeout=600, least_rate=100)
+        assert fetch(spec, [hostile.url("crawl", 1)])[0].body == jpeg(1)
+        spec = spec.model_copy(update={"read_timeout": 0.5, "least_rate": 1e6})
+        assert stem(fetch(spec, [hostile.url("crawl", 1)])[0]) == "timed out"
+
+    @pytest.mark.parametrize("workers", [1, 3, 16])
+    def test_workers_on_a_cluster_together_ask_a_host_like_one(self, workers: int):
+        asked = DownloadSpec()
+        share = CollectSpec(base=".", download=asked).shared(workers).download
+        assert share.per_host * workers <= asked.per_host
+        assert share.per_host_rate * workers <= asked.per_host_rate
+        # Each worker keeps places for other hosts, as one alone does.
+        assert share.per_host < share.concurrency
 
     def test_a_cancelled_fetch_gives_its_place_back(self, hostile: Hostile):
         async def run() -> Fetched:
@@ -371,7 +446,7 @@ class TestAddresses:
         url = hostile.url("jpeg", 1, hostile.shop)
         assert fetch(QUICK, [url], answers("10.0.0.1", PUBLIC, "127.0.0.1"))[0].body == jpeg(1)
         refused = fetch(QUICK, [url], answers("10.0.0.1", "127.0.0.1"))[0]
-        assert refused.reason == "address refused: 10.0.0.1 is private"
+        assert refused.reason == "host not found: shop.test at a public address: 10.0.0.1 is private"
 
     def test_an_answer_of_dns_that_changes_gains_nothing(self, hostile: Hostile):
         addresses = iter([PUBLIC] + ["127.0.0.1"] * 9)
@@ -382,8 +457,20 @@ class TestAddresses:
         # The first answer leads to a port where nobody listens, so that the name is asked for again.
         network = Network(getaddrinfo, hostile.network().open_socket)
         results = fetch(QUICK, ["http://rebind.test:1/jpeg/1", hostile.url("jpeg", 2, hostile.shop)], network)
-        assert {stem(one) for one in results} <= {"connection failed", "address refused"}
+        assert {stem(one) for one in results} <= {"connection failed", "host not found"}
         assert not hostile.counts
+
+    def test_an_internal_name_counts_as_one_that_does_not_exist(self):
+        """What a server tells strangers is the part before the colon."""
+
+        def getaddrinfo(host: str, port: int, *_: object, flags: int = 0) -> list:
+            if host.startswith("gone"):
+                raise socket.gaierror(socket.EAI_NONAME, "no such name")
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+        network = Network(getaddrinfo)
+        results = fetch(QUICK, [f"http://{name}.internal/a.jpg" for name in ("gone", "vault")], network)
+        assert {(stem(one), one.attempts, one.retryable) for one in results} == {("host not found", 1, False)}
 
     def test_names_that_do_not_exist(self):
         def getaddrinfo(host: str, *_: object, flags: int = 0) -> list:

@@ -22,7 +22,7 @@ import aiohttp
 from yarl import URL
 
 from catalens.catalog.downloading.network import Network, connector
-from catalens.catalog.downloading.pacing import Pacer
+from catalens.catalog.downloading.pacing import Host, Pacer
 from catalens.catalog.downloading.reasons import Failure, checked_url, explained
 from catalens.catalog.downloading.settings import DownloadSpec
 
@@ -121,52 +121,53 @@ class Downloader:
             await asyncio.sleep(random.uniform(0, longest))  # full jitter: those that failed together part
 
     async def _follow(self, text: str, held: AsyncExitStack) -> tuple[URL | None, int | None, bytes | Failure]:
-        """One attempt, the URL and its redirects: the last URL asked, its status, and a body or why there is none."""
+        """One attempt, the URL and its redirects: the last URL asked, its status, and a body or why there is none.
+
+        All hosts on the way are judged by what came of it in the end. The turn that brings a body is `held`.
+        """
         url, status, outcome = None, None, checked_url(text)
-        asked: set[URL] = set()
+        asked: dict[URL, Host] = {}
         while isinstance(outcome, URL):
             if outcome in asked:
-                outcome = Failure("redirect loop: it leads back to where it came from")
+                outcome = Failure("redirect loop: it leads back to where it came from", counts=True)
             elif len(asked) > self.spec.max_redirects:
-                outcome = Failure(f"too many redirects: more than {self.spec.max_redirects}")
+                outcome = Failure(f"too many redirects: more than {self.spec.max_redirects}", counts=True)
             else:
-                asked.add(url := outcome)
-                status, outcome = await self._ask(url, held)
+                url = outcome
+                async with AsyncExitStack() as turn:
+                    place = self._pacer.turn((url.host, url.port), urgent=bool(asked))
+                    asked[url] = host = await turn.enter_async_context(place)
+                    status, outcome = (None, self._given_up()) if host.given_up else await self._ask(url, host)
+                    if isinstance(outcome, bytes):
+                        held.push_async_exit(turn.pop_all())
+        failed = isinstance(outcome, Failure) and outcome.counts
+        for host in set(asked.values()):
+            host.unheard(asyncio.get_running_loop().time()) if failed else host.answered()
         return url, status, outcome
 
-    async def _ask(self, url: URL, held: AsyncExitStack) -> tuple[int | None, bytes | URL | Failure]:
-        """Status and outcome of one request, when it is this host's turn; a redirect's outcome is its target.
+    def _given_up(self) -> Failure:
+        silence = f"nothing that could be used came for {self.spec.host_patience:g} s"
+        return Failure(f"host given up: {silence}", retryable=True, counts=True)
 
-        The turn of a request that brings a body is `held`.
-        """
+    async def _ask(self, url: URL, host: Host) -> tuple[int | None, bytes | URL | Failure]:
+        """Status and outcome of one request; a redirect's outcome is its target."""
         clock = asyncio.get_running_loop().time
-        async with AsyncExitStack() as turn:
-            host = await turn.enter_async_context(self._pacer.turn((url.host, url.port)))
-            if host.given_up:
-                silence = f"nothing but time-outs, lost connections, 429 and 503 for {self.spec.host_patience:g} s"
-                return None, Failure(f"host given up: {silence}", retryable=True)
-            asked_at, status = clock(), None
-            try:
-                async with self._client.get(url, allow_redirects=False) as response:
-                    status = response.status
-                    if status in SLOW_DOWN:
-                        pause = retry_after(response.headers.get("Retry-After"), time.time())
-                        host.objected(asked_at, pause, clock())
-                    else:
-                        host.answered()
-                    outcome = await self._read(url, response)
-            except Exception as error:
-                failure = explained(error, self.spec)
-                if failure.retryable:
-                    host.unheard(clock())
-                return status, failure
-            if isinstance(outcome, bytes):
-                held.push_async_exit(turn.pop_all())
-            return status, outcome
+        asked_at, status, body = clock(), None, _Body(self.spec)
+        try:
+            async with (
+                asyncio.timeout(self.spec.connect_timeout + self.spec.read_timeout) as body.deadline,
+                self._client.get(url, allow_redirects=False) as response,
+            ):
+                status = response.status
+                if status in SLOW_DOWN:
+                    host.objected(asked_at, retry_after(response.headers.get("Retry-After"), time.time()), clock())
+                return status, await self._read(url, response, body)
+        except Exception as error:
+            return status, body.too_slow() if body.deadline.expired() else explained(error, self.spec)
 
-    async def _read(self, url: URL, response: aiohttp.ClientResponse) -> bytes | URL | Failure:
+    async def _read(self, url: URL, response: aiohttp.ClientResponse, body: "_Body") -> bytes | URL | Failure:
         """What an answer holds; leaving the response with bytes unread closes its connection."""
-        status, headers, largest = response.status, response.headers, self.spec.max_bytes
+        status, headers = response.status, response.headers
         if status == 200 or status in REDIRECTS:
             directive = forbidding_directive(headers.getall("X-Robots-Tag", ()), self._name)
             if directive and self.spec.obey_noai:
@@ -174,17 +175,54 @@ class Downloader:
         if status in REDIRECTS and (target := headers.get("Location")):
             return checked_url(target, url)
         if status != 200:
-            return Failure(f"HTTP {status}", retryable=status in TRANSIENT, again=status in TRANSIENT)
-        too_large = Failure(f"too large: more than {largest / 2**20:.3g} MB")
+            passing = status in TRANSIENT
+            return Failure(f"HTTP {status}", retryable=passing, again=passing, counts=status in SLOW_DOWN)
+        return await body.read(response)
+
+
+class _Body:
+    """The body of one answer, as it comes: not too large and not too slowly."""
+
+    deadline: asyncio.Timeout
+    """Ends the request: at first where no headers come, then where too few bytes do."""
+
+    def __init__(self, spec: DownloadSpec) -> None:
+        self._spec = spec
+        self._begun, self._fresh = False, 0
+
+    async def read(self, response: aiohttp.ClientResponse) -> bytes | Failure:
+        """All of it, or why not."""
+        largest = self._spec.max_bytes
+        too_large = f"too large: more than {largest / 2**20:.3g} MB"
         if (response.content_length or 0) > largest:
-            return too_large
+            return Failure(too_large)
+        self._begun = True
+        self._wait_on()
         chunks, size = [], 0
         async for chunk in response.content.iter_any():
             size += len(chunk)
             if size > largest:
-                return too_large
+                return Failure(too_large, counts=True)
             chunks.append(chunk)
+            self._fresh += len(chunk)
+            if self._fresh >= self._spec.least_rate * self._spec.read_timeout:
+                self._wait_on()
         return b"".join(chunks) or Failure("empty: 0 bytes")
+
+    def too_slow(self) -> Failure:
+        """Why the deadline passed."""
+        seconds = self._spec.read_timeout
+        if not self._begun:
+            slow = f"no answer within {self._spec.connect_timeout + seconds:g} s"
+        elif self._fresh:
+            slow = f"fewer than {self._spec.least_rate:g} bytes a second for {seconds:g} s"
+        else:  # aiohttp's own clock was about to say so
+            return explained(aiohttp.SocketTimeoutError(), self._spec)
+        return Failure(f"timed out: {slow}", retryable=True, counts=True)
+
+    def _wait_on(self) -> None:
+        self._fresh = 0
+        self.deadline.reschedule(asyncio.get_running_loop().time() + self._spec.read_timeout)
 
 
 def forbidding_directive(values: Iterable[str], name: str) -> str | None:

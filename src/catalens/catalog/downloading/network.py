@@ -55,6 +55,10 @@ class AddressRefusedError(OSError):
     """An address that is not spoken to; an OSError, so that it travels through aiohttp's connecting."""
 
 
+class NameRefusedError(AddressRefusedError):
+    """A name that leads to such addresses only."""
+
+
 @dataclass(frozen=True)
 class Network:
     """The ways out of this machine. Tests lead a name elsewhere by them; the checks stand between the two."""
@@ -85,6 +89,14 @@ def refusal(address: str) -> str | None:
     return f"{ip} is {kind}" if kind else None
 
 
+def _is_number(host: str) -> bool:
+    """Recognise an address in one of the old ways to write one, such as 0x7f.1, which names nothing."""
+    try:
+        return bool(socket.inet_aton(host))
+    except OSError:
+        return False
+
+
 class _Resolver(AbstractResolver):
     """Names -> addresses that may be spoken to.
 
@@ -113,7 +125,7 @@ class _Resolver(AbstractResolver):
                     )
                 )
         if refused and not results:
-            raise AddressRefusedError(refused)
+            raise (AddressRefusedError if _is_number(host) else NameRefusedError)(refused)
         return results
 
     async def close(self) -> None:

@@ -1,24 +1,27 @@
-"""How often a host is asked.
+"""How often a host is asked, and how many places it may hold.
 
-    shop.example:443   16 requests at a time, 50 a second
+    shop.example:443   4 requests at a time until something came, then 16; 50 a second
       429              25 a second, and nobody asks before its Retry-After has passed
       200 200 200 ...  a little faster with each, 50 a second again after about a minute
+      8 time-outs      4 at a time again
       nothing else than 429, 503, time-outs and lost connections for 180 s: given up
 
 Additive increase, multiplicative decrease (Chiu and Jain, 1989), as in TCP. A request waits for its host before it
-takes one of the places that all hosts share, so that a slow host holds up nobody else.
+takes one of the places that all hosts share. A host takes a place only while it holds fewer than are free (dynamic
+thresholds: Choudhury and Hahne, 1998), so that a few slow hosts never hold them all.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from catalens.catalog.downloading.settings import DownloadSpec
 
 SLOWEST = 0.5  # requests a second
 RECOVERY_SECONDS = 60.0  # from standstill to the full rate
 TROUBLES = 8  # a few bad URLs are no dead host, however long they take
+TRIAL = 1 / 4  # of its requests at a time, for a host of which nothing came yet, or nothing any more
 HOSTS_KEPT = 10_000  # besides those in use: a table may name a million
 
 
@@ -30,9 +33,10 @@ class Host:
     """Rate and state of one host; times are seconds of one clock, the event loop's."""
 
     def __init__(self, spec: DownloadSpec) -> None:
-        self.slots = asyncio.Semaphore(spec.per_host)
         self.gate = asyncio.Lock()
         self.users = 0
+        self.places = 0
+        """Places that it holds."""
         self.rate = spec.per_host_rate
         self.ready_at = 0.0
         self.given_up = False
@@ -41,6 +45,35 @@ class Host:
         self._started_at: float | None = None
         self._slowed_at = self._troubled_at = 0.0
         self._troubles = 0
+        self._heard = False
+        self._under_way = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def window(self) -> int:
+        """Most requests at a time."""
+        return self._spec.per_host if self._heard else max(1, int(TRIAL * self._spec.per_host))
+
+    @asynccontextmanager
+    async def turn(self, urgent: bool) -> AsyncIterator[None]:
+        """Wait until fewer requests than the window are under way; urgent ones come before all others."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.insert(0 if urgent else len(self._waiting), turn)
+        self._admit()
+        try:
+            await turn
+            yield
+        finally:
+            if not turn.cancelled():
+                self._under_way -= 1
+                self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting and self._under_way < self.window:
+            turn = self._waiting.popleft()
+            if not turn.cancelled():
+                self._under_way += 1
+                turn.set_result(None)
 
     def started(self, now: float) -> None:
         """A request goes out."""
@@ -51,7 +84,8 @@ class Host:
 
     def answered(self) -> None:
         """An answer came that is no objection: 200 or 404, it does not matter."""
-        self._troubles = 0
+        self._troubles, self._heard = 0, True
+        self._admit()
         gain = self._spec.per_host_rate / RECOVERY_SECONDS / self.rate
         self.rate = min(self._spec.per_host_rate, self.rate + gain)
 
@@ -62,13 +96,13 @@ class Host:
             self._slowed_at = now
         pause = 1 / self.rate if pause is None else min(pause, self._spec.max_retry_after)
         self.ready_at = max(self.ready_at, now + pause)
-        self.unheard(now)
 
     def unheard(self, now: float) -> None:
-        """No answer came that can be used: a time-out, a lost connection."""
+        """No answer came that can be used: a time-out, a lost connection, an objection."""
         if not self._troubles:
             self._troubled_at = now
         self._troubles += 1
+        self._heard = self._heard and self._troubles < TROUBLES
         if self._troubles >= TROUBLES and now - self._troubled_at >= self._spec.host_patience:
             self.given_up = True
 
@@ -78,21 +112,53 @@ class Pacer:
 
     def __init__(self, spec: DownloadSpec) -> None:
         self._spec = spec
-        self._places = asyncio.Semaphore(spec.concurrency)
+        self._free = spec.concurrency
+        self._waiting: list[tuple[Host, asyncio.Future[None]]] = []
         self._hosts: OrderedDict[Key, Host] = OrderedDict()
 
     @asynccontextmanager
-    async def turn(self, key: Key) -> AsyncIterator[Host]:
-        """Wait until a host may be asked; first come, first served. One that is given up costs no waiting."""
+    async def turn(self, key: Key, urgent: bool = False) -> AsyncIterator[Host]:
+        """Wait until a host may be asked; first come, first served, but for `urgent` ones: the steps of a redirect.
+
+        A host that is given up costs no waiting.
+        """
         host = self._hosts.get(key) or self._new(key)
         host.users += 1
         try:
-            async with host.slots:
+            async with host.turn(urgent):
                 await self._wait(host)
-                async with self._places:
+                async with nullcontext() if host.given_up else self._place(host):
                     yield host
         finally:
             host.users -= 1
+
+    @asynccontextmanager
+    async def _place(self, host: Host) -> AsyncIterator[None]:
+        """One of the places, as soon as this host may have another."""
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append((host, place))
+        self._deal()
+        try:
+            await place
+            yield
+        finally:
+            if not place.cancelled():
+                host.places -= 1
+                self._free += 1
+                self._deal()
+
+    def _deal(self) -> None:
+        """Give the free places to those who waited longest, past hosts that hold as many as are free."""
+        waiting, self._waiting = self._waiting, []
+        for host, place in waiting:
+            if place.cancelled():
+                continue
+            if host.places < self._free:
+                host.places += 1
+                self._free -= 1
+                place.set_result(None)
+            else:
+                self._waiting.append((host, place))
 
     def _new(self, key: Key) -> Host:
         if len(self._hosts) >= HOSTS_KEPT:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import aiohttp
 from yarl import URL
 
-from catalens.catalog.downloading.network import AddressRefusedError
+from catalens.catalog.downloading.network import AddressRefusedError, NameRefusedError
 from catalens.catalog.downloading.settings import DownloadSpec
 
 LONGEST_URL = 8192  # RFC 9110, section 4.1, asks for at least 8,000
@@ -39,6 +39,8 @@ class Failure(NamedTuple):
     """Whether a later run may do better."""
     again: bool = False
     """Whether asking again at once may do better."""
+    counts: bool = False
+    """Whether it counts against the hosts asked: after many in a row they are given up."""
 
 
 def checked_url(text: str, base: URL | None = None) -> URL | Failure:
@@ -68,7 +70,13 @@ def checked_url(text: str, base: URL | None = None) -> URL | Failure:
 
 
 def explained(error: Exception, spec: DownloadSpec) -> Failure:
-    """What an exception of a request means; aiohttp and what is below it raise many kinds."""
+    """What an exception of a request means; what may pass counts against the host."""
+    failure = _explained(error, spec)
+    return failure._replace(counts=failure.retryable)
+
+
+def _explained(error: Exception, spec: DownloadSpec) -> Failure:
+    """One case a kind of exception: aiohttp and what is below it raise many."""
     match error:
         case aiohttp.ClientConnectorError():
             return _unconnected(error)
@@ -94,6 +102,9 @@ def explained(error: Exception, spec: DownloadSpec) -> Failure:
 
 def _unconnected(error: aiohttp.ClientConnectorError) -> Failure:
     cause = error.os_error
+    if isinstance(cause, NameRefusedError):
+        # Counted as a name that is none: strangers who ask a server must not learn which internal names exist.
+        return Failure(f"host not found: {_plain(error.host)} at a public address: {_plain(cause)}")
     if isinstance(cause, AddressRefusedError):
         return Failure(f"address refused: {_plain(cause)}")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):

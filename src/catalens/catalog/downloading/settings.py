@@ -19,13 +19,15 @@ class DownloadSpec(Frozen):
     concurrency: int = Field(default=64, ge=1, le=4096)
     """Requests at a time, to all hosts together."""
     per_host: int = Field(default=16, ge=1, le=4096)
-    """Requests at a time to one host and port."""
+    """Requests at a time to one host and port; never more than are left to all others."""
     per_host_rate: float = Field(default=50.0, ge=0.5, le=1e6)
     """Most requests a second to one host; a host that answers 429 or 503 is asked more slowly until it recovers."""
     connect_timeout: float = Field(default=10.0, gt=0, le=3600)
     """Seconds until a connection stands: name, TCP and TLS."""
     read_timeout: float = Field(default=20.0, gt=0, le=3600)
     """Longest silence of a server, in seconds, before its answer and within it."""
+    least_rate: float = Field(default=1000.0, ge=0, le=1e9)
+    """Fewest bytes a second of a body, counted over each `read_timeout`; what comes slower is not waited for."""
     total_timeout: float = Field(default=120.0, gt=0, le=3600)
     """Seconds for one request, from its turn to its last byte; a request that needs longer is not repeated."""
     max_bytes: int = Field(default=32 * 2**20, ge=1, le=2**31)
@@ -39,7 +41,8 @@ class DownloadSpec(Frozen):
     max_retry_after: float = Field(default=60.0, ge=0, le=3600)
     """Longest pause of a host, in seconds, that a server's Retry-After can ask for."""
     host_patience: float = Field(default=180.0, gt=0, le=86400)
-    """A host is given up after this many seconds of nothing but time-outs, lost connections, 429 and 503."""
+    """A host is given up after this many seconds in which nothing came but time-outs, bodies without end, lost
+    connections, endless redirects, 429 and 503."""
     allow_private_hosts: bool = False
     """Also speak to loopback, private, link-local and other addresses that are not public."""
     obey_noai: bool = True
