@@ -99,6 +99,12 @@ def pixel_bomb() -> bytes:
 
 
 @functools.cache
+def flat(side: int) -> bytes:
+    """A square PNG of one colour: some kilobytes for millions of pixels."""
+    return encoded(Image.new("1", (side, side)), "PNG")
+
+
+@functools.cache
 def gzip_bomb() -> bytes:
     """64 MB of zeros in 64 KB."""
     press = zlib.compressobj(9, wbits=31)
@@ -296,6 +302,7 @@ EXTRA: Mapping[str, Handler] = {
     "asked-too-early": asked_too_early,
     "crawl": crawl,
     "drip-headers": drip_headers,
+    "flat": gives(flat, "image/png"),
     "too-many": fails(429, Retry_After="0"),
 }
 """Paths for single tests, not among the rows of a hostile table."""

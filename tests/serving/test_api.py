@@ -2,8 +2,8 @@ import base64
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hostile import HTML, SVG, Hostile, jpeg, pixel_bomb
-from served import FakePredictor, expected, serving
+from hostile import HTML, SVG, Hostile, flat, jpeg, pixel_bomb
+from served import FakePredictor, expected, serving, until
 
 JPEG, TRUNCATED = jpeg(1), jpeg(1)[:9000]
 
@@ -68,7 +68,7 @@ def test_a_bad_picture_among_others_has_its_own_error(server):
         "not a picture in one of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF",
         "cannot be decoded",
         "not a picture in one of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF",
-        "more than 64,000,000 pixels: make the picture smaller",
+        "more than 16,000,000 pixels: make the picture smaller",
         None,
     ]
     assert [one["needs_review"] for one in predictions[1:5]] == [True] * 4
@@ -83,7 +83,7 @@ def test_a_bad_picture_among_others_has_its_own_error(server):
         (SVG, 422, "not a picture"),
         (TRUNCATED, 422, "truncated"),
         (b"", 422, "not a picture"),
-        (pixel_bomb(), 413, "more than 64,000,000 pixels"),
+        (pixel_bomb(), 413, "more than 16,000,000 pixels"),
     ],
 )
 def test_a_single_bad_picture_is_refused(server, picture: bytes, status: int, words: str):
@@ -155,6 +155,46 @@ def test_a_picture_may_have_only_so_many_pixels():
         assert server.post(jpeg(1)).status_code == 200
         assert server.post(jpeg(1, 400, 240)).status_code == 413
         assert server.predictor.batches == [[jpeg(1)]]  # nothing else was decoded
+
+
+@pytest.mark.parametrize("form", ["multipart", "json", "urls"])
+def test_pictures_that_would_hold_up_all_others_are_refused_undecoded(form: str):
+    """64 pictures of 64 megapixels in one small request, then 64 that are small enough one by one."""
+    with Hostile() as shop, serving(allow_urls=True, network=shop.network()) as server:
+
+        def ask(side: int, count: int):
+            if form == "multipart":
+                return server.post(*[flat(side)] * count)
+            if form == "json":
+                return server.post_json({"pictures": [in_base64(flat(side))] * count})
+            return server.post_json({"pictures": [{"url": f"{shop.shop}/flat/{side}"}] * count})
+
+        assert {one["error"] for one in ask(8000, 64).json()["predictions"]} == {
+            "more than 16,000,000 pixels: make the picture smaller"
+        }
+        refused = ask(4000, 9)
+        assert refused.status_code == 413
+        detail = "144,000,000 pixels together are more than 128,000,000: send fewer pictures at a time"
+        assert refused.json() == {"detail": detail}
+        assert not server.predictor.batches
+        assert server.post(JPEG).status_code == 200  # nobody waits for them
+
+
+def test_the_queue_holds_so_many_pixels(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("catalens.serving.limits.REQUEST_PIXELS", 8 * 320 * 240)
+    predictor = FakePredictor()
+    predictor.go_on.clear()
+    with serving(predictor, max_pixels=320 * 240) as server, ThreadPoolExecutor(8) as clients:
+        waiting = [clients.submit(server.post, JPEG)]
+        until(lambda: predictor.batches)
+        waiting += [clients.submit(server.post, *[jpeg(n)] * 8) for n in range(4)]
+        until(lambda: server.service.batcher.depth == 32)
+        refused = server.post(JPEG)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+        assert "the queue is full" in refused.json()["detail"]
+        predictor.go_on.set()
+        assert {answer.result().status_code for answer in waiting} == {200}
+        assert {len(batch) for batch in predictor.batches} == {1, 8}  # though 16 pictures may share a batch
 
 
 def test_health_readiness_and_what_is_not_there(server):

@@ -135,7 +135,7 @@ def test_many_photos_go_in_groups_and_wait_when_the_queue_is_full():
     predictor = FakePredictor(seconds=0.05)
     with serving(predictor, queue=2, batch_size=1) as server:
         photos = files(*((f"{number}.jpg", jpeg(number, 80, 80)) for number in range(30)))
-        other = [server.service.batcher.submit([jpeg(1)]) for _ in range(2)]
+        other = [server.service.batcher.submit([(jpeg(1), 320 * 240)]) for _ in range(2)]
         with shown(server) as (page, _):
             page.get_by_label("Choose photos").set_input_files(photos)
             read(page, 30)

@@ -21,7 +21,9 @@ def serve(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures read together, at most.")] = 16,
     queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait; more get 429.")] = 256,
     max_bytes: Annotated[int, typer.Option(min=1024, help="Largest body of a request.")] = 32 * 2**20,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Largest picture, by its header.")] = 64_000_000,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Largest picture, by its header; 64000000 at most.")
+    ] = 16_000_000,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds for a body to come (408), then for its answer (503).")
     ] = 60,

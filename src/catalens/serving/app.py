@@ -57,7 +57,8 @@ class Service:
             "catalens_request_seconds", "Time of a request", buckets=SECONDS, registry=self.registry
         )
         sizes = Histogram("catalens_batch_pictures", "Pictures in a batch", buckets=PICTURES, registry=self.registry)
-        self.batcher = Batcher(predictor, settings.batch_size, settings.queue, sizes.observe)
+        pixels = (settings.request_pixels, settings.queue_pixels)
+        self.batcher = Batcher(predictor, settings.batch_size, settings.queue, *pixels, sizes.observe)
         depth = Gauge("catalens_queue_pictures", "Pictures that wait", registry=self.registry)
         depth.set_function(lambda: self.batcher.depth)
 
@@ -99,7 +100,7 @@ class Service:
             raise _later(503, "the server is ending: ask another, or come back", 1)
         async with self._intake.pictures(request) as received:
             try:
-                futures = self.batcher.submit([one.data for one in received if one.error is None])
+                futures = self.batcher.submit([(one.data, one.pixels) for one in received if one.error is None])
             except QueueFullError as full:
                 raise _later(429, str(full), full.seconds) from full
             outcomes = iter(await self._awaited(request.receive, futures))

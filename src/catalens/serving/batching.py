@@ -1,6 +1,7 @@
 """Pictures of many requests -> batches for one predictor, which only one thread may use.
 
-    request 1: a b        batch 1: a b c d   (all that waits, at most `batch_size`; it waits 5 ms for more to come)
+    request 1: a b        batch 1: a b c d   (all that waits, at most `batch_size` pictures and `batch_pixels` of
+                                             them; it waits 5 ms for more to come)
     request 2: c          batch 2: e         (f was dropped: its client left before its turn)
     request 3: d e f
 
@@ -36,6 +37,7 @@ class PredictorError(Exception):
 
 class _Job(NamedTuple):
     picture: bytes
+    pixels: int
     outcome: Future[Prediction]
 
 
@@ -47,10 +49,17 @@ class Batcher:
         predictor: Predictor,
         batch_size: int,
         queue: int,
+        batch_pixels: int,
+        queue_pixels: int,
         heard: Callable[[int], None] = lambda pictures: None,
     ) -> None:
-        """`heard` is told the size of each batch, in the predictor's thread."""
-        self._predictor, self._batch_size, self._queue, self._heard = predictor, batch_size, queue, heard
+        """Pixels are limited like pictures, as decoding them takes time.
+
+        `heard` is told the size of each batch, in the predictor's thread.
+        """
+        self._predictor, self._heard = predictor, heard
+        self._batch_size, self._queue = batch_size, queue
+        self._batch_pixels, self._queue_pixels = batch_pixels, queue_pixels
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -79,12 +88,13 @@ class Batcher:
         with self._changed:
             return sum(not job.outcome.cancelled() for job in self._waiting)
 
-    def submit(self, pictures: Sequence[bytes]) -> list[Future[Prediction]]:
-        """Queue the pictures of a request, all or none; QueueFullError where they have no room."""
-        jobs = [_Job(picture, Future()) for picture in pictures]
+    def submit(self, pictures: Sequence[tuple[bytes, int]]) -> list[Future[Prediction]]:
+        """Queue the pictures of a request and their pixels, all or none; QueueFullError where they have no room."""
+        jobs = [_Job(picture, pixels, Future()) for picture, pixels in pictures]
         with self._changed:
             self._waiting = deque(job for job in self._waiting if not job.outcome.cancelled())
-            if len(self._waiting) + len(jobs) > self._queue:
+            together = [*self._waiting, *jobs]
+            if len(together) > self._queue or sum(job.pixels for job in together) > self._queue_pixels:
                 raise QueueFullError(min(30.0, max(1.0, len(self._waiting) * self._seconds_a_picture)))
             self._waiting += jobs
             self._changed.notify()
@@ -107,10 +117,14 @@ class Batcher:
                 self._changed.wait_for(lambda: len(self._waiting) >= self._batch_size or self._closing, LINGER)
                 if self._closing and not self._waiting:
                     return []
-                while self._waiting and len(batch) < self._batch_size:
+                room = self._batch_pixels
+                while (
+                    self._waiting and len(batch) < self._batch_size and (not batch or self._waiting[0].pixels <= room)
+                ):
                     job = self._waiting.popleft()
                     if job.outcome.set_running_or_notify_cancel():
                         batch.append(job)
+                        room -= job.pixels
         return batch
 
     def _predict(self, batch: Sequence[_Job]) -> None:

@@ -12,7 +12,7 @@ import base64
 import binascii
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import HTTPException
@@ -42,6 +42,8 @@ class Received:
     error: str | None = None
     status: int = 422
     """Of the answer, where the request has no other picture."""
+    pixels: int = 0
+    """By its header, of one that is to be read."""
 
 
 class PictureSource(Frozen):
@@ -127,7 +129,13 @@ class Intake:
             raise HTTPException(422, "this server fetches no URLs (--allow-urls): send the picture itself")
         fetched = iter(await self._fetched(urls, load)) if urls else iter(())
         whole = [next(fetched) if isinstance(source, str) else source for source in sources]
-        return await asyncio.to_thread(lambda: [_checked(one, self._settings.max_pixels) for one in whole])
+        checked = await asyncio.to_thread(lambda: [_checked(one, self._settings.max_pixels) for one in whole])
+        pixels, most = sum(one.pixels for one in checked), self._settings.request_pixels
+        if pixels > most:
+            raise HTTPException(
+                413, f"{pixels:,} pixels together are more than {most:,}: send fewer pictures at a time"
+            )
+        return checked
 
     async def _fetched(self, urls: Sequence[str], load: "_Load") -> list[Received]:
         """What URLs lead to; HTTPException 413 where it is more than a body may hold."""
@@ -244,4 +252,4 @@ def _checked(received: Received, max_pixels: int) -> Received:
         return Received(error=str(error))
     if pixels > max_pixels:
         return Received(error=f"more than {max_pixels:,} pixels: make the picture smaller", status=413)
-    return received
+    return replace(received, pixels=pixels)

@@ -3,6 +3,8 @@
     ServeSettings(queue=256, max_bytes=33_554_432, timeout=60)
       more than 256 pictures waiting               429, with Retry-After
       a body of more than 32 MB, announced or not  413
+      a picture of more than 16 megapixels         413, before it is decoded; so for 128 together
+      more than 512 megapixels waiting             429, with Retry-After
       a body that takes more than 60 s             408
       Host: evil.example, while on loopback        400: another site may have led its name here (DNS rebinding)
       Sec-Fetch-Site: cross-site                   403: a page elsewhere asks in its reader's name
@@ -30,6 +32,12 @@ from catalens.errors import RecipeError
 MOST_PICTURES = 64
 """In one request."""
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
+GROUP = 8
+"""Pictures that the page sends in one request; so many of the largest size are always taken."""
+REQUEST_PIXELS = 128_000_000
+"""In one request, together: a second or so of decoding."""
+REQUESTS_QUEUED = 4
+"""Requests of that size that may wait together."""
 BODIES_HELD = 8
 """Bodies of the largest size that may be in memory together."""
 LINGER = 2.0
@@ -46,7 +54,7 @@ class ServeSettings(Frozen):
     """Pictures that may wait for the model; more are refused with 429."""
     max_bytes: int = Field(default=32 * 2**20, ge=1024, le=2**30)
     """Largest body of a request, and all pictures of its URLs together."""
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=MAX_PIXELS)
+    max_pixels: int = Field(default=16_000_000, ge=1, le=MAX_PIXELS)
     """Largest picture, by its header: a larger one is refused before it is decoded."""
     timeout: float = Field(default=60.0, gt=0, le=3600)
     """Seconds that a body may take to come (else 408), and its answer after that (else 503)."""
@@ -56,6 +64,16 @@ class ServeSettings(Frozen):
     """What clients have to know."""
     hosts: tuple[str, ...] = LOOPBACK_NAMES
     """Names by which the server may be called; `*` for any."""
+
+    @property
+    def request_pixels(self) -> int:
+        """Pixels of all pictures of one request, and of those that are read together."""
+        return max(REQUEST_PIXELS, GROUP * self.max_pixels)
+
+    @property
+    def queue_pixels(self) -> int:
+        """Pixels of all pictures that may wait for the model; more are refused with 429."""
+        return REQUESTS_QUEUED * self.request_pixels
 
     @property
     def most_pictures(self) -> int:

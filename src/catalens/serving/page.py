@@ -18,7 +18,7 @@ from typing import Any
 from catalens.catalog.page import render_page
 from catalens.checkpoint import TINY
 from catalens.config import FieldSpec, PromptSpec
-from catalens.serving.limits import ServeSettings
+from catalens.serving.limits import GROUP, ServeSettings
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def render_index(card: ModelCard, prompt: PromptSpec, settings: ServeSettings) -
         tiles=_tiles(card, prompt.fields),
         fields=[{"column": spec.column, "label": spec.label, "kind": spec.kind} for spec in prompt.fields],
         settings=settings,
-        group=min(settings.most_pictures, 8),
+        group=min(settings.most_pictures, GROUP),
     )
 
 
