@@ -34,7 +34,7 @@ from catalens.catalog.mimicking.products import Planner
 from catalens.catalog.mimicking.profile import OTHER, RARE, Profile
 from catalens.catalog.mimicking.summaries import learn_habits, quantile, round_by, summarise
 from catalens.catalog.mimicking.surveys import Survey
-from catalens.catalog.mimicking.texts import shareable
+from catalens.catalog.mimicking.texts import invent_words, shareable
 from catalens.catalog.mimicking.vocabulary import KIND_WORDS, kind_in, sees
 from catalens.catalog.pictures import open_picture
 from catalens.catalog.sampling import SAMPLE_ROLES
@@ -270,6 +270,98 @@ def test_what_holds_something_of_the_original_is_refused(source: Path):
     ):
         with pytest.raises(CatalogError, match=f"drawn row 7 holds .*{words}.* nothing was written"):
             refuse_leaks(original, survey_of(*[drawn] * 6, drawn | change), K)
+
+
+ROLES = Roles(id="id", fields={"kind": "category", "title": "text"})
+
+
+def shop(folder: Path, secret: str = "", kind: str = "Bags", frequent: str = "Red Tote") -> Path:
+    """120 products whose titles are two frequent words and one of their own; `secret` is in one title."""
+    rows = [
+        {
+            "id": f"Q{n}",
+            "kind": kind,
+            "title": f"{frequent} Own{chr(97 + n // 26)}{chr(97 + n % 26)}",
+            "image": picture(),
+        }
+        for n in range(120)
+    ]
+    rows[60]["title"] += f" {secret}"
+    return write_catalog(folder, ROLES, rows)
+
+
+def invented(folder: Path) -> set[str]:
+    profile = learn_profile(Catalog(folder))
+    return {word.casefold() for stratum in profile.strata for words in stratum.invented.values() for word in words}
+
+
+def test_a_private_word_is_not_told_by_what_was_never_invented(tmp_path: Path):
+    """The attack: make the words up again from all that is public, and see which of them the profile passed over."""
+    without = shop(tmp_path / "a/shop")
+    public = invented(without)
+    for name in ("catalens/invented/title/Bags", "title/Bags", ""):
+        for length in (3, 4, 5, 6):
+            again = invent_words(200, lambda share, length=length: length, "lower", set(), name)
+            assert len(public & set(again)) <= 2  # by chance
+    # One private word more, among all else that is the same: other words altogether, so none is seen to be missing.
+    private = invented(shop(tmp_path / "b/shop", secret=max(public, key=len)))
+    assert len(public) == len(private) >= 4
+    assert len(public & private) <= 1
+    assert invented(shop(tmp_path / "c/shop")) == public  # the same rows, wherever they lie
+
+
+@pytest.mark.parametrize("word", ["[NEW]", "[Sale]", "[1,2]", '["a","b"]', "[", "]", '[{"a":1}]', "\\[x]\\", '"[]"'])
+def test_brackets_in_words_and_names_stay_as_they_are(word: str, tmp_path: Path):
+    source = shop(tmp_path / "in/shop", kind=word, frequent=f"Red {word}")
+    mimic_catalog(tmp_path / "out", source, 12)
+    profile = load_profile(tmp_path / "out/profile.json")
+    assert profile == balanced_profile(source)
+    assert [stratum.category for stratum in profile.strata] == [word]
+    assert profile.words("title")[word] == 120
+    assert {row["kind"] for row in rows_of(tmp_path / "out")} == {word}
+
+
+def balanced_profile(source: Path) -> Profile:
+    """A profile as a file brings it back."""
+    return Profile.model_validate_json(learn_profile(Catalog(source)).model_dump_json())
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As on a full disk: the next try finds its place free."""
+    source = shop(tmp_path / "in/shop")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("catalens.catalog.mimicking.write_fidelity", full)
+        with pytest.raises(OSError, match="No space"):
+            mimic_catalog(tmp_path / "out", source, 12)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    mimic_catalog(tmp_path / "out", source, 12)
+    assert (tmp_path / "out/fidelity.html").exists()
+    assert (tmp_path / "out/profile.json").exists()
+
+
+def test_drawn_pictures_hold_nothing_but_pixels(tmp_path: Path):
+    exif = Image.Exif()
+    exif.get_ifd(0x8825)[1] = "N"  # where it was taken
+    exif[0x010E] = "Quillfeather"
+    rows = []
+    for n in range(40):
+        file = io.BytesIO()
+        xmp = {"xmp": b"<x:xmpmeta>Quillfeather</x:xmpmeta>"} if n % 2 else {}
+        comment = {} if n % 2 else {"comment": b"Quillfeather"}
+        Image.new("RGB", (24, 24), (n, 9, 9)).save(file, "WEBP" if n % 2 else "JPEG", exif=exif, **xmp, **comment)
+        rows.append({"id": str(n), "title": "red bag", "image": file.getvalue()})
+    source = write_catalog(tmp_path / "in", Roles(id="id", fields={"title": "text"}), rows)
+    mimic_catalog(tmp_path / "out", source, 40)
+    assert not any(b"Quillfeather" in data for path, data in contents(tmp_path / "out").items())
+    for row in rows_of(tmp_path / "out"):
+        assert b"Quillfeather" not in row["image"]
+        drawn = Image.open(io.BytesIO(row["image"]))
+        assert not drawn.getexif()
+        assert not {"exif", "xmp", "comment", "icc_profile"} & set(drawn.info)
 
 
 # As like it as can be

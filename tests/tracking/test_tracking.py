@@ -1,15 +1,18 @@
 """Whatever becomes of a tracker, there is one, and the run goes on."""
 
+import io
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tracked import CONFIG, rows
 
 from catalens.config import TrackingSpec
 from catalens.errors import RecipeError
 from catalens.tracking import NoTracker, start_tracker
+from catalens.tracking.tracker import thumbnail
 
 
 def test_none_is_a_tracker_that_does_nothing(folder: Path):
@@ -43,3 +46,16 @@ def test_a_tracker_that_is_not_installed_stops_the_start(folder: Path, monkeypat
     with pytest.raises(RecipeError, match=rf"'{name}', which is not installed: pip install 'catalens\[{name}\]'"):
         start_tracker(TrackingSpec.model_validate({"to": name}), folder, CONFIG, print)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_a_thumbnail_carries_nothing_but_pixels(format: str):
+    """Saved in any format, as trackers do; comments, EXIF and profiles of the shop's file stay behind."""
+    exif = Image.Exif()
+    exif[0x010E] = "secret studio"
+    original, saved = io.BytesIO(), io.BytesIO()
+    picture = Image.new("RGB", (400, 300), "red")
+    picture.save(original, format, exif=exif, icc_profile=b"secret profile", comment=b"secret comment")
+    thumbnail(original.getvalue()).save(saved, format)
+    assert b"secret" in original.getvalue()
+    assert b"secret" not in saved.getvalue()

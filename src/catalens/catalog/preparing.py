@@ -358,4 +358,3 @@ def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) ->
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return ", ".join(name for name in other if one.get(name) != other[name])
-

@@ -133,12 +133,12 @@ class CatalogWriter:
         refuse_double_roles(roles)
         self.roles, self.provenance, self.integer_fields = roles, dict(provenance), tuple(integer_fields)
         self.figures: dict[str, float] = {}
-        aside = partial_of(self.folder)
+        self.aside = partial_of(self.folder)
+        """Becomes the folder when the block ends, with whatever else was put into it."""
         self._left_out: Counter[str] = Counter()
-        self._rejected = _File(aside / "rejected.parquet", REJECTED)
-        self._aside = aside
+        self._rejected = _File(self.aside / "rejected.parquet", REJECTED)
         schema = _schema(roles, self.integer_fields)
-        self._shards = {split: _Shards(aside / "data", split, schema) for split in SPLITS}
+        self._shards = {split: _Shards(self.aside / "data", split, schema) for split in SPLITS}
         self._products = {split: array("Q") for split in SPLITS}  # 8 bytes a row, whatever the ids
         self._digest = hashlib.sha256()
         self._held = ExitStack()
@@ -146,11 +146,11 @@ class CatalogWriter:
     def __enter__(self) -> Self:
         with writing(self.folder), ExitStack() as held:
             recover(self.folder)
-            if not held.enter_context(locked(self._aside)):
+            if not held.enter_context(locked(self.aside)):
                 raise CatalogError(
                     f"{self.folder} is being written by another process: wait for it or choose another --out"
                 )
-            (self._aside / "data").mkdir()
+            (self.aside / "data").mkdir()
             self._held = held.pop_all()
         return self
 
@@ -160,12 +160,12 @@ class CatalogWriter:
                 if kind is None:
                     with writing(self.folder):
                         self._finish()
-                        put_in_place(self._aside, self.folder, self._replaces)
+                        put_in_place(self.aside, self.folder, self._replaces)
                     return
             except BaseException:
-                sweep(self._aside)
+                sweep(self.aside)
                 raise
-            sweep(self._aside)
+            sweep(self.aside)
 
     def add(self, split: str, image: bytes, id: str, values: Mapping[str, object]) -> None:
         """Add a row whose picture has been checked; CatalogError where it cannot be written."""
@@ -207,8 +207,8 @@ class CatalogWriter:
         for shards in self._shards.values():
             shards.close()
         self._rejected.close()
-        (self._aside / "catalog.json").write_text(self.card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (self._aside / "README.md").write_text(_dataset_card(self.card), encoding="utf-8")
+        (self.aside / "catalog.json").write_text(self.card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (self.aside / "README.md").write_text(_dataset_card(self.card), encoding="utf-8")
 
 
 class _File:

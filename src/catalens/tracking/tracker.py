@@ -123,9 +123,10 @@ def columns(row: Shown, step: int, picture: Any) -> dict[str, Any]:
 
 
 def thumbnail(picture: bytes) -> Image.Image:
-    """RGB, upright, no side longer than `SIDE`; raises PictureError."""
+    """RGB, upright, no side longer than `SIDE`, nothing but pixels; raises PictureError."""
     image = open_picture(picture)
     image.thumbnail((SIDE, SIDE))
+    image.info = {}  # Pillow would write comments and profiles into what is saved of it
     return image
 
 

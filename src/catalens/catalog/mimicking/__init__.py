@@ -96,8 +96,8 @@ def mimic_catalog(
         if len(profile.numbers) == 1 and min(prices, default=(0, 0))[0] > 0:
             writer.figures = noise_floor(*zip(*prices, strict=True))
         fidelity = compare(profile, original, drawn)
-    save_profile(profile, Path(out) / "profile.json")
-    write_fidelity(Path(out) / "fidelity.html", profile, fidelity, drawn, examples)
+        save_profile(profile, writer.aside / "profile.json")
+        write_fidelity(writer.aside / "fidelity.html", profile, fidelity, drawn, examples)
     step = time_steps(original, drawn, drawn.meter) if drawn.meter and original else None
     return Mimicked(writer.card, fidelity, step)
 

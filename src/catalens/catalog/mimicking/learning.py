@@ -5,6 +5,8 @@
 Of a product only its first row speaks. What fewer than k products share is counted at most, and never named.
 """
 
+import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -89,6 +91,7 @@ class _Learner:
 
     def __init__(self, survey: Survey, k: int) -> None:
         self.survey, self.k = survey, k
+        self.secret = _fingerprint(survey)
         self.columns = {name: survey.products(name) for name in survey.roles.fields}
         self.known = {name: [value for value in values if value is not None] for name, values in self.columns.items()}
         self.logarithmic = {
@@ -116,7 +119,7 @@ class _Learner:
         rare = counts.total() - sum(kept.values())
         rare = rare if rare >= self.k or not kept else 0
         others = min(len(counts) - len(kept), MOST_INVENTED) if rare else 0
-        invented = invent_words(others, partial(_letters, ()), case_of(counts), self.taken, column)
+        invented = invent_words(others, partial(_letters, ()), case_of(counts), self.taken, f"{self.secret}/{column}")
         return Category(products=kept, rare_products=rare, rare_names=invented, missing=self._missing(column))
 
     def wording(self, column: str) -> Wording:
@@ -216,12 +219,19 @@ class _Learner:
         count = min(max(uses // self.k, FEWEST_INVENTED), MOST_INVENTED)
         letters = summarise([len(word) for word in self.rare[column]], self.k)
         case = case_of(self.rare[column] if letters else self.words[column] or ["Title"])
-        return invent_words(count, partial(_letters, letters), case, self.taken, f"{column}/{stratum}")
+        return invent_words(count, partial(_letters, letters), case, self.taken, f"{self.secret}/{column}/{stratum}")
 
 
 def _uses(of_products: Iterable[Iterable[Any]]) -> Counter[Any]:
     """How many products have a thing."""
     return Counter(thing for things in of_products for thing in dict.fromkeys(things))  # a set's order changes
+
+
+def _fingerprint(survey: Survey) -> str:
+    """A hash over everything in the rows, whatever their order, that nobody can reckon who has not all of them."""
+    rows = zip(survey.ids, survey.pictures, *survey.values.values(), strict=True)
+    whole = sorted(json.dumps([id, seen.digest.hex(), *values]) for id, seen, *values in rows)
+    return hashlib.sha256("\n".join(whole).encode()).hexdigest()
 
 
 def _letters(histogram: Histogram, at: float) -> float:

@@ -11,10 +11,9 @@ one stratum together.
 """
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
@@ -199,13 +198,16 @@ def load_profile(path: Path | str) -> Profile:
 
 def save_profile(profile: Profile, path: Path) -> None:
     """Write `profile.json`."""
-    text = json.dumps(profile.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    path.write_text(_INNERMOST.sub(_on_one_line, text) + "\n", encoding="utf-8")
+    path.write_text(_laid_out(profile.model_dump(mode="json")) + "\n", encoding="utf-8")
 
 
-_INNERMOST = re.compile(r'\[(?:[^][{}"]|"(?:[^"\\]|\\.)*")*\]')
-"""A list of plain values in JSON, strings with brackets in them included."""
-
-
-def _on_one_line(match: re.Match[str]) -> str:
-    return json.dumps(json.loads(match[0]), ensure_ascii=False)
+def _laid_out(value: Any, indent: str = "\n") -> str:
+    """JSON with a line for every member, but for lists of plain values, which take one line."""
+    if isinstance(value, dict) and value:
+        members = [
+            f"{json.dumps(name, ensure_ascii=False)}: {_laid_out(of, indent + ' ')}" for name, of in value.items()
+        ]
+        return "{" + indent + " " + f",{indent} ".join(members) + indent + "}"
+    if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
+        return "[" + indent + " " + f",{indent} ".join(_laid_out(item, indent + " ") for item in value) + indent + "]"
+    return json.dumps(value, ensure_ascii=False)

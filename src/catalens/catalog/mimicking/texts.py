@@ -41,14 +41,15 @@ def shareable(word: str) -> bool:
 
 
 def invent_words(
-    count: int, length: Callable[[float], float], case: str, taken: set[str], name: str
+    count: int, length: Callable[[float], float], case: str, taken: set[str], secret: str
 ) -> tuple[str, ...]:
-    """Make up `count` pronounceable words, the same ones for the same `name`.
+    """Make up `count` pronounceable words, the same ones for the same `secret`.
 
+    Who knew that could make them up again, and see by what was passed over which words are `taken`.
     `length` gives the letters of a word for a share of 1, `case` is `upper`, `lower` or `title`; none is in `taken`,
     which holds casefolded words and is added to, and none has a meaning.
     """
-    dice = random.Random(f"catalens/invented/{name}")
+    dice = random.Random(secret)
     made: list[str] = []
     longer = 0  # short words run out
     while len(made) < count:
