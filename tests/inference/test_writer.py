@@ -1,5 +1,8 @@
 import io
+from types import SimpleNamespace
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -8,7 +11,7 @@ from catalens.catalog.pictures import open_picture
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import greedy, load_model, load_processor
 from catalens.config import PromptSpec
-from catalens.errors import InferenceError
+from catalens.errors import InferenceError, PictureError
 from catalens.examples import answer_space, render_prompt
 from catalens.inference.writer import Memory, Writer
 from catalens.model import Phi3VConfig, Phi3VForCausalLM
@@ -115,6 +118,67 @@ def test_the_tower_runs_once_a_picture_for_writers_that_share_a_memory(model, pi
     assert sum(crops) == sum(len(kept["crop_features"]) for kept in memory.kept.values())
     assert [one.text for one in first] == [one.text for one in again]
     assert [one.text for one in first] == [one.text for one in writer(model, 4).write(pictures)]
+
+
+@pytest.mark.parametrize("room", ["none", "two pictures", "all"])
+def test_a_memory_of_any_size_gives_the_same_answers_however_the_pictures_are_mixed(model, pictures, room):
+    """Several passes over rotated pictures, so that batches mix what the memory holds with what it does not."""
+    processor = load_processor("tiny", num_crops=CROPS)
+    shapes = [(120, 60), (60, 120), (300, 40)]
+    everything = [*pictures, *(jpeg(Image.new("RGB", size, (40, 90, 200))) for size in shapes)]
+    plain = {p: Writer(model, processor, PromptSpec(), 4, 40).write([p])[0] for p in everything}
+    two = 2**30 - filled(model, processor, everything[:2]).room
+    memory = Memory({"none": 0, "two pictures": two, "all": 2**30}[room])
+    for turn in range(3):
+        mixed = [*everything[3 * turn :], *everything[: 3 * turn]]
+        written = Writer(model, processor, PromptSpec(), 4, 40, memory=memory).write(mixed)
+        for picture, answer in zip(mixed, written, strict=True):
+            assert answer.pieces == plain[picture].pieces
+            assert answer.log_probabilities == pytest.approx(plain[picture].log_probabilities, abs=1e-4)
+    assert len(memory.kept) == {"none": 0, "two pictures": 2, "all": len(everything)}[room]
+    assert memory.room >= 0
+
+
+def filled(model, processor, pictures) -> Memory:
+    memory = Memory()
+    Writer(model, processor, PromptSpec(), 4, 40, memory=memory).features(pictures)
+    return memory
+
+
+def test_features_are_the_means_of_what_the_tower_makes_of_a_picture(model, pictures):
+    processor = load_processor("tiny", num_crops=CROPS)
+    everything = [*pictures, jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))]
+    heard: list[int] = []
+    found = Writer(model, processor, PromptSpec(), 3, memory=Memory(0)).features(everything, heard.append)
+    assert heard[-1] == len(everything)
+    assert (found.dtype, found.shape) == (np.float32, (len(everything), model.config.feature_size))
+    for own, picture in zip(found, everything, strict=True):
+        encoded = processor.image_processor(open_picture(picture), return_tensors="pt")
+        with torch.no_grad():
+            crops = model.model.get_crop_features(encoded["pixel_values"], encoded["image_sizes"])
+        assert own == pytest.approx(crops.flatten(0, 2).mean(0).numpy(), abs=1e-4)
+    with pytest.raises(PictureError):
+        Writer(model, processor, PromptSpec(), 3).features([b"<svg/>"])
+
+
+@pytest.mark.parametrize("free", [0, 2**40])
+def test_batches_follow_the_size_of_the_memory_and_not_what_is_free_in_it(model, pictures, space, monkeypatch, free):
+    """So that a command which was stopped makes the batches of one that was not; a constrained row is given room for
+    `max_new_tokens` and not for the longest answer that its grammar allows."""
+    wide = jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))
+    constrained = Writer(model, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 4, space)
+    rows = sorted(map(constrained._tokens, [*pictures, wide]))
+    config, weights = model.config, sum(weight.nbytes for weight in model.parameters())
+    token = 2 * config.num_hidden_layers * config.hidden_size * 4  # bytes of fp32 keys and values
+    size = weights + int(2 * token * 3 * rows[0])  # half of what the weights leave holds three small rows
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=size, available=free))
+    assert rows[-1] > rows[0] == len(slow_ids(constrained, pictures[0])) + 4
+    assert list(constrained._batches([wide, *pictures])) == [[1, 2, 3], [4, 5, 6], [7, 0]]
+
+
+def slow_ids(writer: Writer, picture: bytes) -> list[int]:
+    encoded = writer.processor(text=render_prompt(PromptSpec()), images=[open_picture(picture)], return_tensors="pt")
+    return encoded["input_ids"][0].tolist()
 
 
 class Narrow(torch.nn.Module):
