@@ -78,7 +78,10 @@ class AnswerSpace(Frozen):
 
 
 def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]]) -> AnswerSpace:
-    """What the answers of checked rows are made of; texts may be half as long again as the longest."""
+    """What the answers of checked rows are made of.
+
+    Texts may be half as long again as the longest, numbers may have one digit more before the point.
+    """
     written: dict[str, set[str]] = {field.column: set() for field in spec.fields}
     for row in rows:
         for field in spec.fields:
@@ -217,7 +220,7 @@ def _space(field: FieldSpec, spec: NumberFormat, texts: set[str]) -> FieldSpace:
     wholes = [len(part.partition(spec.decimal)[0].removeprefix("-")) for part in parts]
     decimals = [len(part.partition(spec.decimal)[2]) for part in parts]
     return FieldSpace(
-        digits=max(wholes),
+        digits=min(15, max(wholes) + 1),
         decimals=(min(decimals), max(decimals)),
         negative=any(part.startswith("-") for part in parts),
     )

@@ -6,7 +6,15 @@ import pytest
 
 from catalens.checkpoint import load_processor
 from catalens.config import FieldSpec, NumberFormat, PromptSpec
-from catalens.examples import AnswerSpace, FieldSpace, answer_space, parse_answer, render_answer, render_prompt
+from catalens.examples import (
+    AnswerSpace,
+    FieldSpace,
+    answer_space,
+    canonical_text,
+    parse_answer,
+    render_answer,
+    render_prompt,
+)
 from catalens.inference.grammar import Constraint, Vocabulary
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "golden" / "official"
@@ -66,7 +74,7 @@ def test_whatever_is_chosen_parses_into_the_space_of_the_answers(vocabulary, pro
         assert values is not None, text
         assert values["category3_code"] in categories
         assert 0 < len(str(values["title"])) <= 2 * space.of("title").longest
-        assert 0 <= float(values["full_price"]) < 10**4
+        assert 0 <= float(values["full_price"]) < 10**5
         texts.add(text)
     assert len(texts) > 20
 
@@ -75,7 +83,7 @@ def test_whatever_is_chosen_parses_into_the_space_of_the_answers(vocabulary, pro
 def test_the_catalogues_own_answers_can_be_written_in_their_own_tokens(vocabulary, prompt):
     constraint = Constraint(vocabulary, prompt, answer_space(prompt, ROWS))
     question = render_prompt(prompt).partition("<|image_1|>")[2]
-    for row in ROWS[:1] + ROWS[2:]:
+    for row in ROWS:
         before = len(vocabulary.tokenizer(question)["input_ids"])
         own = vocabulary.tokenizer(question + render_answer(prompt, row))["input_ids"][before:]
         matcher = constraint.start()
@@ -101,7 +109,7 @@ def test_text_that_is_full_is_followed_by_the_label(vocabulary):
     space = AnswerSpace(fields={"title": FieldSpace(longest=3), "category3_code": FieldSpace(values=("A",))})
     constraint = Constraint(vocabulary, PromptSpec(), space)
     titles = [str(parse_answer(PromptSpec(), walk(constraint, seed)[0]).values["title"]) for seed in range(20)]
-    assert max(len(title.replace(" ", "")) for title in titles) == 3
+    assert max(len(title.replace(" ", "").replace("<", "").replace(",", "")) for title in titles) == 3
 
 
 def test_many_categories_stay_quick_to_follow(vocabulary):
@@ -113,11 +121,78 @@ def test_many_categories_stay_quick_to_follow(vocabulary):
 
 def accepts(constraint: Constraint, answer: str) -> bool:
     """Whether an answer is in the language, in its own tokens."""
-    vocabulary, matcher = constraint.vocabulary, constraint.start()
-    question = render_prompt(PromptSpec()).partition("<|image_1|>")[2]
-    before = len(vocabulary.tokenizer(question)["input_ids"])
-    own = vocabulary.tokenizer(question + answer)["input_ids"][before:]
-    return matcher.try_consume_tokens(own) == len(own)
+    return constraint.refused(answer) is None
+
+
+ODD = [
+    "Nim\u200cfasl\u200bhe\u00ad", "\u0646\u0627\u0641\u200c\u0647", "\u0915\u094d\u200d\u0937", "e\u0301t\u00e9",
+    "\U0001f469\u200d\U0001f467 set", "\ue000 private", "\U0001fae9 new sign", "\ufeffmark", "|pipe|", 'q"uote\\',
+    "<3 socks", "a<b", "a < b", "a<", "x <y", "<a> & </b>", "< 3",
+    ",5 mm nib", "a ,b", "a,", "a,,b", "A, Category B",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD)
+@pytest.mark.parametrize("prompt", ORDERS[::2], ids=["reference", "text last"])
+def test_text_that_training_accepts_can_be_written(vocabulary, prompt, text):
+    row = {"title": text, "category3_code": text, "full_price": 999.0}
+    constraint = Constraint(vocabulary, prompt, answer_space(prompt, [row]))
+    answer = render_answer(prompt, row)
+    assert accepts(constraint, answer)
+    assert parse_answer(prompt, answer).values["title"] == canonical_text(text)
+
+
+def test_a_number_may_have_a_digit_more_than_those_of_the_training(vocabulary):
+    space = answer_space(PromptSpec(), [{"title": "Sock", "category3_code": "A", "full_price": 999.0}])
+    constraint = Constraint(vocabulary, PromptSpec(), space)
+    assert accepts(constraint, "Product: Sock, Category: A, Full Price: 1000.0<|end|>")
+    assert not accepts(constraint, "Product: Sock, Category: A, Full Price: 10000.0<|end|>")
+    largest = answer_space(PromptSpec(), [{"title": "Sock", "category3_code": "A", "full_price": 10**15 - 1}])
+    assert largest.of("full_price").digits == 15
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"title": "a , b"}, "title"),
+        ({"title": "<| b"}, "title"),
+        ({"title": "a << b"}, "title"),
+        ({"title": "Sock, Category:x"}, "category3_code"),
+        ({"title": "Sock " * 9}, "title"),
+        ({"category3_code": "B"}, "category3_code"),
+        ({"full_price": 12345.0}, "full_price"),
+        ({"full_price": 12.25}, "full_price"),
+        ({"full_price": -1.0}, "full_price"),
+        ({}, None),
+    ],
+)
+def test_what_cannot_be_written_is_told_by_its_field(vocabulary, row, column):
+    known = {"title": "Large sock", "category3_code": "A", "full_price": 999.0}
+    constraint = Constraint(vocabulary, PromptSpec(), answer_space(PromptSpec(), [known]))
+    assert constraint.refused(render_answer(PromptSpec(), known | row)) == column
+
+
+def test_no_choice_of_tokens_makes_a_label_or_an_end_part_of_a_text(vocabulary):
+    """Walks that go for them wherever they can."""
+    values = ("A", "Sock")
+    space = AnswerSpace(fields={"title": FieldSpace(longest=30), "category3_code": FieldSpace(values=values)})
+    constraint = Constraint(vocabulary, PromptSpec(), space)
+    wanted = [b", Category: ", b" , Category: ", b",, Category: ", b"<, Category: ", b"<|end|>", b" <"]
+    for seed in range(40):
+        rng, matcher, text = random.Random(seed), constraint.start(), b""
+        tokens = constraint.forced(matcher)
+        while not tokens or tokens[-1] != vocabulary.end:
+            text += b"".join(map(vocabulary.piece, tokens))
+            allowed = np.flatnonzero(constraint.allowed([matcher])[0].numpy()).tolist()
+            aim = rng.choice(wanted)
+            begun = max(n for n in range(len(aim)) if text.endswith(aim[:n]))
+            nearer = [t for t in allowed if vocabulary.piece(t) and aim[begun:].startswith(vocabulary.piece(t))]
+            token = rng.choice(nearer or allowed)
+            tokens = [token, *constraint.follow(matcher, token)]
+        text += b"".join(map(vocabulary.piece, tokens))
+        found = parse_answer(PromptSpec(), text.decode().lstrip()).values
+        assert found is not None, text
+        assert found["category3_code"] in values, text
 
 
 PRICE_FIRST = tuple(reversed(PromptSpec().fields))

@@ -1,8 +1,10 @@
+import io
 import json
 import time
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from tracked import artifacts, history, records
 
@@ -186,6 +188,19 @@ def test_a_row_that_cannot_be_learnt_is_named_and_left_out(two_fields, drawn, tm
     catalogue(tmp_path / "bad", picture, ["Bag<|end|>", "Bag"])
     with pytest.raises(TooManyBadRowsError, match="1 of 2 train rows"):
         train(asked.model_copy(update={"catalog": str(tmp_path / "bad")}), tmp_path / "none")
+
+
+def test_rows_that_cannot_be_written_under_constraints_are_counted_and_named(two_fields, drawn, tmp_path):
+    picture = Catalog(drawn).rows("train")[0]["image"]
+    catalogue(tmp_path / "catalog", picture, ["Bag", "Scarf <| red", "Nim\u200cfasl <3"])
+    asked = changed(two_fields.model_copy(update={"catalog": str(tmp_path / "catalog")}), max_steps=1, evaluations=1)
+    console = Console(file=io.StringIO(), width=60)
+    train(asked, tmp_path / "run", console=console)
+    lines = (tmp_path / "run" / "unwritable.jsonl").read_text(encoding="utf-8").splitlines()
+    row = {"split": "train", "id": "train1", "field": "title", "value": "Scarf <| red"}
+    assert [json.loads(line) for line in lines] == [row, row | {"split": "validation", "id": "validation1"}]
+    assert "2 rows cannot be written under constraints, such as train row train1" in console.file.getvalue()
+    assert "field title: 'Scarf <| red'" in console.file.getvalue()
 
 
 def test_a_field_that_the_catalogue_does_not_have(recipe, drawn, tmp_path):

@@ -1,12 +1,13 @@
 """What an answer may be, as a grammar over the tokens of a model (constrained decoding with llguidance).
 
     start: "Product: " field_0 " " field_1 " " field_2
-    field_0[suffix=", Category:"]: /[^\\p{Z}\\p{C}<,]( ?[^\\p{Z}\\p{C}<]){0,56}/   text, up to the next label
-    field_1[suffix=", Full Price:"]: /BAGS|SHOES/                      one of the catalogue's categories
-    field_2: /(0|[1-9][0-9]{0,3})\\.[0-9]{1,1}/                        a number as the catalogue writes it
+    field_0[suffix=", Category:"]: /(< )?,?...{0,56}<?/       text, up to the next label
+    field_1[suffix=", Full Price:"]: /BAGS|SHOES/             one of the catalogue's categories
+    field_2: /(0|[1-9][0-9]{0,4})\\.[0-9]{1,1}/               a number as the catalogue writes it
 
-Every sentence of the grammar parses, and it is finite: text has a longest length, so no answer is cut off. Generated
-text holds no `<`, which begins the model's special tokens, and does not begin with a comma, which begins a label.
+Every sentence of the grammar parses, and it is finite: text has a longest length, so no answer is cut off. Text is
+what training accepts, but for `<|`, with which special tokens begin, for a comma that is a word, with which labels
+begin, and for `<` in a row. `Constraint.refused` tells which rows of a table cannot be written.
 """
 
 import json
@@ -24,10 +25,12 @@ from catalens.config import FieldSpec, NumberFormat, PromptSpec
 from catalens.errors import CheckpointError, InferenceError
 from catalens.examples import END, AnswerSpace, FieldSpace, render_prompt
 
-SIGN = r"[^\p{Z}\p{C}<]"
-FIRST = r"[^\p{Z}\p{C}<,]"
-UTF8 = 4
-"""Most bytes of a character."""
+# A `<` goes before no `|` and no comma, a comma that begins a word before no other: what stands before a label, or
+# before the end, is a whole text then, so that the label is one. No complement: the lexer gives up on long ones.
+LATER = r"([^\p{Z}\p{Cc}<]|<[^\p{Z}\p{Cc}<|,])"
+FIRST = r",?([^\p{Z}\p{Cc}<,]|<[^\p{Z}\p{Cc}<|,])"
+BYTES = 10
+"""Most that the grammar spends on a character: four and what may stand before it, as in `a< < ,<b`."""
 
 
 class Vocabulary:
@@ -55,8 +58,9 @@ class Constraint:
     def __init__(
         self, vocabulary: Vocabulary, prompt: PromptSpec, space: AnswerSpace, free_categories: bool = False
     ) -> None:
-        self.vocabulary = vocabulary
-        self.grammar = answer_grammar(prompt, space, free_categories, _opening(vocabulary, prompt))
+        self.vocabulary, self.prompt = vocabulary, prompt
+        self._question = render_prompt(prompt).partition("<|image_1|>")[2]
+        self.grammar = answer_grammar(prompt, space, free_categories, self._opening())
         self.longest = 1 + sum(
             _tokens(f", {field.label}: ") + longest(field, space, prompt.numbers) for field in prompt.fields
         )
@@ -88,6 +92,16 @@ class Constraint:
             tokens.append(self.vocabulary.end)
         return tokens
 
+    def refused(self, answer: str) -> str | None:
+        """The column at which a rendered answer, with its end, cannot be written on; None where all of it can."""
+        tokens, matcher = self._tokens(answer.removesuffix(END)), self.start()
+        taken = matcher.try_consume_tokens(tokens)
+        if taken == len(tokens) and matcher.is_accepting():
+            return None
+        written = self.vocabulary.guide.decode_str(tokens[:taken])
+        columns = [field.column for field in self.prompt.fields if f", {field.label}:" in f", {written.lstrip()}"]
+        return columns[-1] if columns else self.prompt.fields[0].column
+
     def allowed(self, matchers: Sequence[llguidance.LLMatcher | None]) -> torch.Tensor:
         """Which tokens may come next, [rows, words]; all for a row that has no matcher."""
         words = self.vocabulary.words
@@ -97,6 +111,17 @@ class Constraint:
                 llguidance.numpy.fill_next_token_bitmask(matcher, bits, row)
         flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
         return torch.from_numpy(flags[:, :words].astype(bool))
+
+    def _opening(self) -> str:
+        """What the first token of an answer writes before the first label."""
+        label = self.prompt.fields[0].label
+        written = self.vocabulary.guide.decode_bytes(self._tokens(f"{label}: 1{END}"))
+        return written.decode("utf-8", errors="replace").partition(label)[0]
+
+    def _tokens(self, answer: str) -> list[int]:
+        """An answer in the tokens that training gives it."""
+        tokenizer = self.vocabulary.tokenizer
+        return tokenizer(self._question + answer)["input_ids"][len(tokenizer(self._question)["input_ids"]) :]
 
 
 def answer_grammar(prompt: PromptSpec, space: AnswerSpace, free_categories: bool = False, opening: str = "") -> str:
@@ -109,7 +134,7 @@ def answer_grammar(prompt: PromptSpec, space: AnswerSpace, free_categories: bool
         elif field.kind == "category" and own.values and not free_categories:
             value = "|".join(map(_escaped, own.values))
         else:
-            value = f"{FIRST}( ?{SIGN}){{0,{own.longest - 1}}}"
+            value = f"(< )?{FIRST}({LATER}|<? (< )?{FIRST}){{0,{own.longest - 1}}}<?"
         # Lazy: a comma may belong to the value or to the label, and a greedy lexeme would not go back. The space
         # behind the label is not part of it, since a token may begin with it; a label is one as soon as it stands.
         ends = f"[suffix={_literal(f', {following.label}:')}]" if following else ""
@@ -124,7 +149,7 @@ def longest(field: FieldSpec, space: AnswerSpace, numbers: NumberFormat) -> int:
     if field.kind == "number":
         signs = own.digits // 3 * _tokens(numbers.thousands) + _tokens(numbers.prefix + numbers.suffix)
         return own.digits + own.decimals[1] + 2 + signs
-    return max([UTF8 * 2 * own.longest, *map(_tokens, own.values)])
+    return max([BYTES * own.longest, *map(_tokens, own.values)])
 
 
 def _number(space: FieldSpace, spec: NumberFormat) -> str:
@@ -139,15 +164,6 @@ def _number(space: FieldSpace, spec: NumberFormat) -> str:
     if point and not fewest:
         point = f"({point})?"
     return f"{_escaped(spec.prefix)}{'-?' if space.negative else ''}({whole}){point}{_escaped(spec.suffix)}"
-
-
-def _opening(vocabulary: Vocabulary, prompt: PromptSpec) -> str:
-    """What the first token of an answer writes before the first label."""
-    question = render_prompt(prompt).partition("<|image_1|>")[2]
-    answer = f"{prompt.fields[0].label}: 1{END}"
-    before = len(vocabulary.tokenizer(question)["input_ids"])
-    written = vocabulary.guide.decode_bytes(vocabulary.tokenizer(question + answer)["input_ids"][before:])
-    return written.decode("utf-8", errors="replace").partition(prompt.fields[0].label)[0]
 
 
 def _tokens(text: str) -> int:

@@ -5,6 +5,7 @@ runs/demo/
   versions.json   libraries, device, content hash of the catalogue
   setup.json      what was decided for the machine: processes, cached features, checkpointing
   left_out.jsonl  rows of train and validation that could not be used, and why; absent where there are none
+  unwritable.jsonl  rows whose answers constrained decoding cannot write; absent where there are none
   coverage.json   what trains, by part: parameters, modules with adapters
   metrics.jsonl   every logged figure, one line a step
   checkpoints/    the last ones and the best one
@@ -53,6 +54,7 @@ from catalens.training.run_folder import explain, model_card, take_back, take_ba
 from catalens.training.terminal import BLIND, print_blind, print_coverage, print_throughput
 from catalens.training.throughput import Meter, device_peak
 from catalens.training.trainer import CatalensTrainer, Figures, Score
+from catalens.training.unwritable import report_unwritable
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,9 @@ def train(
         take_back_log(folder / "metrics.jsonl", checkpoint)
         prepared.setup.save(folder)
         config = explain(folder, recipe, versions, covered, prepared.data.left_out)
+        report_unwritable(
+            folder, recipe.prompt, prepared.processor, prepared.data.splits, catalog.card.roles.id, console
+        )
         tracker = start_tracker(
             recipe.tracking, folder, config, lambda text: console.print(f"[yellow]{escape(text)}[/]")
         )
