@@ -39,9 +39,31 @@ class Recorded:
 
 def test_a_field_has_the_tokens_of_its_value_and_of_its_end():
     scores = field_scores(PromptSpec(), written())
-    assert scores["title"] == FieldScore(pytest.approx(-0.61), 5)  # " Red" " Tote" "," " Category" ": "
+    assert scores["title"] == FieldScore(pytest.approx(-0.61), 3)  # " Red" " Tote", and one for ", Category: "
     assert scores["category3_code"] == FieldScore(pytest.approx(-0.4), 3)
-    assert scores["full_price"] == FieldScore(pytest.approx(-2.6), 5)
+    assert scores["full_price"] == FieldScore(pytest.approx(-2.6), 4)  # the " " before it is of the label
+
+
+@pytest.mark.parametrize("label", ["P", "Price", "A very long label of many tokens"])
+def test_a_label_makes_a_text_no_surer(label):
+    """However many forced tokens it has, and wherever they end."""
+    fields = (PromptSpec().fields[0], PromptSpec().fields[2].model_copy(update={"label": label}))
+    prompt = PromptSpec(fields=fields)
+    for ending in ([", ", *label, ": "], [",", f" {label}:", " "], [f", {label}: "]):
+        tokens = [("Product", 0.0), (": ", 0.0), ("Red", -0.2), *((piece, 0.0) for piece in ending), ("9", -0.1)]
+        tokens[3] = (ending[0], -0.4)  # the choice to end; what follows is forced
+        pieces, scores = zip(*tokens, ("<|end|>", -0.3), strict=True)
+        found = field_scores(prompt, Written(tuple(piece.encode() for piece in pieces), scores))
+        assert found["title"] == FieldScore(pytest.approx(-0.6), 2)
+        assert found["full_price"] == FieldScore(pytest.approx(-0.4), 2)
+
+
+def test_a_token_over_the_edge_of_a_value_is_its_own():
+    pieces = {"Product: R": -0.1, "ed,": -0.2, " Category: BA": -0.3, "GS, Full Price:": -0.4, " 9<|end|>": -0.5}
+    scores = field_scores(PromptSpec(), written(pieces))
+    assert scores["title"] == FieldScore(pytest.approx(-0.3), 2)
+    assert scores["category3_code"] == FieldScore(pytest.approx(-0.7), 2)
+    assert scores["full_price"] == FieldScore(pytest.approx(-0.5), 1)
 
 
 def test_without_a_calibration_confidence_is_the_models_own():
