@@ -70,7 +70,7 @@ def load_model(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=["lm_head", "vision_embed_tokens"],
+            llm_int8_skip_modules=["lm_head", "model.vision_embed_tokens"],  # whole names: others match nothing
         )
     with _loading(name):
         config, _ = PreTrainedConfig.get_config_dict(source)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from catalens.checkpoint import TINY, load_model, load_run
-from catalens.config import LoraSpec, PartsSpec, TrainingSpec
+from catalens.config import PARTS, LoraSpec, PartsSpec, TrainingSpec
 from catalens.errors import RecipeError, TrainingError
 from catalens.training import train
 from catalens.training.optimizers import MuonWithAdamW, make_optimizer
@@ -79,6 +79,23 @@ def test_parts_trained_in_full_beside_adapters():
     assert not found["vision"]
     covered = coverage(model, asked)
     assert covered["embeddings"].trained == covered["embeddings"].parameters
+
+
+@pytest.mark.parametrize("text", ["adapted", "frozen"])
+@pytest.mark.parametrize("others", ["adapted", "full"])
+def test_what_trains_is_fp32_in_a_model_of_bf16(text: str, others: str):
+    asked = spec(method="lora", lora={"dora": True}, parts=dict.fromkeys(PARTS, others) | {"text": text})
+    model = prepare_parts(load_model("tiny", torch.bfloat16), asked)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert torch.bfloat16 in {p.dtype for p in model.parameters() if not p.requires_grad}
+
+
+def test_four_bits_are_for_the_decoder_alone():
+    pytest.importorskip("bitsandbytes")
+    kinds = {name: p.dtype for name, p in load_model("tiny", four_bits=True).named_parameters()}
+    decoder = {name for name in kinds if name.startswith("model.layers.") and name.endswith("proj.weight")}
+    assert {name for name, kind in kinds.items() if kind == torch.uint8} == decoder
+    assert len(decoder) == 4 * 3
 
 
 def test_targets_narrow_an_adapted_part_and_have_to_match():

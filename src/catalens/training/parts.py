@@ -45,8 +45,8 @@ def part_of(name: str) -> Part:
 def prepare_parts(model: Any, spec: TrainingSpec) -> Any:
     """Freeze and adapt as the recipe says; the model itself, or one wrapped by PEFT where a part is adapted.
 
-    What the network never runs stays frozen. Raises RecipeError where a target of LoRA matches no module of an
-    adapted part, TrainingError where nothing would train.
+    What the network never runs stays frozen; what trains is fp32, whatever the model's type. Raises RecipeError where
+    a target of LoRA matches no module of an adapted part, TrainingError where nothing would train.
     """
     parts = spec.resolved_parts
     unused = unused_parameter_names(model)
@@ -73,6 +73,8 @@ def prepare_parts(model: Any, spec: TrainingSpec) -> Any:
     for name, parameter in model.named_parameters():
         if _official(name) in unused:
             parameter.requires_grad_(False)
+        elif parameter.requires_grad:  # PEFT casts its adapters only, and bf16 rounds small steps to nothing
+            parameter.data = parameter.data.float()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing trains: set a part of training.parts to adapted or full")
     return model
