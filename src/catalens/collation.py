@@ -98,12 +98,16 @@ class DecodedPictures:
     """Pictures that are decoded once, as long as they fit in `room` bytes; the others again at each call.
 
     `look` is called with each picture before training, and keeps it; calling the object never does, so that workers
-    of a loader share what is there and keep nothing of their own.
+    of a loader share what is there and keep nothing of their own. Where processes are not forked they share nothing,
+    and a copy decodes.
     """
 
     def __init__(self, encoder: Encoder, room: int) -> None:
         self.encoder, self.room = encoder, room
         self._kept: dict[bytes, Picture] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}
 
     def look(self, data: bytes) -> None:
         """Decode, and keep where there is room; PictureError where it is no picture."""

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from catalens.model import loss
-from catalens.model.loss import linear_cross_entropy
+from catalens.model.loss import LanguageHead, linear_cross_entropy
 
 L, H, V = 23, 16, 101
 
@@ -59,6 +59,38 @@ def test_autocast_is_kept():
     assert head.grad.dtype == torch.float32
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-3)
     assert ours.item() != pytest.approx(F.cross_entropy(hidden @ head.T, targets, reduction="sum").item(), rel=1e-7)
+
+
+@pytest.mark.parametrize("count", [3, 7, 483])
+def test_the_mean_of_a_gradient_in_bf16_is_divided_in_fp32(count: int):
+    hidden, head, targets = (t.to(torch.bfloat16) if t.is_floating_point() else t for t in tensors())
+    norms = []
+    for divisor in (1, count):
+        leaf = head.clone().requires_grad_()
+        (linear_cross_entropy(hidden, leaf, targets) / divisor).backward()
+        norms.append(float(leaf.grad.double().norm()) * divisor)
+    assert norms[1] == pytest.approx(norms[0], rel=3e-4)  # 1/483 in bf16 is 0.24 % too large
+
+
+def test_without_gradients_none_is_made(monkeypatch):
+    hidden, head, targets = tensors()
+    expected = linear_cross_entropy(hidden, head, targets)
+    made = []
+    monkeypatch.setattr(loss.torch, "zeros_like", lambda t: made.append(t))
+    with torch.no_grad():
+        total = linear_cross_entropy(hidden, head.requires_grad_(), targets)
+    assert total.item() == expected.item()
+    assert made == []
+
+
+def test_a_head_gives_scores_or_their_loss():
+    hidden, weight, targets = tensors(torch.float32)
+    head = LanguageHead(H, V, bias=False)
+    head.weight.data.copy_(weight)
+    assert torch.equal(head(hidden), F.linear(hidden, weight))
+    assert head(hidden, targets=targets).item() == pytest.approx(
+        F.cross_entropy(hidden @ weight.T, targets, reduction="sum").item(), rel=1e-6
+    )
 
 
 def test_scores_of_all_positions_never_exist_at_once():

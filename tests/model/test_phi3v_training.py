@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import Trainer, TrainingArguments
 
-from catalens.model import Phi3VForCausalLM, unused_parameter_names
+from catalens.model import Phi3VForCausalLM, loss, unused_parameter_names
 
 # PEFT and Trainer still call transformers by names that it has begun to rename.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -100,6 +100,19 @@ def test_lora_trains_reloads_and_merges(make_model, batch, tmp_path):
         assert type(merged) is Phi3VForCausalLM
         torch.testing.assert_close(merged(**batch).logits, wanted, atol=2e-5, rtol=1e-4)
     assert written.shape[1] == batch["input_ids"].shape[1] + 3
+
+
+def test_a_head_that_trains_in_full_beside_adapters_is_fused_too(make_model, batch, monkeypatch):
+    wanted = make_model()(**labelled(batch)).loss
+    calls, original = [], loss.linear_cross_entropy
+    monkeypatch.setattr(loss, "linear_cross_entropy", lambda *args: calls.append(args) or original(*args))
+    for saved, fused in ((["lm_head"], 1), (None, 0)):
+        targets = TEXT_TARGETS if saved else ["lm_head"]
+        tuned = get_peft_model(make_model(), LoraConfig(r=2, target_modules=targets, modules_to_save=saved))
+        calls.clear()
+        given = tuned(**labelled(batch)).loss
+        assert len(calls) == fused  # an adapter on the head itself has scores of its own
+        torch.testing.assert_close(given, wanted)
 
 
 def test_lora_everywhere_with_checkpointing_and_a_frozen_base(make_model, batch):

@@ -131,6 +131,32 @@ def test_sharded_weights_train_the_same_and_are_saved_whole(single, shared, tmp_
     assert (folder / "checkpoints" / "checkpoint-5" / "optimizer.bin").is_file()
 
 
+IN_BF16 = """
+import sys, torch
+from catalens.config import load_recipe
+from catalens.training import parts, train
+
+def exact(parameters, spec):
+    sums = [p.grad.to_local() for _, p in parameters if p.grad is not None]
+    assert {one.dtype for one in sums} == {torch.float32}
+    assert any(bool((one != one.bfloat16()).any()) for one in sums)
+
+parts.check_gradients = exact
+train(load_recipe(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_sharded_in_bf16_losses_and_sums_of_gradients_are_not_rounded(shared, tmp_path):
+    asked = changed(shared, fsdp=True, precision="bf16", validation_rows=0, max_grad_norm=1e9)  # none is clipped
+    folder = tmp_path / "run"
+    (tmp_path / "train.py").write_text(IN_BF16)
+    torchrun(tmp_path / "train.py", recipe_file(asked, folder), folder)
+    losses = torch.tensor([line["train/loss"] for line in trace(folder) if "train/loss" in line])
+    assert len(losses) == 5
+    assert (losses != losses.half()).any()  # the mean of two bf16 numbers has ten bits at most
+    assert {weight.dtype for weight in load_file(folder / "best" / "model.safetensors").values()} == {torch.float32}
+
+
 def test_sharded_adapters_go_on_to_the_same_bits(shared, tmp_path):
     asked = changed(shared, method="lora", parts={"embeddings": "full"}, fsdp=True, validation_rows=0, checkpoints=5)
     run, stopped = tmp_path / "run", tmp_path / "stopped"
@@ -181,7 +207,7 @@ from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from catalens.checkpoint import load_model
-from catalens.model import unused_parameter_names
+from catalens.model import loss, unused_parameter_names
 
 dist.init_process_group("gloo")
 rank, way = dist.get_rank(), sys.argv[1]
@@ -195,10 +221,14 @@ else:
     for module in model.modules():
         if type(module).__name__ in ("Phi3DecoderLayer", "CLIPEncoderLayer"):
             fully_shard(module)
+    fully_shard([model.model.norm, model.lm_head], reshard_after_forward=False)  # as accelerate does
     wrapped = fully_shard(model)
+fused, original = [], loss.linear_cross_entropy
+loss.linear_cross_entropy = lambda *args: fused.append(args) or original(*args)
 for _ in range(2):  # DDP reports what was missing at the second step
     model.zero_grad()
     wrapped(**batches[rank], num_items_in_batch=1).loss.backward()
+assert len(fused) == 2
 grads = {}
 for name, parameter in model.named_parameters():
     if parameter.grad is not None:

@@ -1,11 +1,13 @@
 """Features of a frozen tower are computed once, kept whole, and change no result."""
 
 import json
+import pickle
 import resource
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils.data import DataLoader
 
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import load_model, load_processor
@@ -32,8 +34,8 @@ def encoder() -> Encoder:
     return Encoder(load_processor("tiny"), PromptSpec())
 
 
-def cache_of(encoder: Encoder, model=None) -> FeatureCache:
-    return FeatureCache((model or load_model("tiny")).model, DecodedPictures(encoder, 0))
+def cache_of(encoder: Encoder, model=None, dtype=torch.float32) -> FeatureCache:
+    return FeatureCache((model or load_model("tiny")).model, DecodedPictures(encoder, 0), dtype)
 
 
 def runs_of(monkeypatch) -> list[int]:
@@ -97,6 +99,38 @@ def test_other_weights_or_crops_are_another_cache(encoder):
     assert len(folders) == 3
     model.lm_head.weight.data += 1
     assert cache_of(encoder, model).folder in folders
+
+
+def test_features_are_of_the_precision_that_the_run_has(encoder, rows):
+    pictures = [row["image"] for row in rows[:2]]
+    wide, narrow = cache_of(encoder), cache_of(encoder, dtype=torch.bfloat16)
+    for cache in (wide, narrow):
+        cache.fill(pictures, lambda done: None)
+    assert wide.folder != narrow.folder
+    assert [cache(pictures[0]).crop_features.dtype for cache in (wide, narrow)] == [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.integration
+def test_workers_that_are_not_forked_read_the_cache_without_a_model(encoder, rows):
+    """As Python 3.14 starts them by default."""
+    pictures = [row["image"] for row in rows]
+    cache = cache_of(encoder)
+    cache.fill(pictures, lambda done: None)
+    dataset = ProductDataset(rows, encoder, "image", cache)
+    wanted = [dataset[index]["crop_features"] for index in range(len(rows))]  # shards are open from here on
+    assert len(pickle.dumps(cache)) < 10**6  # the tiny model's weights are seven times that
+    loader = DataLoader(
+        dataset, batch_size=None, num_workers=1, multiprocessing_context="forkserver", generator=torch.Generator()
+    )
+    assert all(torch.equal(row["crop_features"], features) for row, features in zip(loader, wanted, strict=True))
+
+
+def test_a_copy_of_decoded_pictures_decodes_by_itself(encoder, rows):
+    decoded, data = DecodedPictures(encoder, 2**30), rows[0]["image"]
+    before = len(pickle.dumps(decoded))
+    decoded.look(data)
+    assert len(pickle.dumps(decoded)) == before
+    assert torch.equal(pickle.loads(pickle.dumps(decoded))(data).pixel_values, decoded(data).pixel_values)
 
 
 def test_the_estimate_is_of_the_real_thing(encoder, rows):

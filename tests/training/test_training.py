@@ -22,6 +22,7 @@ from catalens.errors import (
 )
 from catalens.evaluation import validation_scorer
 from catalens.training import train
+from catalens.training.machine import allows_tf32, check_machine
 
 pytestmark = pytest.mark.integration
 
@@ -292,6 +293,23 @@ def test_what_only_a_gpu_can_do_is_refused(recipe, tmp_path):
     for name in ("compile", "liger"):
         with pytest.raises(RecipeError, match=rf"training\.{name} is for GPUs"):
             train(changed(recipe, **{name: True}), tmp_path / "run")
+
+
+def test_what_a_gpu_cannot_compute_is_refused_and_what_it_can_is_allowed(recipe, monkeypatch):
+    bf16 = changed(recipe, precision="bf16").training
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (8, 0))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    check_machine(bf16)
+    assert allows_tf32(bf16)
+    assert not allows_tf32(changed(recipe, precision="fp32").training)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not allows_tf32(bf16)
+    with pytest.raises(RecipeError, match=r"training\.precision is bf16, which this GPU does not compute: set it to"):
+        check_machine(bf16)
+    with pytest.raises(RecipeError, match=r"training\.attention is flash_attention_2, which is not for this GPU"):
+        check_machine(changed(recipe, attention="flash_attention_2").training)
 
 
 def test_workers_prepare_the_same_batches(recipe, tmp_path):

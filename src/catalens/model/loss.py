@@ -13,6 +13,7 @@ Shapes: L labels, H hidden size, V vocabulary.
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 CHUNK = 2**22
@@ -20,10 +21,29 @@ CHUNK = 2**22
 CHUNK_GPU = 2**26
 
 
+class LanguageHead(nn.Linear):
+    """A linear head that gives scores [..., V] or, with targets [L], the sum of their losses.
+
+    Both are calls of the module, so that FSDP has its weight gathered and PEFT's copy of it answers.
+    """
+
+    gives_loss = True
+
+    def forward(
+        self, input: torch.Tensor, targets: torch.Tensor | None = None, smoothing: float = 0.0
+    ) -> torch.Tensor:
+        """Scores of hidden states [..., H], or `linear_cross_entropy` of [L, H]."""
+        if targets is None:
+            return super().forward(input)
+        return linear_cross_entropy(input, self.weight, targets, smoothing)
+
+
 def linear_cross_entropy(
     hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0
 ) -> torch.Tensor:
     """The sum of the losses in fp32, differentiable once; under autocast products are in its type.
+
+    Where gradients are off none is made.
 
     Args:
         hidden: [L, H].
@@ -31,6 +51,8 @@ def linear_cross_entropy(
         targets: [L], none of them ignored.
         smoothing: share of each target that is spread over the words.
     """
+    if not torch.is_grad_enabled():  # a Function is not told
+        hidden, head = hidden.detach(), head.detach()
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     with torch.autocast(kind, enabled=False):
@@ -73,6 +95,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        of_hidden, of_head = ctx.saved_tensors
-        scaled = (None if made is None else made.mul_(grads[0].to(made.dtype)) for made in (of_hidden, of_head))
+        # of one dimension, a factor in fp32 is not rounded to the type of a gradient in bf16
+        scaled = (None if made is None else made.mul_(grads[0][None]) for made in ctx.saved_tensors)
         return *scaled, None, None

@@ -33,7 +33,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration import Phi3VConfig
 from .generation import PictureGenerationMixin, positions_of
-from .loss import linear_cross_entropy
+from .loss import LanguageHead
 from .vision import Phi3VImageEmbedding
 
 IGNORED = -100
@@ -254,7 +254,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
     def __init__(self, config: Phi3VConfig) -> None:
         super().__init__(config)
         self.model = Phi3VModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = LanguageHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def get_image_features(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -337,9 +337,9 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
         following = labels[:, 1:].to(hidden.device)
         labelled = following != IGNORED
         answers, targets = hidden[:, :-1][labelled], following[labelled]  # [labels, H], [labels]
-        if type(self.lm_head) is nn.Linear:
-            total = linear_cross_entropy(answers, self.lm_head.weight, targets, smoothing)
-        else:  # a head with an adapter, or wrapped, computes in its own way
+        if getattr(self.lm_head, "gives_loss", False):
+            total = self.lm_head(answers, targets=targets, smoothing=smoothing)
+        else:  # one with an adapter gives scores alone
             logits = self.lm_head(answers).float()  # [labels, V]
             total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         if count is None:

@@ -25,6 +25,7 @@ from accelerate.utils import reduce
 from rich.console import Console
 from rich.markup import escape
 from transformers import EarlyStoppingCallback, set_seed
+from transformers.utils.import_utils import enable_tf32
 
 from catalens.catalog.checking.estimates import ModelShape
 from catalens.catalog.storage import Catalog
@@ -42,6 +43,7 @@ from catalens.training.data import Data, fill_cache, load_data, loader_workers
 from catalens.training.features import FeatureCache
 from catalens.training.machine import (
     RunSetup,
+    allows_tf32,
     check_machine,
     estimator_setup,
     needs_checkpointing,
@@ -144,13 +146,15 @@ def _prepare(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, console: 
     """Model, rows and plan; `setup` is the one of a run that goes on."""
     spec, count = recipe.training, processes().num_processes
     set_seed(spec.seed)
+    if torch.cuda.is_available():
+        enable_tf32(allows_tf32(spec))
     processor = load_processor(recipe.model, recipe.num_crops)
     encoder = Encoder(processor, recipe.prompt)
     base, model = _trainable(recipe)
     pictures: DecodedPictures | FeatureCache = DecodedPictures(encoder, int(spec.picture_cache_gb * 2**30))
     wanted = spec.feature_cache if setup is None else setup.cached_features
     if wanted and spec.resolved_parts["vision"].train == "frozen":
-        pictures = FeatureCache(base.model, pictures)
+        pictures = FeatureCache(base.model, pictures, product_dtype(spec))
     data = load_data(recipe, catalog, encoder, pictures, console)
     lengths = data.train.lengths()
     training = plan_training(lengths, spec, setup.processes if setup else count)

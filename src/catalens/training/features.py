@@ -23,7 +23,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from catalens.checkpoint import compute_dtype
 from catalens.collation import DecodedPictures, Picture
 from catalens.errors import TrainingError
 
@@ -77,15 +76,21 @@ class Estimate:
 
 
 class FeatureCache:
-    """Features of pictures by their bytes; made by `fill`, read through memory-mapped shards."""
+    """Features of pictures by their bytes; made by `fill`, read through memory-mapped shards.
 
-    def __init__(self, model: Any, decoded: DecodedPictures) -> None:
-        self._model, self.decoded = model, decoded
-        self.folder = _home() / "features" / _fingerprint(model, decoded)
+    `dtype` is that of the run's products, and of the features. A copy in another process reads, and has no model.
+    """
+
+    def __init__(self, model: Any, decoded: DecodedPictures, dtype: torch.dtype) -> None:
+        self._model, self.decoded, self.dtype = model, decoded, dtype
+        self.folder = _home() / "features" / _fingerprint(model, decoded, dtype)
         self._shards: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
         self._known: dict[bytes, tuple[str, tuple[int, int]]] = {}  # name and canvas, so that epochs share the work
         self.refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_model": None, "_open": {}}
 
     def __contains__(self, data: bytes) -> bool:
         return _name(data) in self._shards
@@ -162,7 +167,7 @@ class FeatureCache:
     @torch.no_grad()
     def _run(self, pictures: Sequence[Picture]) -> list[torch.Tensor]:
         crops = [picture.pixel_values for picture in pictures if picture.pixel_values is not None]
-        device, dtype = self._model.device, compute_dtype()
+        device, dtype = self._model.device, self.dtype
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             features = self._model.vision_embed_tokens.crop_features(torch.cat(crops).to(device))
         return [own.clone() for own in features.to("cpu", dtype).split([len(own) for own in crops])]
@@ -188,10 +193,10 @@ def _home() -> Path:
     return Path(os.environ.get("CATALENS_CACHE") or Path.home() / ".cache" / "catalens")
 
 
-def _fingerprint(model: Any, decoded: DecodedPictures) -> str:
+def _fingerprint(model: Any, decoded: DecodedPictures, dtype: torch.dtype) -> str:
     """What features depend on: the tower's weights, the precision, and how pictures are cut."""
     cut = decoded.encoder.processor.image_processor.to_dict()
-    digest = hashlib.sha256(json.dumps([cut, str(compute_dtype())], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([cut, str(dtype)], sort_keys=True).encode())
     for name, weight in model.named_parameters():
         if "img_processor" in name:
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
 from catalens.catalog.checking.estimates import ModelShape, Setup, step_memory
@@ -22,6 +23,10 @@ from catalens.training.batching import Plan
 
 USABLE = 0.92
 """Share of a GPU's memory that an estimate may take."""
+AMPERE = (8, 0)
+"""The first capability with bf16, TF32 and flash attention 2."""
+SHARDED_BF16 = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
+"""FSDP2 gathers weights in bf16, sums gradients in fp32, and leaves the loss as it is."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,20 @@ def check_machine(spec: TrainingSpec) -> None:
     for name in ("compile", "liger"):
         if getattr(spec, name) and not torch.cuda.is_available():
             raise RecipeError(f"training.{name} is for GPUs, and there is none here: leave it out")
+    if not torch.cuda.is_available():
+        return
+    if spec.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise RecipeError("training.precision is bf16, which this GPU does not compute: set it to auto or fp32")
+    if spec.attention == "flash_attention_2" and torch.cuda.get_device_capability() < AMPERE:
+        raise RecipeError(
+            "training.attention is flash_attention_2, which is not for this GPU: set it to auto or sdpa"
+        )
+
+
+def allows_tf32(spec: TrainingSpec) -> bool:
+    """Whether what is computed in fp32 may round products to TF32: where most are of bf16 anyway."""
+    gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= AMPERE
+    return gpu and product_dtype(spec) == torch.bfloat16
 
 
 def use_liger(model: Any) -> None:
@@ -108,7 +127,7 @@ def trainer_arguments(recipe: Recipe, folder: Path, plan: Plan, accumulation: in
         warmup_steps=spec.warmup,
         max_grad_norm=spec.max_grad_norm,
         bf16=product_dtype(spec) == torch.bfloat16,
-        tf32=True if gpu and torch.cuda.get_device_capability() >= (8, 0) else None,
+        tf32=allows_tf32(spec),
         torch_compile=spec.compile,
         eval_strategy="steps",
         eval_steps=every,
@@ -132,5 +151,7 @@ def trainer_arguments(recipe: Recipe, folder: Path, plan: Plan, accumulation: in
         disable_tqdm=True,
         seed=spec.seed,
     )
+    if spec.fsdp and arguments.bf16:  # accelerate's own would round the loss, and the sum of the gradients, to bf16
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = SHARDED_BF16
     arguments._n_gpu = min(1, arguments.n_gpu)  # torch's DataParallel would cut a batch between a row and its crops
     return arguments
