@@ -10,7 +10,7 @@ from catalens.checkpoint import TINY, load_model, load_run
 from catalens.config import PARTS, LoraSpec, PartsSpec, TrainingSpec
 from catalens.errors import RecipeError, TrainingError
 from catalens.training import train
-from catalens.training.optimizers import MuonWithAdamW, make_optimizer
+from catalens.training.optimizers import OptimizerPair, make_optimizer
 from catalens.training.parts import check_gradients, coverage, part_of, prepare_parts
 
 QKV = "model.layers.0.self_attn.qkv_proj"
@@ -150,14 +150,48 @@ def test_muon_takes_the_matrices_and_adamw_the_rest():
     optimizer = make_optimizer(
         model.named_parameters(), spec(method="full", optimizer="muon", adamw_learning_rate=1e-3)
     )
-    assert isinstance(optimizer, MuonWithAdamW)
+    assert isinstance(optimizer, OptimizerPair)
     muon = {id(p) for group in optimizer.parts[0].param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         table = name.endswith((".embed_tokens.weight", "lm_head.weight", "position_embedding.weight"))
         assert (id(parameter) in muon) == (parameter.ndim == 2 and not table), name
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
-    undecayed = [group for group in optimizer.param_groups if group["weight_decay"] == 0]
-    assert all(parameter.ndim < 2 for group in undecayed for parameter in group["params"])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "adamw_8bit"])
+def test_vectors_of_any_shape_do_not_decay(optimizer: str):
+    model = load_model("tiny")
+    groups = make_optimizer(model.named_parameters(), spec(method="full", optimizer=optimizer)).param_groups
+    still = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in still}
+    assert {"model.vision_embed_tokens.glb_GN", "model.vision_embed_tokens.sub_GN", "model.norm.weight"} <= names
+    assert not any(name.endswith(("proj.weight", "embed_tokens.weight", "patch_embedding.weight")) for name in names)
+    thin = torch.nn.Parameter(torch.zeros(1, 8))  # an adapter of rank 1
+    (group,) = make_optimizer([("lora_A.weight", thin)], spec()).param_groups
+    assert group["weight_decay"] > 0
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit"])
+def test_embeddings_keep_their_state_in_32_bits(optimizer: str):
+    pytest.importorskip("bitsandbytes")
+    model = load_model("tiny")
+    made = make_optimizer(model.named_parameters(), spec(method="full", optimizer=optimizer))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    made.step()
+    kinds = {}
+    for part in made.parts:
+        for parameter, state in part.state.items():
+            kinds[id(parameter)] = {v.dtype for v in state.values() if torch.is_tensor(v) and v.numel() > 4096}
+    assert kinds[id(model.model.embed_tokens.weight)] == kinds[id(model.lm_head.weight)] == {torch.float32}
+    assert torch.uint8 in kinds[id(model.model.layers[0].mlp.down_proj.weight)]
+
+
+def test_adapters_are_not_for_muon():
+    with pytest.raises(ValueError, match="muon is for weights that train in full: take adamw for adapters"):
+        spec(method="lora", optimizer="muon")
+    assert spec(method="lora", optimizer="muon", parts={"text": "frozen", "projector": "full"})
 
 
 def changed(recipe, **training):

@@ -78,8 +78,9 @@ class TrainingSpec(Frozen):
     gradient_accumulation: int = Field(default=1, ge=1)
     """Forward passes in one optimizer step."""
     optimizer: Literal["adamw", "muon", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
-    """`muon` orthogonalises the update of 2-D weights (Jordan et al., 2024) and leaves the rest to AdamW; the 8-bit
-    ones keep their state in 8 bits (bitsandbytes), `paged` moves it to main memory when the GPU's is short."""
+    """`muon` orthogonalises the update of 2-D weights (Jordan et al., 2024) and leaves the rest to AdamW; not for
+    adapters. The 8-bit ones keep their state in 8 bits (bitsandbytes), that of embeddings and head in 32; `paged`
+    moves it to main memory when the GPU's is short."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate: of Muon on the 2-D weights where it is used, of AdamW otherwise."""
     adamw_learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -147,6 +148,8 @@ class TrainingSpec(Frozen):
             raise ValueError("parts.text cannot be full beside adapters or in 4 bits: adapt it, or adapt nothing")
         if self.method == "full" and "adapted" in trains.values():
             raise ValueError("parts are adapted under the methods lora and qlora: choose one of these")
+        if self.optimizer == "muon" and "adapted" in trains.values():
+            raise ValueError("muon is for weights that train in full: take adamw for adapters")
         if self.fsdp and (self.method == "qlora" or self.optimizer != "adamw"):
             raise ValueError(
                 "fsdp is for full and lora trained by adamw: leave it out, each process has its copy then"
