@@ -1,6 +1,9 @@
+import gc
 import io
 import json
 import time
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +24,7 @@ from catalens.errors import (
     TrainingError,
 )
 from catalens.evaluation import validation_scorer
-from catalens.training import train
+from catalens.training import train, trainer
 from catalens.training.machine import allows_tf32, check_machine
 
 pytestmark = pytest.mark.integration
@@ -241,25 +244,40 @@ def test_packing_trains_as_padding_does(recipe, tmp_path):
     assert (tmp_path / "padded" / "best" / "model.safetensors").is_file()
 
 
-def test_rounds_of_generation_keep_to_their_budget(recipe, tmp_path):
+def test_rounds_of_generation_keep_to_their_budget_unless_they_choose_the_best(recipe, tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=time.perf_counter)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(trainer, "time", clock)
+
     class Slow(Given):
         def __call__(self, model, processor):
-            time.sleep(0.5)  # far more than a tenth of these steps
+            clock.now += 3600  # and the steps between take none
             return super().__call__(model, processor)
 
-    asked = changed(recipe, max_steps=6, evaluations=6, best_by="title.exact", validation_rows=4)
-    trained = train(asked, tmp_path / "run", Slow("title.exact", 0.2, 0.9))
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    rounds = {line["step"]: "validation/title.exact" in line for line in lines if "validation/loss" in line}
-    assert rounds == {
-        1: True,
-        2: False,
-        3: False,
-        4: False,
-        5: False,
-        6: True,
-    }  # the first, which measures, and the last
-    assert trained.best_step == 6
+    for best_by, rounds, best in (("loss", [1, 6], None), ("title.exact", [1, 2, 3, 4, 5, 6], 3)):
+        asked = changed(recipe, max_steps=6, evaluations=6, best_by=best_by, validation_rows=4)
+        trained = train(asked, tmp_path / best_by, Slow("title.exact", 0.2, 0.3, 0.9, 0.5, 0.6, 0.7))
+        lines = [json.loads(line) for line in (tmp_path / best_by / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines if "validation/title.exact" in line] == rounds
+        assert best is None or trained.best_step == best
+
+
+def test_a_finished_training_leaves_no_model_in_memory(recipe, tmp_path):
+    seen = []
+
+    class Watching(Given):
+        def __call__(self, model, processor):
+            seen.append(weakref.ref(model))
+            seen.extend(weakref.ref(p) for p in model.parameters())
+            return super().__call__(model, processor)
+
+    gc.disable()  # what is gone is gone by the training's own doing
+    try:
+        train(changed(recipe, max_steps=1, evaluations=1), tmp_path / "run", Watching("title.exact", 0.5))
+        assert len(seen) > 20
+        assert not any(one() is not None for one in seen)
+    finally:
+        gc.enable()
 
 
 def test_training_stops_when_it_no_longer_gets_better(recipe, tmp_path):

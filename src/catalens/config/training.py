@@ -101,7 +101,8 @@ class TrainingSpec(Frozen):
     evaluations: int = Field(default=3, ge=1)
     """Validation rounds in a run, evenly spaced, the last one at the end."""
     evaluation_budget: float = Field(default=0.1, gt=0, le=1)
-    """Most of the wall time that free generation may take: rounds beyond it, but the last, have the loss alone."""
+    """Most of the wall time that free generation may take where the best is chosen by the loss: rounds beyond it, but
+    the last, have the loss alone. Where a figure of generation chooses, every round generates."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many validation rounds without a better `best_by`."""
     validation_rows: int = Field(default=64, ge=0)

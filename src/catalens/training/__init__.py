@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate.utils import reduce
+from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 from rich.markup import escape
 from transformers import EarlyStoppingCallback, set_seed
@@ -139,6 +140,8 @@ def train(
         failed = False
     finally:
         tracker.finish(int(failed))
+    del prepared
+    clear_device_cache(garbage_collection=True)  # Trainer and model are a circle: nothing else frees them in time
     return trained
 
 

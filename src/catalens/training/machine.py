@@ -152,6 +152,7 @@ def trainer_arguments(recipe: Recipe, folder: Path, plan: Plan, accumulation: in
         seed=spec.seed,
     )
     if spec.fsdp and arguments.bf16:  # accelerate's own would round the loss, and the sum of the gradients, to bf16
-        arguments.fsdp_plugin_args["mixed_precision_policy"] = SHARDED_BF16
+        plugin: Any = arguments.fsdp_plugin_args
+        plugin["mixed_precision_policy"] = SHARDED_BF16
     arguments._n_gpu = min(1, arguments.n_gpu)  # torch's DataParallel would cut a batch between a row and its crops
     return arguments

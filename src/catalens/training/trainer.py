@@ -169,18 +169,18 @@ class CatalensTrainer(SafeCheckpoints):
             )
 
     def _scores(self) -> Figures:
-        """Figures from generation; none where they would cost more of the wall time than the budget."""
+        """Figures from generation; none where they would cost more of the wall time than the budget.
+
+        Where one of them chooses the best checkpoint, every round has them: the clock would choose another one in the
+        next run.
+        """
         assert self.score is not None
         now = time.monotonic()
         share = (self._scored + self._last) / max(now - self._begun + self._last, 1e-9)
-        last = self.state.global_step >= self.state.max_steps
-        if not agreed(last or not self._last or share <= self.spec.evaluation_budget):
+        always = self.spec.best_by != "loss" or self.state.global_step >= self.state.max_steps
+        if not agreed(always or not self._last or share <= self.spec.evaluation_budget):
             return {}
         figures = self.score(self.model)
         self._last = time.monotonic() - now
         self._scored += self._last
         return figures
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """A round without the figure that chooses, for want of budget, is no candidate."""
-        return f"eval_{self.spec.best_by}" in metrics and super()._determine_best_metric(metrics, trial)
