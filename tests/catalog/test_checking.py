@@ -20,6 +20,7 @@ from catalens.catalog.checking.distributions import FAR, modified_z, spelling_tw
 from catalens.catalog.checking.evidence import Finding
 from catalens.catalog.checking.rules import RULES
 from catalens.catalog.histograms import Scale, histogram
+from catalens.catalog.pictures import GPS
 from catalens.catalog.scanning import LARGEST
 from catalens.catalog.storage import CatalogWriter, LeftOut, Roles
 from catalens.cli import app, main
@@ -183,6 +184,19 @@ def test_small_and_thin_pictures(tmp_path):
     check = checked(tmp_path, rows)
     assert only(check, "1 picture smaller than 112 pixels").rows[0].detail == "60 \u00d7 60"
     assert only(check, "times as long as wide").rows[0].row == "train row 2 (P1)"
+
+
+def test_positions_are_named(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(GPS).update({1: "N", 2: (52.0, 31.0, 12.0)})
+    rows = clean_rows()
+    for row in rows[:2]:
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(row["image"])).convert("RGB").save(buffer, "JPEG", exif=exif, quality=95)
+        row["image"] = buffer.getvalue()
+    found = only(checked(tmp_path, rows), "2 pictures with the positions where they were taken")
+    assert (found.severity, found.rows[0].row) == ("warning", "train row 1 (P0)")
+    assert "--strip-metadata" in found.fix
 
 
 def test_numbers_that_stand_out(tmp_path):
@@ -483,4 +497,4 @@ def test_spelling_twins():
 
 
 def test_every_rule_is_exercised():
-    assert len(RULES) == len(set(RULES)) == 14
+    assert len(RULES) == len(set(RULES)) == 15

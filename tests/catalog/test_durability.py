@@ -578,6 +578,29 @@ def test_a_pipe_or_a_device_is_a_bad_picture(tmp_path: Path):
     assert sum(card.rows.values()) == 9
 
 
+def test_a_pipe_is_no_table(tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    os.mkfifo(tmp_path / "photos" / "metadata.csv")
+    os.mkfifo(tmp_path / "shop.csv")
+    for source in ("photos", "shop.csv"):
+        code, said = command("prepare", tmp_path / source, *FLAGS, "--out", tmp_path / "out")
+        assert (code, (tmp_path / "out").exists()) == (3, False)
+        assert str(tmp_path / source) in said
+
+
+def test_metadata_is_stripped_of_pictures_that_are_there(tmp_path: Path):
+    path = shop(tmp_path / "source")
+    photo = encoded(pixels(50, 80, 80), "JPEG", comment=b"secret")
+    (path.parent / "3.png").write_bytes(photo)
+    stored = {}
+    for flags in ([], ["--strip-metadata"], []):
+        assert prepare_again(path, *flags)[0] == 0
+        rows = [r for split in SPLITS for r in Catalog(tmp_path / "out").rows(split)]
+        stored[len(stored)] = next(r["image"] for r in rows if r["sku"] == "P3")
+    assert stored[0] == stored[2] == photo
+    assert b"secret" not in stored[1]
+
+
 def test_links_do_not_lead_out_of_a_folder_that_is_given_as_a_url(tmp_path: Path):
     path = shop(tmp_path / "source")
     (tmp_path / "secret.png").write_bytes(encoded(pixels(99, 80, 80), "PNG"))

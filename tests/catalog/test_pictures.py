@@ -9,9 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from catalens.catalog.pictures import MAX_PIXELS, open_picture, picture_size, storable_picture
+from catalens.catalog.pictures import (
+    GPS,
+    MAX_PIXELS,
+    has_position,
+    open_picture,
+    picture_size,
+    storable_picture,
+    without_metadata,
+)
 from catalens.errors import PictureError
 
 ORIENTATION = 0x0112
@@ -273,3 +281,102 @@ def test_the_size_is_known_without_decoding(name: str):
 def test_the_size_of_what_is_no_picture():
     with pytest.raises(PictureError):
         picture_size(b"<svg/>")
+
+
+SECRET = b"the photographer's name"
+
+
+def located(orientation: int = 1) -> Image.Exif:
+    exif = turned(orientation)
+    exif[0x010E] = SECRET.decode()
+    exif.get_ifd(GPS).update({1: "N", 2: (52.0, 31.0, 12.0), 3: "E", 4: (13.0, 24.0, 18.0)})
+    return exif
+
+
+def chatty(kind: str, **options: Any) -> bytes:
+    """A picture with all that its format can say beside its pixels."""
+    more: dict[str, Any] = {
+        "exif": located(),
+        "icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    }
+    if kind == "JPEG":
+        more |= {"comment": SECRET, "xmp": b"<x:xmpmeta>" + SECRET, "quality": 90}
+    if kind == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_text("Author", SECRET.decode())
+        info.add_itxt("XML:com.adobe.xmp", SECRET.decode())
+        info.add_text("Comment", SECRET.decode(), zip=True)
+        more |= {"pnginfo": info}
+    if kind == "WEBP":
+        more |= {"xmp": b"<x:xmpmeta>" + SECRET}
+    return encoded(gradient(), kind, **more | options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("JPEG", {"restart_marker_blocks": 1}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_metadata_goes_and_every_pixel_stays(kind: str, options: dict[str, Any]):
+    data = chatty(kind, **options)
+    assert has_position(Image.open(io.BytesIO(data)))
+    stored, seen = storable_picture(data + SECRET, strip_metadata=True)  # and what follows the picture
+    image = Image.open(io.BytesIO(stored))
+    assert (image.format, image.tobytes()) == (kind, Image.open(io.BytesIO(data)).tobytes())
+    assert seen.tobytes() == open_picture(data).tobytes()
+    assert not dict(image.getexif())
+    assert not has_position(image)
+    assert set(image.info) <= {
+        "icc_profile",
+        "jfif",
+        "jfif_version",
+        "jfif_unit",
+        "jfif_density",
+        "progressive",
+        "progression",
+        "loop",
+        "background",
+        "timestamp",
+        "duration",
+    }
+    assert image.info["icc_profile"] == Image.open(io.BytesIO(data)).info["icc_profile"]
+    assert SECRET not in stored
+    assert storable_picture(stored, strip_metadata=True)[0] == stored
+    assert storable_picture(data)[0] == data  # nothing goes unless it is asked for
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        (encoded(gradient(), "JPEG", exif=located(6), comment=SECRET), {}),
+        (encoded(gradient(), "JPEG", exif=located(), comment=SECRET), {"max_side": 20}),
+        (encoded(gradient(), "TIFF", exif=located()), {"strip_metadata": True}),
+        (encoded(gradient("CMYK"), "JPEG", exif=located(), comment=SECRET), {}),
+        (encoded(gradient(), "AVIF", exif=located()), {"strip_metadata": True}),
+    ],
+)
+def test_a_picture_that_is_encoded_again_has_no_metadata(data: bytes, options: dict[str, Any]):
+    stored, seen = storable_picture(data, **options)
+    image = Image.open(io.BytesIO(stored))
+    assert stored != data
+    assert SECRET not in stored
+    assert not dict(image.getexif())
+    assert image.size == seen.size
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_metadata_of_broken_bytes_hangs_and_raises_nothing(kind: str):
+    data = chatty(kind)
+    dice = random.Random(1)
+    for _ in range(300):
+        broken = bytearray(data[: dice.randint(12, len(data))])
+        for _ in range(dice.randint(0, 4)):
+            broken[dice.randrange(4, len(broken))] = dice.randrange(256)
+        bare = without_metadata(bytes(broken))
+        assert bare is None or len(bare) <= len(broken) + 8

@@ -14,7 +14,7 @@ from tracked import artifacts, history, records
 from catalens.catalog.storage import Catalog, CatalogWriter, Roles
 from catalens.checkpoint import TINY, load_model, load_processor, load_run
 from catalens.collation import Collator, DecodedPictures, Encoder, ProductDataset
-from catalens.config import PartsSpec, PromptSpec, TrackingSpec, load_recipe
+from catalens.config import PartsSpec, PromptSpec, TrackingSpec, load_recipe, make_recipe
 from catalens.errors import (
     CatalogError,
     CheckpointError,
@@ -26,6 +26,7 @@ from catalens.errors import (
 from catalens.evaluation import validation_scorer
 from catalens.training import train, trainer
 from catalens.training.machine import allows_tf32, check_machine
+from catalens.training.run_folder import explain
 
 pytestmark = pytest.mark.integration
 
@@ -45,6 +46,17 @@ class Given:
 
     def image_use(self, model, processor):
         return self.matter, {self.name: {"value": 0.0}}
+
+
+def test_a_run_is_understood_from_any_directory(tmp_path, monkeypatch):
+    (tmp_path / "shop" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "shop")
+    for model, kept in (("tiny", "tiny"), ("model", str(tmp_path / "shop" / "model")), ("some/id", "some/id")):
+        relative = make_recipe({"catalog": "catalogs/shop", "model": model})
+        explain(tmp_path / "shop", relative, {}, {}, [])
+        written = load_recipe(tmp_path / "shop" / "recipe.yaml")
+        assert (written.catalog, written.model) == (str(tmp_path / "shop" / "catalogs" / "shop"), kept)
+        assert written.model_copy(update={"catalog": relative.catalog, "model": model}) == relative
 
 
 def test_a_run_is_a_folder_that_explains_itself(run, recipe):

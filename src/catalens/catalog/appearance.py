@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from catalens.catalog.duplicates import BITS, fingerprint
-from catalens.catalog.pictures import FORMATS, open_picture, picture_size
+from catalens.catalog.pictures import FORMATS, has_position, open_picture, picture_size
 from catalens.errors import PictureError
 
 BORDER = 0.04
@@ -36,6 +36,8 @@ class Seen:
     """Of the border, 0 to 255; None where the picture was not decoded."""
     reason: str = ""
     """Why it cannot be decoded."""
+    position: bool = False
+    """Whether its metadata says where it was taken."""
 
 
 def look_at(data: bytes, decode: bool = True) -> Seen:
@@ -48,7 +50,7 @@ def look_at(data: bytes, decode: bool = True) -> Seen:
         return Seen(digest, len(data), reason=str(error))
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-        seen = Seen(digest, len(data), size, image.format or "", transparent)
+        seen = Seen(digest, len(data), size, image.format or "", transparent, position=has_position(image))
     if picture is None:
         return seen
     return replace(seen, fingerprint=fingerprint(picture), brightness=border_brightness(picture))

@@ -31,13 +31,14 @@ INERT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 
 
 def write_page(path: Path, template: Path, script: Path | None = None, **values: Any) -> None:
-    """Fill a template and write the page; the same values give the same bytes.
+    """Fill a template and write the page; the same values give the same bytes."""
+    path.write_text(render_page(template, script, **values), encoding="utf-8", newline="\n")
 
-    Raises FileExistsError where something stands there that is no page of ours.
-    """
+
+def refuse_to_overwrite(path: Path) -> None:
+    """Raise FileExistsError where something stands in the place of a page that is none of ours."""
     if path.exists() and not (path.is_file() and is_page(path)):
         raise FileExistsError(errno.EEXIST, "it is there already, and no page of catalens")
-    path.write_text(render_page(template, script, **values), encoding="utf-8", newline="\n")
 
 
 def render_page(template: Path, script: Path | None = None, **values: Any) -> str:

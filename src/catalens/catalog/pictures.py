@@ -59,6 +59,14 @@ def declared_pixels(data: bytes) -> int:
     return image.width * image.height
 
 
+def has_position(image: Image.Image) -> bool:
+    """Tell whether the metadata of an opened picture says where it was taken."""
+    try:
+        return bool(image.getexif().get_ifd(GPS)) or b"GPSLatitude" in bytes(image.info.get("xmp") or b"")
+    except Exception:  # broken metadata, which no reader understands
+        return False
+
+
 def storable_picture(
     data: bytes, max_side: int | None = None, strip_metadata: bool = False
 ) -> tuple[bytes, Image.Image]:

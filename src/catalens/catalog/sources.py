@@ -11,6 +11,7 @@ that cannot be read is a sentence that says why.
 """
 
 import codecs
+import errno
 import hashlib
 import io
 import json
@@ -148,6 +149,8 @@ def is_table(where: str) -> bool:
 
 def open_bytes(path: str) -> IO[bytes]:
     """Open a local path or URL for reading, decompressed where its name says so."""
+    if "://" not in path and Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+        raise OSError(errno.EISDIR, "Is a folder, a pipe or a device")
     return fsspec.open(path, "rb", compression="infer").open()  # type: ignore[return-value]
 
 

@@ -28,6 +28,7 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Say whether a run is really better than the first one: paired differences on the same rows, and a page."""
+    from catalens.catalog.page import refuse_to_overwrite
     from catalens.evaluation.compare import compare as compare_runs
     from catalens.evaluation.compare import figures, write_comparison
     from catalens.evaluation.evaluated import read_evaluation
@@ -40,6 +41,7 @@ def compare(
         heard("reading", len(runs), len(runs), "")
         comparison = compare_runs(evaluated)
         try:
+            refuse_to_overwrite(out)
             write_comparison(out, comparison)
         except OSError as error:
             raise RecipeError(f"--out {out}: cannot be written ({error.strerror}): name another file") from error

@@ -43,8 +43,18 @@ def explain(
     if left_out:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in left_out)
         (folder / "left_out.jsonl").write_text("".join(lines), encoding="utf-8")
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")  # last: what has it can go on
+    (folder / "recipe.yaml").write_text(
+        dump_recipe(_anchored(recipe)), encoding="utf-8"
+    )  # last: what has it can go on
     return {**recipe.model_dump(mode="json"), "versions": versions, "coverage": as_json(covered)}
+
+
+def _anchored(recipe: Recipe) -> Recipe:
+    """The recipe with its folders by their whole paths, so that the run is understood from any directory."""
+    folders = {"catalog": str(Path(recipe.catalog).absolute())}
+    if recipe.model != "tiny" and Path(recipe.model).is_dir():
+        folders["model"] = str(Path(recipe.model).absolute())
+    return recipe.model_copy(update=folders)
 
 
 def take_back(folder: Path, versions: Mapping[str, str], sharded: bool) -> Path | None:

@@ -7,7 +7,8 @@
 Before an expensive run, not after it. Nothing is changed but the page that is written.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from catalens.catalog.checking.evidence import NAMED_ROWS, Evidence, Finding, re
 from catalens.catalog.checking.page import write_check
 from catalens.catalog.checking.rules import find
 from catalens.catalog.checking.scanning import Describe, scan_catalog
+from catalens.catalog.page import refuse_to_overwrite
 from catalens.catalog.storage import Catalog, CatalogCard
 from catalens.config import TrainingSpec
 from catalens.errors import CatalogError
@@ -67,14 +69,23 @@ def check_catalog(
     catalog = Catalog(folder)
     page = Path(out) if out else catalog.folder / PAGE
     page = page / PAGE if page.is_dir() else page
+    with _written(page):
+        refuse_to_overwrite(page)
     scan, described = scan_catalog(catalog, plan.describe if plan else None, progress)
     evidence = Evidence(catalog.card, scan, described, read_rejections(catalog.folder, NAMED_ROWS))
     findings = find(evidence)
     costs = crop_costs(scan.splits, described, plan.shape, plan.training) if plan else []
-    try:
+    with _written(page):
         page.parent.mkdir(parents=True, exist_ok=True)
         write_check(page, catalog, evidence, findings, costs, plan.basis if plan else "")
-    except OSError as error:
-        raise CatalogError(f"{page}: cannot be written ({error.strerror}): give another --out") from error
     missing = {name: values.count(None) for name, values in scan.values.items()}
     return Check(page, catalog.card, tuple(findings), missing, tuple(costs))
+
+
+@contextmanager
+def _written(page: Path) -> Iterator[None]:
+    """Turn whatever a file system raises into one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise CatalogError(f"{page}: cannot be written ({error.strerror}): give another --out") from error

@@ -190,6 +190,19 @@ def _picture_shapes(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
+def _positions(evidence: Evidence) -> Iterator[Finding]:
+    rows = [row for row, look in enumerate(evidence.scan.pictures) if look.position]
+    yield from evidence.finding(
+        "warning",
+        f"{_count(len(rows), 'picture')} with the position where it was taken"
+        if len(rows) == 1
+        else f"{len(rows):,} pictures with the positions where they were taken",
+        "Whoever is given the catalogue can read from it where somebody lives or works.",
+        "Prepare the table again with --strip-metadata.",
+        rows,
+    )
+
+
 def _numbers(evidence: Evidence) -> Iterator[Finding]:
     scan, by = evidence.scan, evidence.scan.roles.leading
     for name in evidence.scan.roles.columns("number"):
@@ -320,6 +333,7 @@ RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     _leaks,
     _repeated_pictures,
     _picture_shapes,
+    _positions,
     _numbers,
     _categories,
     _texts,
