@@ -738,3 +738,15 @@ def test_datasets_gives_the_rows_of_this_catalogue_whatever_it_opened_before(tmp
     assert again == one
     assert sorted(opened(one)) == sorted(f"P{n}" for n in range(3, 9))
     assert sorted(opened(other)) == sorted(f"P{n}" for n in range(6, 12))
+    shutil.rmtree(other)
+    sample_catalog(other, 9, seed=1)
+    first: Any = load_dataset(str(other), cache_dir=str(tmp_path / "cache"))
+    shutil.rmtree(other)
+    sample_catalog(other, 9, seed=2)
+    second: Any = load_dataset(str(other), cache_dir=str(tmp_path / "cache"))
+    for loaded, seed in ((first, 1), (second, 2)):
+        sample_catalog(tmp_path / str(seed), 9, seed=seed)
+        rows = Catalog(tmp_path / str(seed)).rows("train", ["title", "full_price"])
+        assert [(row["title"], row["full_price"]) for row in rows] == [
+            (row["title"], row["full_price"]) for row in loaded["train"]
+        ]

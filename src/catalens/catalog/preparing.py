@@ -249,7 +249,7 @@ class _Work:
         yield batch
         progress("reading", read, read, "")
         where, spec = self.source.where, self.spec
-        if "://" not in where and open_source(where, spec.encoding, spec.delimiter).version != self.source.version:
+        if Path(where).exists() and open_source(where, spec.encoding, spec.delimiter).version != self.source.version:
             raise CatalogError(f"{where} changed while it was read: give the same command again")
 
     def collect(self, progress: Progress) -> None:
