@@ -211,6 +211,16 @@ def test_numbers_that_stand_out(tmp_path):
     assert "Furthest from their category" in page_of(check)
 
 
+def test_numbers_with_more_decimals_than_a_picture_tells(tmp_path):
+    rows = clean_rows()
+    rows[3]["price"] = 84.37999725341797
+    rows[4]["price"] = 84.3799
+    rows[5]["price"] = 1e-7
+    found = only(checked(tmp_path, rows), "price has more than 4 decimals in 2 rows")
+    assert found.severity == "warning"
+    assert [named.detail for named in found.rows] == ["price 84.37999725341797", "price 1e-07"]
+
+
 def test_texts_that_do_not_read_back_or_hold_markup(tmp_path):
     rows = clean_rows()
     rows[0]["title"] = "Scarf, Category: SHOES"

@@ -1,13 +1,24 @@
 """Cells as tables write them."""
 
 import math
+import re
 from decimal import Decimal
 
 import pytest
 
 from catalens.catalog.roles import Columns, guess_columns
 from catalens.catalog.storage import Roles
-from catalens.catalog.values import Numbers, is_missing, read_values
+from catalens.catalog.values import (
+    Numbers,
+    Unreadable,
+    is_missing,
+    number_flags,
+    picture_reason,
+    read_id,
+    read_picture,
+    read_values,
+)
+from catalens.config import from_flags
 from catalens.errors import RecipeError
 
 ENGLISH, GERMAN = Numbers(thousands=","), Numbers(decimal=",", thousands=".")
@@ -116,6 +127,105 @@ def test_a_path_on_disk_is_taken_before_a_url():
 
 def test_bytes_are_pictures_whatever_the_name():
     assert guess({"id": "1", "title": "Scarf", "front": b"\xff\xd8"}).image == "front"
+
+
+@pytest.mark.parametrize(
+    ("price", "numbers", "words"),
+    [
+        ("12,50", Numbers(), "'12,50' does not read as one: name the columns to learn with --text, --category and "),
+        ("12,50", Numbers(), "--number, or say --decimal ,"),
+        ("1.299,00 €", Numbers(), ", or say --decimal , --thousands ."),
+        ("$1,299.00", Numbers(), ", or say --thousands ,"),
+        ("1,299", Numbers(), ", or say --thousands , or --decimal ,"),
+        ("1 299", Numbers(), ", or say --thousands ' '"),
+        ("12.50", Numbers(thousands=".", decimal=","), "with --text, --category and --number"),
+        ("12 to 14", Numbers(), "'12 to 14' does not read as one: name the columns to learn"),
+    ],
+)
+def test_a_number_by_its_name_that_does_not_read_is_asked_about(price: str, numbers: Numbers, words: str):
+    with pytest.raises(RecipeError, match=re.escape(words)):
+        guess(FASHION | {"price": price}, numbers=numbers)
+    assert guess(FASHION | {"price": price}, Columns(fields={"name": "text"}), numbers).fields == {"name": "text"}
+
+
+def test_the_flags_are_those_that_read_most_cells():
+    assert number_flags(["12,50", "1.299,00", "7,00"]) == "--decimal , --thousands ."
+    assert number_flags(["12,50", "7,00"]) == "--decimal ,"
+    assert number_flags(["ask us", 5, None]) == ""
+
+
+def test_a_number_that_is_named_and_does_not_read_says_its_flags():
+    roles = Roles(id="sku", fields={"price": "number"})
+    reasons = [
+        read_values({"sku": 1, "price": price}, roles, Numbers())[2] for price in ("$1,299.00", "12,50", "x", 2**64)
+    ]
+    assert reasons == [
+        "not a number in 'price': '$1,299.00'; try --thousands ,",
+        "not a number in 'price': '12,50'; try --decimal ,",
+        "not a number in 'price': 'x'",
+        "not a number in 'price': larger than 64 bits",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("decimal", "thousands", "words"),
+    [
+        (".", ".", "--thousands and --decimal are both '.': give two signs"),
+        (",", ",", "--thousands and --decimal are both ','"),
+        (".", "5", "--thousands '5': give one sign"),
+        (".", ",,", "--thousands ',,': give one sign"),
+        (".", "-", "--thousands '-': give one sign"),
+    ],
+)
+def test_signs_that_cannot_be_told_apart_are_refused(decimal: str, thousands: str, words: str):
+    with pytest.raises(RecipeError, match=re.escape(words)) as caught:
+        from_flags(Numbers, {"decimal": decimal, "thousands": thousands})
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("cell", "id"),
+    [(123.0, "123"), (800000000001.0, "800000000001"), (1.5, "1.5"), ("0123.0", "0123.0"), (" 7 ", "7"), (-0.0, "0")],
+)
+def test_an_id_that_came_as_a_double_has_no_point(cell: object, id: str):
+    assert read_id(cell) == id
+    assert read_values({"sku": cell, "title": "Bag"}, Roles(id="sku", fields={"title": "text"}), Numbers())[0] == id
+
+
+@pytest.mark.parametrize("bad", [["a"], b"x", Unreadable("broken"), None, float("nan")], ids=repr)
+def test_a_few_bad_cells_are_no_reason_against_a_column(bad: object):
+    rows = [FASHION] * 9 + [dict.fromkeys(FASHION, bad)]
+    assert guess_columns(list(FASHION), rows, Columns(), ENGLISH) == guess(FASHION)
+
+
+def test_ids_of_doubles_are_guessed():
+    assert guess(FASHION | {"sku": 8.0}).id == "sku"
+
+
+@pytest.mark.parametrize(
+    ("cell", "picture", "reason"),
+    [
+        ("a.jpg", ("a.jpg", None), None),
+        (b"\xff", ("", b"\xff"), None),
+        ({"bytes": b"\xff", "path": "a.jpg"}, ("a.jpg", b"\xff"), None),
+        ({"bytes": None, "path": "a.jpg"}, ("a.jpg", None), None),
+        ({"bytes": None, "path": None}, ("", None), "no value in 'photo'"),
+        (["a.jpg", "b.jpg"], ("", None), "a list in 'photo', not a picture"),
+        ({"bytes": None, "path": ["a.jpg"]}, ("", None), "a list in 'photo', not a picture"),
+        ({"large": "a.jpg"}, ("", None), "an object in 'photo', not a picture"),
+        (None, ("", None), "no value in 'photo'"),
+        (Unreadable("broken"), ("", None), "cannot be read in 'photo': broken"),
+        (
+            "a\ud83d.jpg",
+            ("a?.jpg", None),
+            "not text in 'photo': 'a\\ud83d.jpg' holds bytes of another encoding, or half a character",
+        ),
+    ],
+    ids=repr,
+)
+def test_a_cell_that_is_no_picture_says_what_it_is(cell: object, picture: object, reason: str | None):
+    assert read_picture(cell) == picture
+    assert picture_reason(cell, "photo") == reason
 
 
 def test_a_number_column_that_holds_words_is_none():

@@ -5,11 +5,12 @@ imageurl,product_code,title,category3_code,full_price
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalens.catalog.values import SHOWN, Numbers, is_missing, is_storable, number_flags
+from catalens.catalog.values import SHOWN, Numbers, Unreadable, is_missing, is_storable, number_flags
 from catalens.config import Kind
 from catalens.errors import RecipeError
 
@@ -59,7 +60,7 @@ def guess_columns(
     if given.fields:
         return Columns(picture, product, given.fields)
     fields: dict[str, Kind] = {}
-    if title := pick(TITLES, lambda found: all(isinstance(value, str) for value in found)):
+    if title := pick(TITLES, lambda found: _mostly(isinstance(value, str) for value in found)):
         fields[title] = "text"
     if category := pick(CATEGORIES, lambda found: len({str(value) for value in found}) <= max(2, len(found) // 2)):
         fields[category] = "category"
@@ -84,7 +85,7 @@ def guess_image(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]]) -> st
 
 def guess_id(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]]) -> str | None:
     """The column that names the product, told likewise; None where there is none."""
-    return _pick(columns, rows, PRODUCTS, lambda found: all(map(_is_id, found)))
+    return _pick(columns, rows, PRODUCTS, lambda found: _mostly(map(_is_id, found)))
 
 
 def names_of(columns: Sequence[str]) -> str:
@@ -97,16 +98,15 @@ def _number_column(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]], nu
     for name in _ranked(columns, NUMBERS):
         found = _values(rows, name)
         wrong = [value for value in found if numbers.read(value) is None]
-        if found and len(wrong) <= 0.2 * len(found):
+        if found and _mostly(numbers.read(value) is not None for value in found):
             return name
         written = [value for value in wrong if isinstance(value, str) and any(char.isdigit() for char in value)]
         if not found or len(written) < 0.5 * len(found):
             continue  # words, in a column that is only called like a number's
         flags = number_flags(written)
         raise RecipeError(
-            f"column {name!r} is a number by its name, but {written[0][:SHOWN]!r} does not read as one: "
-            + (f"say {flags}, or " if flags else "")
-            + "name the columns to learn with --text, --category and --number"
+            f"column {name!r} is a number by its name, but {written[0][:SHOWN]!r} does not read as one: name the "
+            "columns to learn with --text, --category and --number" + (f", or say {flags}" if flags else "")
         )
     return None
 
@@ -122,7 +122,8 @@ def _pick(
 
 
 def _values(rows: Sequence[Mapping[Any, Any]], name: str) -> list[Any]:
-    return [row[name] for row in rows if not is_missing(row.get(name))]
+    found = (row.get(name) for row in rows)
+    return [value for value in found if not is_missing(value) and not isinstance(value, Unreadable)]
 
 
 def _ranked(columns: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -144,6 +145,12 @@ def _ranked(columns: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _mostly(fits: Iterable[bool]) -> bool:
+    """Whether at least four of five do: a few bad cells are no reason against a column."""
+    counted = Counter(fits)
+    return counted[True] >= 0.8 * counted.total()
 
 
 def _is_id(value: Any) -> bool:

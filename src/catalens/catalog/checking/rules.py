@@ -9,6 +9,7 @@ A rule yields nothing where all is well. `RULES` names them all.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 
 from catalens.catalog.checking.distributions import spelling_twins
 from catalens.catalog.checking.evidence import (
@@ -29,6 +30,8 @@ SMALL_SIDE = 112
 """Pixels of the shorter side below which a picture shows little: a third of a crop of 336."""
 LONG_RATIO = 4.0
 """Longer side over shorter from which most of the crops are padding."""
+MAX_DECIMALS = 4
+"""Decimals of a price or a size; more are noise."""
 LONG_TEXT = 300
 """Characters from which a text is no title that a picture could tell."""
 MARKUP = re.compile(r"<\s*/?\s*[a-zA-Z!][^>]*>|&(?:[a-zA-Z]{2,8}|#\d{1,7}|#x[0-9a-fA-F]{1,6});")
@@ -216,6 +219,15 @@ def _numbers(evidence: Evidence) -> Iterator[Finding]:
             low,
             (f"{name} {values[row]:,.12g}" for row in low),
         )
+        fine = [row for row, value in enumerate(values) if value is not None and _decimals(value) > MAX_DECIMALS]
+        yield from evidence.finding(
+            "warning",
+            f"{name} has more than {MAX_DECIMALS} decimals in {_rows(len(fine))}",
+            "No picture tells so many digits: noise of narrow floats or of a currency's rate is learnt.",
+            "Round the column in the table.",
+            fine,
+            (f"{name} {values[row]!r}" for row in fine),
+        )
         far = evidence.outliers[name]
         within = (f" in {scan.values[by][row]}" if by else "" for row, _ in far)
         yield from evidence.finding(
@@ -339,6 +351,11 @@ RULES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     _texts,
     _repeated_texts,
 )
+
+
+def _decimals(value: float) -> int:
+    """Digits after the point in the shortest decimal of a number."""
+    return max(0, -int(Decimal(repr(value)).normalize().as_tuple().exponent))
 
 
 def _by_share(evidence: Evidence, rows: Sequence[int]) -> Severity:
