@@ -21,6 +21,7 @@ from catalens.catalog.downloading import DownloadSpec
 from catalens.errors import CatalensError, CatalogError, InferenceError, RecipeError
 from catalens.inference import Predictor, record_of
 from catalens.inference.inputs import Input, InputSpec, open_input
+from catalens.inference.parts import _disarmed, open_parts, schema_of
 from catalens.inference.volume import Outcome, VolumeSpec, predict_lines, predict_to, run_version
 
 ROOT = Path(__file__).parents[2]
@@ -156,7 +157,9 @@ def test_every_bad_row_keeps_its_place_and_its_reason(tmp_path: Path):
     assert outcome.reasons["picture path leaves the table's folder"] == 1
     assert outcome.named[0] == f"row 2 (P1): {reasons[1]}"
     path = table(tmp_path / "shop.jsonl", [{"sku": "\x1b[2Jgone", "photo": "none.jpg"}])
-    assert predicted(tmp_path / "out.jsonl", opened(path)).named[0].startswith("row 1 (?[2Jgone): picture cannot be")
+    assert (
+        predicted(tmp_path / "out.jsonl", opened(path)).named[0].startswith("row 1 (\x1b[2Jgone): picture cannot be")
+    )
 
 
 @pytest.mark.parametrize(
@@ -214,13 +217,54 @@ def test_the_three_formats_say_the_same(tmp_path: Path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_text_that_csv_must_quote_reads_back(tmp_path: Path):
-    odd = ['=1+1,"x"', "two\nlines", "carriage\rreturn", "tab\t; \u2028 end", "'"]
+ODD = ['=1+1,"x"', "two\nlines", "carriage\rreturn", "tab\t; \u2028 end", "'", "-5", "+1.5e3", "@x", "-"]
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_text_that_csv_must_quote_reads_back(raw: bool, tmp_path: Path):
     (tmp_path / "a.jpg").write_bytes(jpeg(1, 80, 80))
-    path = table(tmp_path / "shop.jsonl", [{"id": id, "image": "a.jpg"} for id in odd])
-    predicted(tmp_path / "out.csv", opened(path))
+    path = table(tmp_path / "shop.jsonl", [{"id": id, "image": "a.jpg"} for id in ODD])
+    predicted(tmp_path / "out.csv", opened(path), spec=SMALL.model_copy(update={"raw": raw}))
     with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
-        assert [row["id"] for row in csv.DictReader(file)] == odd
+        read = [row["id"] for row in csv.DictReader(file)]
+    disarmed = [f"'{id}" if id[0] in "=@" or id == "-" else id for id in ODD]
+    assert read == (ODD if raw else disarmed)
+
+
+@pytest.mark.parametrize(
+    "cell", ["=HYPERLINK(1)", "+cmd", "-cmd", "@SUM(1)", "\t=1", "\r=1", "=", "--5", "-5x", "+", "-\u0663"]
+)
+def test_no_cell_of_a_csv_is_a_formula(cell: str, tmp_path: Path):
+    """Ids and errors of the table, answers of the model, and names of columns."""
+    prompt = PROMPT.model_copy(
+        update={"fields": tuple(field.model_copy(update={"column": cell}) for field in PROMPT.fields[:1])}
+    )
+    schema = schema_of(prompt, "id", False)
+    record = dict.fromkeys(schema.names, cell) | {"needs_review": True}
+    for raw, first in ((False, f"'{cell}"), (True, cell)):
+        out = tmp_path / f"{raw}.csv"
+        with open_parts(out, {}, False) as parts:
+            parts.finish(iter([record, record | {cell: -5.0}]), schema, raw)
+        with out.open(newline="", encoding="utf-8") as file:
+            head, row, numbers = csv.reader(file)
+        assert head == [first + name.removeprefix(cell) if name.startswith(cell) else name for name in schema.names]
+        assert set(row) == {first, "true"}
+        assert numbers[schema.names.index(cell)] == "-5.0"
+
+
+@pytest.mark.parametrize("cell", ["-5", "+5", "-1.5", "-2E-7", "+0.25e10", "5-", "a=b", "'=1", " =1", ""])
+def test_numbers_and_harmless_cells_stay_as_they_are(cell: str):
+    assert _disarmed(cell) == cell
+
+
+def test_asking_for_raw_cells_computes_nothing_again(tmp_path: Path):
+    source, out = opened(photos(tmp_path / "photos", 5)), tmp_path / "out.csv"
+    with open_parts(
+        out, {"source": [*source.where, source.version], "batch_size": 2, "run": "guesser"}, False
+    ) as parts:
+        parts.write(0, [expected("file", f"={n}", jpeg(n, 80, 80)) for n in range(5)])
+    predicted(out, source, Guesser, SMALL.model_copy(update={"raw": True}))
+    assert out.read_text().count("\n=") == 5
 
 
 def test_chunks_depend_on_nothing_but_the_place_of_a_row(tmp_path: Path):

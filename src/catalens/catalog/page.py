@@ -12,7 +12,6 @@ import errno
 import hashlib
 import io
 import json
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from PIL import Image
 
 from catalens.catalog.folders import is_page
 from catalens.catalog.pictures import open_picture
+from catalens.config.characters import visible
 from catalens.errors import PictureError
 
 THUMBNAIL = 160
@@ -69,8 +69,7 @@ def shown(value: object, most: int = 160, lines: bool = False) -> str:
     """
     text = str(value)
     text = text if len(text) <= most else text[: most - 1].rstrip() + "\u2026"
-    kept = "\n" if lines else ""
-    return "".join("\ufffd" if _hides(c) and c not in kept else c for c in text)
+    return visible(text if lines else text.replace("\n", "\ufffd"))
 
 
 def thumbnail(picture: bytes, side: int = THUMBNAIL) -> str | None:
@@ -84,8 +83,3 @@ def thumbnail(picture: bytes, side: int = THUMBNAIL) -> str | None:
     buffer = io.BytesIO()
     bare.save(buffer, "WEBP", quality=65)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _hides(character: str) -> bool:
-    """Control characters, lone surrogates, and the two that reverse the text after them."""
-    return unicodedata.category(character) in ("Cc", "Cs") or character in "\u202d\u202e"

@@ -4,12 +4,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -19,8 +19,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
 from catalens import __version__
+from catalens.config.characters import visible
 from catalens.errors import CatalensError, RecipeError
 
 EPILOG = (
@@ -38,7 +40,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console(stderr=True)
+
+
+class Terminal(Console):
+    """A console that shows text and nothing else, whatever table, server or model it came from.
+
+    All that is printed goes through `render`, cells of tables and notes of progress bars too; what rich itself sends
+    to a terminal is marked as control or comes after.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Segments without control characters but newlines."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
+
+
+console = Terminal(stderr=True)
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
@@ -74,6 +91,11 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def say(text: str) -> None:
     """Print a line that may hold anything, on the console."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def answer(text: str) -> None:
+    """Print a line that may hold anything, on standard output."""
+    Terminal().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from catalens.cli.app import app, console, fractions_of, say, share_of, stages
+from catalens.cli.app import Terminal, answer, app, console, fractions_of, say, share_of, stages
 from catalens.config import Kind, from_flags, load_recipe
 from catalens.errors import CheckError, RecipeError
 
@@ -171,8 +170,8 @@ def check(
     plan = plan_check(catalog, load_recipe(recipe) if recipe else None)
     with stages() as heard:
         checked = check_catalog(catalog, out, plan, lambda done, all: heard("checking", done, all, ""))
-    print_check(checked, Console())
-    print(f"page: {checked.page}")
+    print_check(checked, Terminal())
+    answer(f"page: {checked.page}")
     if checked.count("error") or (strict and checked.count("warning")):
         raise CheckError(f"{catalog} is not ready to train on: mend what {checked.page} names, each with its fix")
 
@@ -187,8 +186,8 @@ def _sample_like(out: Path, like: Path, rows: int | None, seed: int, fractions: 
             out, like, rows, seed, fractions, workers, TinyMeter, lambda stage, done, all: heard(stage, done, all, "")
         )
     _report_catalog(out, made.card)
-    print_fidelity(made, Console())
-    print(f"page: {out / 'fidelity.html'}")
+    print_fidelity(made, Terminal())
+    answer(f"page: {out / 'fidelity.html'}")
 
 
 def _report_catalog(out: Path, card: "CatalogCard") -> None:

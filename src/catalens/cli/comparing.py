@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from catalens.cli.app import app, stages
+from catalens.cli.app import Terminal, answer, app, stages
+from catalens.config.characters import visible_json
 from catalens.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -46,10 +47,10 @@ def compare(
         except OSError as error:
             raise RecipeError(f"--out {out}: cannot be written ({error.strerror}): name another file") from error
     if as_json:
-        print(json.dumps(figures(comparison), indent=2, ensure_ascii=False))
+        print(visible_json(json.dumps(figures(comparison), indent=2, ensure_ascii=False)))
         return
-    _print(comparison, Console())
-    print(f"page: {out}")
+    _print(comparison, Terminal())
+    answer(f"page: {out}")
 
 
 def _print(comparison: "Comparison", console: Console) -> None:

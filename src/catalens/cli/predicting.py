@@ -51,6 +51,12 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace --out, and start anew what was begun.")
     ] = False,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw", help="A .csv for machines: no apostrophe before what a spreadsheet takes for a formula."
+        ),
+    ] = False,
     allow_private_hosts: Annotated[
         bool, typer.Option("--allow-private-hosts", help="Also fetch from loopback and private addresses.")
     ] = False,
@@ -68,8 +74,15 @@ def predict(
     bearable = share_of(max_bad)
     spec = from_flags(
         VolumeSpec,
-        {"batch_size": batch_size, "engine": engine, "download": {"allow_private_hosts": allow_private_hosts}},
+        {
+            "batch_size": batch_size,
+            "engine": engine,
+            "download": {"allow_private_hosts": allow_private_hosts},
+            "raw": raw,
+        },
     )
+    if raw and (out is None or out.suffix != ".csv"):
+        raise RecipeError("--raw is for CSV: leave it out, or give --out a name that ends in .csv")
     if out is None and (overwrite or engine == "ray"):
         raise RecipeError(f"{'--overwrite' if overwrite else '--engine ray'} needs --out: give the file to write")
     read = InputSpec(image=image, id=id, split=split, encoding=encoding, delimiter=delimiter)

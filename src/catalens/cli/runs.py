@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from catalens.cli.app import app, console, say
+from catalens.cli.app import Terminal, answer, app, console, say
 from catalens.cli.catalogs import sample
 from catalens.config import Recipe, load_recipe
 from catalens.errors import CatalogError, CheckpointError, RecipeError
@@ -92,8 +91,8 @@ def evaluate(
     recipe = load_recipe(_in_run(run), [*sets, *(overrides or [])])
     result = evaluate_run(run, recipe, console)
     if processes().is_main_process:
-        print_scores(result.metrics, result.prompt, Console())
-        print(f"report: {result.folder / 'report.html'}")
+        print_scores(result.metrics, result.prompt, Terminal())
+        answer(f"report: {result.folder / 'report.html'}")
 
 
 @app.command("recipe-schema", epilog="Example:  catalens recipe-schema > recipe.schema.json")

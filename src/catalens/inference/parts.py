@@ -12,8 +12,10 @@ process, and goes when the whole file is there.
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import pyarrow.parquet as pq
 
 from catalens.catalog.folders import locked
 from catalens.config import PromptSpec
+from catalens.config.characters import visible_json
 from catalens.errors import InferenceError, RecipeError
 from catalens.inference.prediction import record_columns
 
@@ -31,6 +34,10 @@ NUMBER = "[0-9]" * 8
 """Name of a part, as a pattern."""
 GROUP_ROWS = 1000
 """Rows in a group of a Parquet file."""
+
+FORMULA = re.compile(r"[=+\-@\t\r]")
+"""How a cell begins that a spreadsheet takes for a formula; the same rule as in `serving/static/page.js`."""
+NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
 Record = Mapping[str, Any]
 
@@ -85,10 +92,11 @@ class Parts:
             with (self.folder / f"{number:08d}.jsonl").open("rb") as part:
                 yield from map(json.loads, part)
 
-    def finish(self, records: Iterator[Record], schema: pa.Schema) -> None:
-        """Write the whole file, and leave nothing else."""
+    def finish(self, records: Iterator[Record], schema: pa.Schema, raw: bool = False) -> None:
+        """Write the whole file, and leave nothing else; `raw` leaves a CSV's cells as they are."""
         aside = self.folder / f"whole{self.out.suffix}"
-        write = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}[self.out.suffix]
+        write_csv = partial(_write_csv, cell=_raw if raw else _disarmed)
+        write = {".jsonl": _write_jsonl, ".csv": write_csv, ".parquet": _write_parquet}[self.out.suffix]
         with _written(self.out):
             write(aside, records, schema)
             _sync(aside)
@@ -139,7 +147,7 @@ def schema_of(prompt: PromptSpec, key: str, numbered: bool) -> pa.Schema:
 
 def line(record: Record) -> bytes:
     """A record as a line of JSON; half a character, which hostile text may hold, becomes a question mark."""
-    return json.dumps(record, ensure_ascii=False).encode(errors="replace") + b"\n"
+    return visible_json(json.dumps(record, ensure_ascii=False)).encode(errors="replace") + b"\n"
 
 
 def _folder(out: Path) -> Path:
@@ -179,14 +187,23 @@ def _write_jsonl(path: Path, records: Iterator[Record], schema: pa.Schema) -> No
         file.writelines(map(line, records))
 
 
-def _write_csv(path: Path, records: Iterator[Record], schema: pa.Schema) -> None:
-    said = {True: "true", False: "false"}
+def _raw(value: Any) -> Any:
+    """A cell as it is."""
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else value
+
+
+def _disarmed(value: Any) -> Any:
+    """A cell as text where a spreadsheet would take it for a formula; numbers stay numbers."""
+    armed = isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
+    return f"'{value}" if armed else _raw(value)
+
+
+def _write_csv(path: Path, records: Iterator[Record], schema: pa.Schema, cell: Callable[[Any], Any]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(schema.names)
+        writer.writerow(map(cell, schema.names))
         for record in records:
-            values = (record[name] for name in schema.names)
-            writer.writerow([said[value] if isinstance(value, bool) else value for value in values])
+            writer.writerow([cell(record[name]) for name in schema.names])
 
 
 def _write_parquet(path: Path, records: Iterator[Record], schema: pa.Schema) -> None:

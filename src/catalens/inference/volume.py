@@ -58,6 +58,8 @@ class VolumeSpec(Frozen):
     engine: Literal["native", "vllm", "ray"] = "native"
     """`ray`: on the workers of a cluster."""
     download: DownloadSpec = DownloadSpec()
+    raw: bool = False
+    """Whether the cells of a CSV stay as they are where a spreadsheet would take them for formulas."""
 
 
 @dataclass
@@ -72,7 +74,7 @@ class Outcome:
     reasons: Counter[str] = field(default_factory=Counter)
     """Failures by what stands before the first colon of their reason."""
     named: list[str] = field(default_factory=list)
-    """Some failed rows with their reasons, fit for a terminal whatever the table holds."""
+    """Some failed rows with their reasons, a line each."""
 
     def count(self, record: Record) -> Record:
         """Take a record into account."""
@@ -84,8 +86,7 @@ class Outcome:
             self.reasons[reason if reason in self.reasons or len(self.reasons) < REASONS else "other reasons"] += 1
             if len(self.named) < NAMED:
                 name = record["file"] if "file" in record else f"row {self.total} ({record['id']})"
-                text = f"{name}: {error}"[:LONGEST]
-                self.named.append("".join(sign if sign.isprintable() else "?" for sign in text))
+                self.named.append(" ".join(f"{name}: {error}".split())[:LONGEST])
         return record
 
 
@@ -118,7 +119,7 @@ def predict_to(
         for number, records in place.records(chunks, progress.under_way):
             parts.write(number, records)
             progress.finish(records)
-        parts.finish(_counted(parts.records(), outcome, source), schema)
+        parts.finish(_counted(parts.records(), outcome, source), schema, spec.raw)
     return outcome
 
 
