@@ -5,7 +5,8 @@ import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,18 +14,24 @@ from browser import needs_chromium, opened
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from pydantic import ValidationError
+from rich.console import Console
 from typer.testing import CliRunner
 
 from catalens.catalog.checking import Check, check_catalog
+from catalens.catalog.checking.costs import crop_costs
 from catalens.catalog.checking.distributions import FAR, modified_z, spelling_twins
+from catalens.catalog.checking.estimates import PHI3_VISION
 from catalens.catalog.checking.evidence import Finding
 from catalens.catalog.checking.rules import RULES
+from catalens.catalog.checking.scanning import Cost, Description
+from catalens.catalog.checking.terminal import _costs
 from catalens.catalog.histograms import Scale, histogram
 from catalens.catalog.pictures import GPS
 from catalens.catalog.scanning import LARGEST
 from catalens.catalog.storage import CatalogWriter, LeftOut, Roles
 from catalens.cli import app, main
-from catalens.config import make_recipe
+from catalens.config import PARTS, PartSpec, TrainingSpec, make_recipe
 from catalens.costing import plan_check
 from catalens.errors import CatalogError, RecipeError
 
@@ -287,6 +294,25 @@ def test_an_empty_split_and_an_empty_catalogue(tmp_path):
     empty = stored(tmp_path / "none", [])
     found = check_catalog(empty).findings
     assert [finding.severity for finding in found] == ["error", "error", "warning"]
+
+
+@pytest.mark.parametrize("method", get_args(TrainingSpec.model_fields["method"].annotation))
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("train", get_args(PartSpec.model_fields["train"].annotation))
+def test_every_way_to_train_is_among_the_costs(method: str, part: str, train: str):
+    try:
+        training = TrainingSpec.model_validate({"method": method, "parts": {part: train}})
+    except ValidationError:
+        return  # no recipe has it
+    described = [Description(costs={4: Cost(800, 5)})] * 2
+    check = SimpleNamespace(costs=crop_costs(["train"] * 2, described, PHI3_VISION, training))
+    assert [sum(way.chosen for way in cost.methods) for cost in check.costs] == [1]
+    (name,) = [way.name for cost in check.costs for way in cost.methods if way.chosen]
+    assert name.startswith({"full": "Full", "lora": "LoRA", "qlora": "QLoRA"}[method])
+    assert ("frozen" in name) == (training.resolved_parts["vision"].train == "frozen")
+    console = Console(file=io.StringIO(), width=200)
+    console.print(_costs(check))
+    assert name.lower() in console.file.getvalue()
 
 
 def test_costs_follow_the_recipe_and_its_tokenizer(tmp_path):

@@ -61,8 +61,10 @@ METHODS: tuple[tuple[str, Literal["full", "lora", "qlora"], bool], ...] = (
     ("Full, frozen tower", "full", True),
     ("LoRA, tower too", "lora", False),
     ("LoRA, frozen tower", "lora", True),
+    ("QLoRA, tower too", "qlora", False),
     ("QLoRA, frozen tower", "qlora", True),
 )
+"""All there are: one of them is the recipe's."""
 
 
 def crop_costs(
