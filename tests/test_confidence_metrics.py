@@ -48,9 +48,11 @@ def test_text_and_category_are_right_when_exact_and_a_number_when_close():
 
 def test_bins_by_hand():
     low, middle, high = reliability(CONFIDENCE, RIGHT)
-    assert low == {"low": 0.2, "high": 0.3, "rows": 1, "confidence": 0.2, "right": 0}
-    assert middle == pytest.approx({"low": 0.8, "high": 0.9, "rows": 2, "confidence": 0.83, "right": 0.5})
-    assert high == pytest.approx({"low": 0.9, "high": 1.0, "rows": 3, "confidence": 2.9 / 3, "right": 2 / 3})
+    shares = [one.pop("right")["value"] for one in (low, middle, high)]
+    assert shares == [0, 0.5, pytest.approx(2 / 3)]
+    assert low == {"low": 0.2, "high": 0.3, "rows": 1, "confidence": 0.2}
+    assert middle == pytest.approx({"low": 0.8, "high": 0.9, "rows": 2, "confidence": 0.83})
+    assert high == pytest.approx({"low": 0.9, "high": 1.0, "rows": 3, "confidence": 2.9 / 3})
     expected = (0.2 + abs(1.66 - 1) + abs(2.9 - 2)) / 6
     assert calibration_error(CONFIDENCE, RIGHT)["value"] == pytest.approx(expected)
 
@@ -60,7 +62,7 @@ def test_the_error_is_that_of_the_bins(rows: list[tuple[float, bool]]):
     confidence, right = arrays(rows)
     found = reliability(confidence, right)
     assert sum(one["rows"] for one in found) == len(rows)
-    by_bin = sum(one["rows"] * abs(one["confidence"] - one["right"]) for one in found) / len(rows)
+    by_bin = sum(one["rows"] * abs(one["confidence"] - one["right"]["value"]) for one in found) / len(rows)
     assert calibration_error(confidence, right, resamples=2)["value"] == pytest.approx(by_bin)
 
 
@@ -100,6 +102,38 @@ def test_what_a_threshold_accepts():
     for nothing in (None, 1.1):
         outcome: Any = review_outcome(CONFIDENCE, RIGHT, nothing)
         assert (outcome["accepted"]["value"], outcome["error"]) == (0.0, None)
+
+
+def test_a_promise_about_products_counts_each_once():
+    products = ["A"] * 6 + ["B", "C", "D"]
+    confidence, right = np.array([0.9] * 7 + [0.5, 0.95]), np.array([False] * 6 + [True] * 3)
+    found: Any = review_outcome(confidence, right, 0.8, products)
+    assert found["accepted"]["value"] == pytest.approx(3 / 4)
+    assert found["error"]["value"] == pytest.approx(1 / 3)
+    assert found["error"] == pytest.approx(
+        {"value": 1 / 3, "low": beta.ppf(0.025, 1, 3), "high": beta.ppf(0.975, 2, 2)}
+    )
+    lows = np.array([2.0] * 6 + [0.0] * 3)
+    covered = interval_coverage(np.ones(9), lows, np.full(9, 3.0), products)
+    assert covered == pytest.approx({"value": 3 / 4, "low": beta.ppf(0.025, 3, 2), "high": beta.ppf(0.975, 4, 1)})
+
+
+def test_the_promise_is_judged_as_often_as_it_says_with_several_photos_of_a_product():
+    rng, target, missed = np.random.default_rng(0), 0.05, 0
+    for _ in range(200):
+        products = np.repeat(np.arange(100), 6)
+        right = ~np.where(rng.random(600) < 0.95, (rng.random(100) < target)[products], rng.random(600) < target)
+        error: Any = review_outcome(np.ones(600), right, 0.5, products.tolist())["error"]
+        missed += error["low"] > target
+    assert missed <= 10  # 5 %
+
+
+def test_photos_of_one_product_widen_the_calibration_error():
+    rng = np.random.default_rng(0)
+    confidence, right = np.repeat(rng.random(60), 6), np.repeat(rng.random(60) < 0.5, 6)
+    products = (np.arange(360) // 6).tolist()
+    one, other = (calibration_error(confidence, right, which, resamples=100) for which in (products, None))
+    assert one["high"] - one["low"] > 1.5 * (other["high"] - other["low"])
 
 
 def blocks() -> tuple[Any, Any]:

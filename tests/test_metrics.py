@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from sklearn.metrics import f1_score
 
-from catalens.metrics import majority, nearest_neighbour, score, thumbnail
+from catalens.config import METRICS
+from catalens.metrics import differences, majority, nearest_neighbour, score
 
 KINDS: Any = {"title": "text", "category": "category", "price": "number"}
 
@@ -149,9 +149,11 @@ def test_the_interval_of_a_mean_is_the_textbook_one():
     assert exact["high"] == pytest.approx(0.75 + half, abs=0.01)
 
 
-def test_one_row_has_an_interval_of_a_point():
-    for figure in figures([row()], [row("Scarf", "BAGS", 90.0)]).values():
-        assert figure["low"] == figure["value"] == figure["high"]
+def test_one_row_has_a_share_that_may_be_anything_and_an_error_that_is_a_point():
+    scored = figures([row()], [row("Scarf", "BAGS", 90.0)])
+    assert scored["title.exact"] == {"value": 0.0, "low": 0.0, "high": pytest.approx(0.975)}
+    assert scored["category.accuracy"] == {"value": 1.0, "low": pytest.approx(0.025), "high": 1.0}
+    assert scored["price.mae"] == {"value": 10.0, "low": 10.0, "high": 10.0}
 
 
 def test_the_same_seed_gives_the_same_intervals():
@@ -183,26 +185,83 @@ def test_a_tie_is_no_matter_of_order(train: list[dict[str, object]]):
     assert majority(KINDS, train, 1) == [row("a", "X", 2.5)]
 
 
-def noise(seed: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8))
-
-
 def test_the_nearest_neighbour_of_a_picture_is_the_picture():
-    looks = np.stack([thumbnail(noise(seed)) for seed in range(20)])
+    looks = np.random.default_rng(0).random((20, 8))
     train = [row(f"Bag {seed}") for seed in range(20)]
     assert nearest_neighbour(train, looks, looks[[7, 3, 3]]) == [train[7], train[3], train[3]]
     assert nearest_neighbour(train, looks, looks[[7]] + 0.01) == [train[7]]
     assert nearest_neighbour(train[:1], looks[:1], looks[[7]]) == [train[0]]
 
 
-def test_a_thumbnail_is_the_mean_colours_of_a_grid():
-    halves = Image.new("RGB", (64, 32), "white")
-    halves.paste((255, 0, 0), (32, 0, 64, 32))
-    features = thumbnail(halves)
-    assert (features.shape, features.dtype) == ((768,), np.float32)
-    grid = features.reshape(16, 16, 3)
-    assert (grid[:, :8] == 1).all()
-    assert (grid[:, 8:] == [1, 0, 0]).all()
+@pytest.mark.parametrize("share", ["title.exact", "category.accuracy", "price.within_10pct", "parse_rate"])
+def test_no_share_is_certain(share: str):
+    right, wrong = figures([row()] * 64, [row()] * 64)[share], figures([row()] * 64, [None] * 64)[share]
+    assert right == {"value": 1.0, "low": pytest.approx(0.9440, abs=1e-4), "high": 1.0}
+    assert wrong == {"value": 0.0, "low": 0.0, "high": pytest.approx(0.0560, abs=1e-4)}
+
+
+def test_figures_between_0_and_1_do_not_close_up():
+    scored = figures([row()] * 64, [row()] * 64)
+    for name in ("title.similarity", "category.macro_f1"):
+        assert scored[name] == {"value": 1.0, "low": pytest.approx(0.9440, abs=1e-4), "high": 1.0}
+
+
+def test_photos_of_one_product_widen_every_interval():
+    rng = np.random.default_rng(0)
+    products = [n // 4 for n in range(320)]
+    truths = [row(f"Bag {n}", "ABCD"[n % 4], 50.0 + n) for n in products]
+    wrong = [row("Shoe 1", "A", 40.0) if rng.random() < 0.3 else None for _ in range(80)]
+    said = [wrong[n] or truth for n, truth in zip(products, truths, strict=True)]
+    scored: Any = score(KINDS, truths, said, products, 200)
+    apart: Any = score(KINDS, truths, said, None, 200)
+    for field, measured in scored["fields"].items():
+        for metric, figure in measured.items():
+            other = apart["fields"][field][metric]
+            assert figure["value"] == other["value"]
+            if metric != "mdape":  # most errors are 0
+                assert figure["high"] - figure["low"] > 1.5 * (other["high"] - other["low"]), metric
+
+
+def difference(first: list, other: list, truths: list, products: list | None = None) -> Any:
+    return differences(KINDS, truths, first, other, products, 400)
+
+
+def test_differences_are_paired_and_in_the_order_of_the_figures():
+    truths = [row(f"Bag {n}", "AB"[n % 2], 100.0 + n) for n in range(60)]
+    worse = [row("Shoe", "A", 2 * t["price"]) if n % 2 else t for n, t in enumerate(truths)]
+    found = difference(worse, truths, truths)
+    assert {name: tuple(figures) for name, figures in found.items()} == {n: METRICS[k] for n, k in KINDS.items()}
+    assert found["title"]["exact"]["value"] == 0.5
+    assert found["title"]["exact"]["p"] < 0.01
+    assert found["price"]["mdape"]["value"] == -0.5
+    back = difference(truths, worse, truths)
+    assert back["price"]["mae"]["value"] == -found["price"]["mae"]["value"] > 0
+    assert difference(worse, worse, truths)["title"]["exact"]["p"] == 1
+
+
+def test_a_handful_of_rows_shows_no_difference():
+    truths = [row(f"Bag {n}") for n in range(4)]
+    found = difference([None] * 4, truths, truths)
+    for field, metric in (("title", "exact"), ("category", "accuracy"), ("price", "mdape")):
+        assert found[field][metric]["p"] > 0.05
+    same = difference(truths, truths, truths)["title"]["exact"]
+    assert same["value"] == 0
+    assert same["low"] <= -0.3
+    assert same["high"] >= 0.3
+
+
+def test_many_photos_of_few_products_show_no_difference():
+    products = [n // 16 for n in range(64)]
+    truths = [row(f"Bag {n}") for n in products]
+    other = [t if n < 3 else row("Shoe", "X", 1.0) for n, t in zip(products, truths, strict=True)]
+    assert difference(other, truths, truths, products)["title"]["exact"]["p"] > 0.05
+    assert difference(other, truths, truths)["title"]["exact"]["p"] < 0.01
+
+
+def test_odd_numbers_give_finite_figures():
+    for truths in ([5e-324, 1e15], [0.0, 0.0], [-1e15, 1e15]):
+        for figure in figures([row(price=t) for t in truths], [None, row(price=1e14)]).values():
+            assert np.isfinite([figure["value"], figure["low"], figure["high"]]).all()
 
 
 def test_no_torch_is_loaded():

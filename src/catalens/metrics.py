@@ -10,79 +10,118 @@ they are all one number, that number), never the error of a price of 0.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rapidfuzz.distance import Levenshtein
-from scipy.stats import binomtest, bootstrap
 from sklearn.neighbors import NearestNeighbors
 
 from catalens.config import Kind
+from catalens.intervals import (
+    Figure,
+    Products,
+    Statistic,
+    bootstrap,
+    clusters,
+    mean,
+    median,
+    paired,
+    product_weights,
+    share,
+)
 
 Row = Mapping[str, object]
-Figure = dict[str, float]
-"""`{"value": ..., "low": ..., "high": ...}`, low and high bounding the 95 % interval."""
-Statistic = Callable[[NDArray[np.intp]], NDArray[np.float64]]
-"""Indices of rows [..., n] -> the figure over them [...]."""
+ImageUse = Literal["uses_image", "ignores_image", "undecided"]
+"""What the check of the pictures found: shown to use them, shown to ignore them, or too few rows to tell."""
 
+PRIMARY: Mapping[Kind, str] = {"text": "exact", "category": "accuracy", "number": "mdape"}
+"""The one figure of a kind of field that headlines, comparisons and the check of the pictures go by."""
+SHARES: Mapping[Kind, str] = {"text": "exact", "category": "accuracy", "number": "within_10pct"}
+"""The figure that is the share of right values, as of `correctness`."""
 CLOSE = 0.1
 """A number is right within this share of the truth."""
-THUMBNAIL = 16
+FARTHEST = 1e30
+"""Largest error of a number as a share of its truth."""
 
 
 def score(
     kinds: Mapping[str, Kind],
     truths: Sequence[Row],
     predictions: Sequence[Row | None],
+    products: Products = None,
     resamples: int = 1000,
     seed: int = 0,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """`{"parse_rate": Figure, "fields": {name: {metric: Figure}}}`.
 
     Text: `exact` match, `similarity` (1 - normalised Levenshtein distance). Category: `accuracy`, `macro_f1` (mean
     over the classes of the truths). Number: `mae` in the field's unit, `mdape` (median |error| / |truth|; where the
-    truth is 0, any error is 1) and `within_10pct`. Intervals: percentile bootstrap over rows (Efron, 1979).
+    truth is 0, any error is 1) and `within_10pct`. Figures are over rows, intervals over products: exact for shares,
+    bootstrap for the rest. A `similarity` or `macro_f1` on which all resamples agree has the interval of a share.
     """
     if len(truths) != len(predictions) or not truths:
         raise ValueError(f"{len(truths)} truths and {len(predictions)} predictions: give one for one, at least one")
+    fields: dict[str, dict[str, Figure]] = {}
+    for name, measured in statistics(kinds, truths, predictions).items():
+        found = bootstrap(measured, len(truths), products, resamples, seed)
+        found[SHARES[kinds[name]]] = share(correctness(name, kinds[name], truths, predictions), products)
+        for metric in {"similarity", "macro_f1"} & found.keys():
+            if found[metric]["low"] == found[metric]["high"]:
+                found[metric] = share(np.full(len(truths), found[metric]["value"]), products)
+        fields[name] = found
+    return {"parse_rate": share(np.array([p is not None for p in predictions]), products), "fields": fields}
 
-    def figure(statistic: Statistic) -> Figure:
-        return _with_interval(statistic, len(truths), resamples, seed)
 
-    parsed = np.array([p is not None for p in predictions], dtype=float)
-    fields = {
-        name: {metric: figure(statistic) for metric, statistic in measured.items()}
-        for name, measured in statistics(kinds, truths, predictions).items()
-    }
-    return {"parse_rate": figure(_mean(parsed)), "fields": fields}
+def differences(
+    kinds: Mapping[str, Kind],
+    truths: Sequence[Row],
+    first: Sequence[Row | None],
+    other: Sequence[Row | None],
+    products: Products = None,
+    resamples: int = 10_000,
+) -> dict[str, dict[str, Figure]]:
+    """Figures of `other` less those of `first` on the same rows: `{name: {metric: Figure with its two-sided "p"}}`.
+
+    Paired bootstrap (Efron and Tibshirani, 1993). What makes a row hard is hard for both, and falls out. Two made-up
+    products, one that only the first has right and one that only the other has, keep the interval from closing up and
+    `p` from being small on a handful of rows (as Agresti and Min, 2005, do for shares). `mae`, which knows no largest
+    error, and `macro_f1`, which is no figure of single rows, do without.
+    """
+    rows = len(truths)
+    plain = statistics(kinds, [*truths, *truths], [*first, *other])
+    numbers = [*range(rows)] if products is None else [*products]
+    each = max(1, round(rows / len(set(numbers))))
+    extra, right, wrong = [truths[0]] * (2 * each), [truths[0]] * each, [None] * each
+    padded = statistics(kinds, [*truths, *extra] * 2, [*first, *right, *wrong, *other, *wrong, *right])
+    made_up = [("made up", n // each) for n in range(2 * each)]
+    found: dict[str, dict[str, Figure]] = {}
+    for name, measured in plain.items():
+        alone = {metric: measured.pop(metric) for metric in ("mae", "macro_f1") if metric in measured}
+        bounded = {metric: padded[name][metric] for metric in measured}
+        both = paired(bounded, rows + len(extra), [*numbers, *made_up], len(extra), resamples)
+        both |= paired(alone, rows, numbers, resamples=resamples)
+        found[name] = {metric: both[metric] for metric in padded[name]}
+    return found
 
 
 def statistics(
     kinds: Mapping[str, Kind], truths: Sequence[Row], predictions: Sequence[Row | None]
 ) -> dict[str, dict[str, Statistic]]:
-    """`{name: {metric: Statistic}}`: the figures of `score` over any of the rows, for resampling."""
+    """`{name: {metric: Statistic}}`: the figures of `score` over any resample of the rows."""
     fields: dict[str, dict[str, Statistic]] = {}
     for name, kind in kinds.items():
         pairs = _pairs(name, truths, predictions)
+        right = correctness(name, kind, truths, predictions).astype(float)
         if kind == "text":
-            exact = np.array([p == t for t, p in pairs], dtype=float)
-            alike = np.array(
-                [0.0 if p is None else Levenshtein.normalized_similarity(str(t), str(p)) for t, p in pairs]
-            )
-            fields[name] = {"exact": _mean(exact), "similarity": _mean(alike)}
+            alike = [0.0 if p is None else Levenshtein.normalized_similarity(str(t), str(p)) for t, p in pairs]
+            fields[name] = {"exact": mean(right), "similarity": mean(np.array(alike))}
         elif kind == "category":
-            exact = np.array([p == t for t, p in pairs], dtype=float)
-            fields[name] = {"accuracy": _mean(exact), "macro_f1": _macro_f1(pairs)}
+            fields[name] = {"accuracy": mean(right), "macro_f1": _macro_f1(pairs)}
         else:
             errors, shares = _number_errors(pairs)
-            fields[name] = {
-                "mae": _mean(errors),
-                "mdape": lambda rows, shares=shares: np.median(shares[rows], axis=-1),
-                "within_10pct": _mean(_close(shares).astype(float)),
-            }
+            fields[name] = {"mae": mean(errors), "mdape": median(shares), "within_10pct": mean(right)}
     return fields
 
 
@@ -94,27 +133,35 @@ def correctness(name: str, kind: Kind, truths: Sequence[Row], predictions: Seque
     return np.array([p == t for t, p in pairs], dtype=bool)
 
 
-def reliability(confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10) -> list[dict[str, float]]:
-    """`[{"low", "high", "rows", "confidence", "right"}]`: mean confidence and share of right ones, by bin with rows.
+def reliability(
+    confidence: NDArray[np.float64], right: NDArray[np.bool_], products: Products = None, bins: int = 10
+) -> list[dict[str, Any]]:
+    """`[{"low", "high", "rows", "confidence", "right": Figure}]`: mean confidence and share right, by bin with rows.
 
     Bins are of equal width. In simulations bins of equal mass found bad calibration no more often, and showed more
     error where there was none, above all where confidences lie close together.
     """
     places = _bins(confidence, bins)
+    cluster = clusters(products, len(right))
     return [
         {
             "low": place / bins,
             "high": (place + 1) / bins,
             "rows": int((places == place).sum()),
             "confidence": float(confidence[places == place].mean()),
-            "right": float(right[places == place].mean()),
+            "right": share(right[places == place], cluster[places == place].tolist()),
         }
         for place in np.unique(places).tolist()
     ]
 
 
 def calibration_error(
-    confidence: NDArray[np.float64], right: NDArray[np.bool_], bins: int = 10, resamples: int = 1000, seed: int = 0
+    confidence: NDArray[np.float64],
+    right: NDArray[np.bool_],
+    products: Products = None,
+    bins: int = 10,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Figure:
     """Expected calibration error (Naeini et al., 2015): the mean gap between confidence and share of right ones.
 
@@ -124,10 +171,10 @@ def calibration_error(
     gaps = np.zeros((len(confidence), bins))
     gaps[np.arange(len(confidence)), _bins(confidence, bins)] = confidence - right
 
-    def statistic(rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        return np.abs(_counts(rows, len(gaps)) @ gaps).sum(axis=-1) / len(gaps)
+    def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.abs(counts @ gaps).sum(axis=-1) / counts.sum(axis=-1)
 
-    return _with_interval(statistic, len(gaps), resamples, seed)
+    return bootstrap({"ece": statistic}, len(gaps), products, resamples, seed)["ece"]
 
 
 def risk_coverage(
@@ -152,20 +199,30 @@ def acceptance(
     return [(-float(values[i]), int(rows[i]), int(wrong[i])) for i in kept]
 
 
-def interval_coverage(truths: NDArray[np.float64], lows: NDArray[np.float64], highs: NDArray[np.float64]) -> Figure:
-    """Share of truths within their bounds, with the exact binomial interval; bounds that are NaN hold nothing."""
-    return _share((lows <= truths) & (truths <= highs))
+def interval_coverage(
+    truths: NDArray[np.float64], lows: NDArray[np.float64], highs: NDArray[np.float64], products: Products = None
+) -> Figure:
+    """Share of truths within their bounds, every product counting once; bounds that are NaN hold nothing."""
+    return share((lows <= truths) & (truths <= highs), products, product_weights(products, len(truths)))
 
 
 def review_outcome(
-    confidence: NDArray[np.float64], right: NDArray[np.bool_], threshold: float | None
+    confidence: NDArray[np.float64],
+    right: NDArray[np.bool_],
+    threshold: float | None,
+    products: Products = None,
 ) -> dict[str, Figure | None]:
-    """`{"accepted": share of all rows, "error": share of wrong ones among those}`, with exact binomial intervals.
+    """`{"accepted": share of all, "error": share of wrong ones among those}`, every product counting once.
 
-    None accepts nothing; the error is None where nothing is accepted.
+    A product's photos share its weight, since the promise is about products: it is what comes of one photo of each,
+    drawn at random. None accepts nothing; the error is None where nothing is accepted.
     """
     accepted = confidence >= (math.inf if threshold is None else threshold)
-    return {"accepted": _share(accepted), "error": _share(~right[accepted]) if accepted.any() else None}
+    cluster, weights = clusters(products, len(right)), product_weights(products, len(right))
+    wrong = None
+    if accepted.any():
+        wrong = share(~right[accepted], cluster[accepted].tolist(), weights[accepted])
+    return {"accepted": share(accepted, products, weights), "error": wrong}
 
 
 def confidence_block(
@@ -177,6 +234,7 @@ def confidence_block(
     calibrated_on: int | None,
     nominal: float,
     resamples: int = 1000,
+    products: Products = None,
 ) -> dict[str, Any]:
     """How far confidences and intervals, by column and one mapping a row, can be believed.
 
@@ -192,11 +250,11 @@ def confidence_block(
         if any(name in row for row in intervals):
             lows, highs = np.array([row.get(name, (math.nan, math.nan)) for row in intervals], float).T
             said = np.array([math.nan if p is None or not p[name] else p[name] for p in predictions], float)
-            coverage = interval_coverage(np.array([t[name] for t in truths], float), lows, highs)
-            interval = {"nominal": nominal, "coverage": coverage, "width": _median((highs - lows) / abs(said))}
+            coverage = interval_coverage(np.array([t[name] for t in truths], float), lows, highs, products)
+            interval = {"nominal": nominal, "coverage": coverage, "width": _finite_median((highs - lows) / abs(said))}
         fields[name] = {
-            "ece": calibration_error(sure, right, resamples=resamples),
-            "bins": reliability(sure, right),
+            "ece": calibration_error(sure, right, products, resamples=resamples),
+            "bins": reliability(sure, right, products),
             "risk_coverage": risk_coverage(sure, right),
             "interval": interval,
         }
@@ -211,6 +269,7 @@ def review_block(
     targets: Mapping[str, float],
     thresholds: Mapping[str, float | None],
     level: float = 0.95,
+    products: Products = None,
 ) -> dict[str, Any]:
     """What the thresholds of the review accept, for the columns of `targets`.
 
@@ -219,7 +278,7 @@ def review_block(
     fields: dict[str, Any] = {}
     for name, target in targets.items():
         right = correctness(name, kinds[name], truths, predictions)
-        outcome = review_outcome(_confidences(name, confidence), right, thresholds[name])
+        outcome = review_outcome(_confidences(name, confidence), right, thresholds[name], products)
         fields[name] = {"target": target, "threshold": thresholds[name], **outcome}
     return {"confidence": level, "fields": fields}
 
@@ -243,37 +302,7 @@ def nearest_neighbour(train: Sequence[Row], train_features: NDArray, features: N
     return [train[i] for i in nearest]
 
 
-def thumbnail(picture: Image.Image) -> NDArray[np.float32]:
-    """Features of an RGB picture for `nearest_neighbour`: its 16 x 16 pixels, [768], from 0 to 1."""
-    small = picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return (np.asarray(small, dtype=np.float32) / np.float32(255)).reshape(-1)
-
-
-def _with_interval(statistic: Statistic, rows: int, resamples: int, seed: int) -> Figure:
-    everything = np.arange(rows)
-    value = float(statistic(everything))
-    if rows == 1:
-        return {"value": value, "low": value, "high": value}
-    interval = bootstrap(
-        (everything,),
-        lambda indices, axis: statistic(indices),
-        n_resamples=resamples,
-        vectorized=True,
-        method="percentile",
-        batch=max(1, 2_000_000 // rows),
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return {"value": value, "low": float(interval.low), "high": float(interval.high)}
-
-
-def _share(hits: NDArray[np.bool_]) -> Figure:
-    """The share of hits with its exact interval (Clopper & Pearson, 1934), which no hit at all does not close."""
-    found = binomtest(int(hits.sum()), len(hits))
-    interval = found.proportion_ci()
-    return {"value": float(hits.mean()), "low": float(interval.low), "high": float(interval.high)}
-
-
-def _median(values: NDArray[np.float64]) -> float | None:
+def _finite_median(values: NDArray[np.float64]) -> float | None:
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else None
 
@@ -286,11 +315,6 @@ def _bins(confidence: NDArray[np.float64], bins: int) -> NDArray[np.intp]:
     return np.minimum((confidence * bins).astype(np.intp), bins - 1)
 
 
-def _counts(rows: NDArray[np.intp], most: int) -> NDArray[np.intp]:
-    """How often a resample holds each row: [..., n] -> [..., most]."""
-    return np.apply_along_axis(np.bincount, -1, rows, minlength=most)
-
-
 def _pairs(name: str, truths: Sequence[Row], predictions: Sequence[Row | None]) -> list[tuple[object, object]]:
     return [(t[name], None if p is None else p[name]) for t, p in zip(truths, predictions, strict=True)]
 
@@ -299,18 +323,13 @@ def _close(shares: NDArray[np.float64]) -> NDArray[np.bool_]:
     return shares <= CLOSE + 1e-9
 
 
-def _mean(values: NDArray[np.float64]) -> Statistic:
-    return lambda rows: values[rows].mean(axis=-1)
-
-
 def _macro_f1(pairs: Sequence[tuple[object, object]]) -> Statistic:
     """Mean F1 over the classes that the truths of a resample hold."""
     classes = sorted({str(truth) for truth, _ in pairs})
     true = np.array([[str(t) == c for c in classes] for t, _ in pairs], dtype=float)  # [rows, classes]
     said = np.array([[p == c for c in classes] for _, p in pairs], dtype=float)
 
-    def statistic(rows: NDArray[np.intp]) -> NDArray[np.float64]:
-        counts = _counts(rows, len(pairs))
+    def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
         support, predicted, hits = counts @ true, counts @ said, counts @ (true * said)
         f1 = np.divide(2 * hits, support + predicted, out=np.zeros_like(hits), where=support + predicted > 0)
         return f1.sum(axis=-1, where=support > 0) / (support > 0).sum(axis=-1)
@@ -325,7 +344,9 @@ def _number_errors(pairs: Sequence[tuple[object, object]]) -> tuple[NDArray[np.f
     failed = np.isnan(said)
     worst = np.maximum(truths - truths.min(), truths.max() - truths)
     errors = np.where(failed, np.where(worst > 0, worst, np.abs(truths)), np.abs(said - truths))
-    shares = np.divide(errors, np.abs(truths), out=(errors > 0).astype(float), where=truths != 0)
+    with np.errstate(over="ignore"):
+        shares = np.divide(errors, np.abs(truths), out=(errors > 0).astype(float), where=truths != 0)
+    shares = np.minimum(shares, FARTHEST)
     return errors, np.where(failed, np.maximum(shares, 1.0), shares)
 
 

@@ -28,7 +28,7 @@ from catalens.evaluation.compare import (
     headline,
     write_comparison,
 )
-from catalens.evaluation.evaluated import Evaluated, common_rows, read_evaluation, with_pictures
+from catalens.evaluation.evaluated import FORMAT, Evaluated, common_rows, read_evaluation, with_pictures
 from catalens.evaluation.judged import Judged
 
 RESAMPLES = 500
@@ -42,9 +42,7 @@ def judged(n: int, title_right: bool = True, price: float = 1.0, id: str | None 
 
 def run(name: str, rows: Sequence[Judged], split: str = "test", **recipe: Any) -> Evaluated:
     made = make_recipe({"catalog": "catalogs/none"} | recipe)
-    return Evaluated(
-        name, Path("runs") / name / "evaluation", made, {"split": split, "rows": len(rows), "constrained": {}}, rows
-    )
+    return Evaluated(name, Path("runs") / name / "evaluation", made, {"split": split, "rows": len(rows)}, rows)
 
 
 def lucky(name: str, share: float, seed: int, count: int = 200) -> Evaluated:
@@ -70,7 +68,9 @@ def test_a_better_run_is_called_better_and_an_equal_one_is_not():
     same = claim(comparison, "c", "title")
     assert not same.shown
     assert same.p == 1
-    assert same.sentence == "No difference shown in Product exact: c 0.0 points (0.0 to 0.0)."
+    low, high = (100 * same.figure[key] for key in ("low", "high"))
+    assert -3 < low < 0 < high < 3  # equal answers on 200 rows do not say that the runs are equal
+    assert same.sentence == (f"No difference shown in Product exact: c 0.0 points (\u2212{-low:.1f} to +{high:.1f}).")
     assert headline(comparison) == "b is better in Product than a. c shows no difference from a."
     worse = compare([lucky("b", 0.9, 2), lucky("a", 0.7, 1)], RESAMPLES)
     assert claim(worse, "a", "title").sentence.startswith("a is worse than b in Product exact by ")
@@ -104,16 +104,32 @@ def test_equal_runs_are_rarely_called_different():
     assert wrong <= 7  # at 5 %, chance gives more in 1 of 100 such tests
 
 
-def test_holm_asks_more_of_each_of_many_claims():
-    def shown(p: list[float]) -> list[bool]:
-        figure = {"value": 0.1, "low": 0.05, "high": 0.2}
-        found = [Difference("b", "a", REFERENCE_FIELDS[0], "exact", figure, one, True) for one in p]
-        return [one.shown for one in corrected(found)]
+def test_equal_runs_are_rarely_called_different_with_several_photos_of_a_product():
+    title = {"prompt": {"fields": [REFERENCE_FIELDS[0].model_dump()]}}
+    wrong = 0
+    for seed in range(60):
+        draw = random.Random(seed)
+        sides = []
+        for name in "ab":
+            alike = [draw.random() < 0.6 for _ in range(40)]  # all photos of a product are right, or none
+            sides.append(run(name, [judged(n, alike[n], id=f"P{n}") for n in range(40) for _ in range(6)], **title))
+        wrong += compare(sides, RESAMPLES).claims[0].shown
+    assert wrong <= 7
 
-    assert shown([0.04]) == [True]
-    assert shown([0.04, 0.03]) == [False, False]
-    assert shown([0.04, 0.01]) == [True, True]
-    assert shown([0.2, 0.001, 0.02]) == [False, True, True]
+
+def test_a_handful_of_rows_decides_nothing():
+    right, wrong = [judged(n) for n in range(4)], [judged(n, False, 3.0) for n in range(4)]
+    comparison = compare([run("a", wrong), run("b", right)], RESAMPLES)
+    assert headline(comparison) == "b shows no difference from a."
+
+
+def test_holm_is_over_all_claims_and_over_nothing_else():
+    figure = {"value": 0.1, "low": 0.05, "high": 0.2}
+    found = [
+        Difference("b", "a", REFERENCE_FIELDS[0], "exact", figure, p, claim)
+        for p, claim in ((0.2, True), (0.001, True), (0.02, True), (0.0001, False))
+    ]
+    assert [one.shown for one in corrected(found)] == [False, True, True, False]
 
 
 def test_a_claim_that_falls_to_the_correction_says_so():
@@ -196,7 +212,7 @@ def stored(folder: Path, catalog: Path, wrong: set[int] = frozenset(), rows: int
     (folder / "evaluation").mkdir(parents=True)
     (folder / "recipe.yaml").write_text(dump_recipe(make_recipe({"catalog": str(catalog)})))
     cost = {"tokens_in": 39.0, "ms_per_picture": 9.2}
-    metrics = {"rows": len(found), "split": "test", "constrained": {}, "cost": cost}
+    metrics = {"format": FORMAT, "rows": len(found), "products": len(found), "split": "test", "cost": cost}
     (folder / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
     pq.write_table(pa.Table.from_pylist(records), folder / "evaluation" / "predictions.parquet")
     return folder
@@ -249,20 +265,23 @@ def test_the_split_is_that_of_the_recipe_or_the_one_asked_for(drawn: Path, tmp_p
 
 def test_the_command_prints_and_writes(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    a, b = stored(tmp_path / "a", drawn), stored(tmp_path / "b", drawn, set(range(12)))
+    a, b = stored(tmp_path / "a", drawn), stored(tmp_path / "b", drawn, set(range(99)))
     result = CliRunner().invoke(app, ["compare", str(a), str(b)])
     assert result.exit_code == 0, result.output
     assert "b is worse than a in Product exact by" in " ".join(result.output.split())
     assert "page: compare.html" in result.output
+    printed = result.output
     page = Path("compare.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "the recipes are the same" in page
     assert "a picture, written freely" in page
     result = CliRunner().invoke(app, ["compare", str(a), str(b), "--json", "--out", "other.html"])
     found = json.loads(result.stdout)
-    assert found["rows"] == len(Catalog(drawn).rows("test"))
+    rows = Catalog(drawn).rows("test")
+    assert (found["rows"], found["products"]) == (len(rows), len({row["product_code"] for row in rows}))
+    assert f"{len(rows)} test rows of {found['products']} products" in " ".join(printed.split())
     exact = next(one for one in found["differences"] if one["metric"] == "exact")
-    assert exact["value"] == pytest.approx(-12 / found["rows"])
+    assert exact["value"] == -1
     assert exact["shown"] is True
     assert Path("other.html").read_bytes() == Path("compare.html").read_bytes()
 
@@ -309,8 +328,18 @@ def test_figures_are_plain_values():
     assert {one["column"] for one in found["differences"]} == {field.column for field in REFERENCE_FIELDS}
 
 
-def test_an_evaluation_of_an_earlier_version_is_refused():
-    rows = [judged(n) for n in range(3)]
-    old = replace(run("b", rows), metrics={"split": "test"})
-    with pytest.raises(RecipeError, match="b was evaluated by an earlier version"):
-        compare([run("a", rows), old])
+def test_rows_and_products_are_both_counted():
+    rows = [judged(n, id=f"P{n}") for n in range(10) for _ in range(3)]
+    comparison = compare([run("a", rows), run("b", rows)], RESAMPLES)
+    found = figures(comparison)
+    assert (found["rows"], found["products"]) == (30, 10)
+
+
+def test_an_evaluation_of_another_version_is_one_sentence(drawn: Path, tmp_path: Path):
+    folder = stored(tmp_path / "a", drawn)
+    known = json.loads((folder / "evaluation" / "metrics.json").read_text())
+    former = {"rows": known["rows"], "split": "test", "image_use": {"pictures_matter": True}, "constrained": {}}
+    (folder / "evaluation" / "metrics.json").write_text(json.dumps(former))
+    for given in (folder, folder / "evaluation"):
+        with pytest.raises(CheckpointError, match=r"another version: run `catalens evaluate .*a --split test` again"):
+            read_evaluation(given)

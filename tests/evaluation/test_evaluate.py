@@ -9,8 +9,9 @@ from catalens.catalog.storage import Catalog, CatalogWriter
 from catalens.config import METRICS, PromptSpec
 from catalens.errors import CatalogError
 from catalens.evaluation import evaluate, flatten
-from catalens.evaluation.image_use import blanked, pictures_matter, shuffle
+from catalens.evaluation.image_use import blanked
 from catalens.evaluation.rows import truth_of
+from catalens.inference.writer import Memory, Writer
 
 pytestmark = pytest.mark.integration
 
@@ -39,6 +40,7 @@ def test_what_is_on_disk_is_what_is_returned(result, run, drawn):
     rows = Catalog(drawn).rows("test")
     table = pq.read_table(folder / "predictions.parquet").to_pylist()
     assert result["rows"] == len(rows) == len(table)
+    assert result["products"] == len({row["product_code"] for row in rows}) < len(rows)
     assert [row["id"] for row in table] == [row["product_code"] for row in rows]
     assert [row["truth.full_price"] for row in table] == [row["full_price"] for row in rows]
     for row in table:
@@ -60,34 +62,89 @@ def test_blanked_pictures_keep_their_size_and_show_nothing(drawn):
     assert len(blank.getcolors()) == 1
 
 
-@pytest.mark.parametrize("rows", [2, 3, 10, 11])
-def test_shuffling_gives_every_row_the_picture_of_another_product(rows: int):
-    ids = [f"product {n // 2}" if rows > 4 else f"product {n}" for n in range(rows)]
-    pictures = [id.encode() for id in ids]
-    shuffled = shuffle(pictures, ids)
-    assert sorted(shuffled) == sorted(pictures)
-    assert all(picture != id.encode() for picture, id in zip(shuffled, ids, strict=True))
+def test_the_model_before_training_answers_under_the_same_constraints(result):
+    assert result["before"]["parse_rate"]["value"] == 1
+    for field in ("title", "category3_code"):
+        for figure in result["before"]["fields"][field].values():
+            assert 0 <= figure["value"] <= 1
 
 
-def test_pictures_matter_only_where_the_intervals_part():
-    def score(low: float, high: float):
-        return {"fields": {"title": {"exact": {"value": (low + high) / 2, "low": low, "high": high}}}}
+def test_the_pictures_are_asked_about_on_the_same_rows(result, run):
+    use = result["image_use"]
+    assert use["verdict"] in ("uses_image", "ignores_image", "undecided")
+    shown = any(field["shown"] for field in use["fields"].values())
+    assert shown == (use["verdict"] == "uses_image")
+    assert {name: field["metric"] for name, field in use["fields"].items()} == {
+        "title": "exact",
+        "category3_code": "accuracy",
+        "full_price": "mdape",
+    }
+    own, other = (block["fields"]["title"]["exact"]["value"] for block in (result["model"], use["shuffled"]))
+    assert use["fields"]["title"]["loss"]["value"] == pytest.approx(own - other)
 
-    assert pictures_matter(score(0.8, 0.9), score(0.0, 0.1))
-    assert not pictures_matter(score(0.8, 0.9), score(0.7, 0.85))
-    assert not pictures_matter(score(0.0, 0.1), score(0.8, 0.9))  # wrong pictures helped
+
+def test_a_split_that_the_memory_cannot_hold_is_evaluated_all_the_same(result, run, recipe, tmp_path, monkeypatch):
+    rooms = []
+
+    def small() -> Memory:
+        rooms.append(Memory(60_000))  # of a few pictures
+        return rooms[-1]
+
+    monkeypatch.setattr("catalens.evaluation.Memory", small)
+    shutil.copytree(run, tmp_path / "run")
+    found = evaluate(tmp_path / "run").metrics
+    assert 0 < len(rooms[0].kept) < result["rows"]
+    for block in ("model", "constrained", "baselines", "image_use", "before"):
+        assert found[block] == result[block]
 
 
-def test_pictures_matter_where_an_error_grows():
-    def score(low: float, high: float):
-        return {"fields": {"width": {"mae": {"value": (low + high) / 2, "low": low, "high": high}}}}
+def test_equal_pictures_are_answered_once_and_no_picture_twice(run, recipe, drawn, monkeypatch):
+    asked = []
+    write = Writer.write
+    monkeypatch.setattr(
+        Writer, "write", lambda self, pictures, *args: asked.append(pictures) or write(self, pictures)
+    )
+    catalog = Catalog(drawn)
+    picture = catalog.rows("test")[0]["image"]
+    with CatalogWriter(run.parent / "twice", catalog.card.roles, {}) as writer:
+        for split in ("train", "test"):
+            for number in range(6):
+                values = {"title": "Bag", "category3_code": "BAGS", "full_price": 1.0 + number}
+                writer.add(split, catalog.rows("test")[number // 2]["image"], f"P{number}", values)
+    recipe = changed(recipe, image_use=True).model_copy(update={"catalog": str(run.parent / "twice")})
+    found = evaluate(run, recipe).metrics
+    free, constrained, blank = asked
+    assert len(free) == len(set(free)) == len(constrained) == 3
+    assert len(blank) == len(set(blank)) == len({open_picture(one).size for one in free})
+    assert picture in free
+    assert found["rows"] == 6
 
-    assert pictures_matter(score(1.0, 2.0), score(8.0, 9.0))
-    assert not pictures_matter(score(8.0, 9.0), score(1.0, 2.0))
+
+@pytest.mark.parametrize(("rows", "products"), [(1, 1), (6, 1), (6, 6)])
+def test_odd_tables_have_finite_figures(run, recipe, drawn, tmp_path, rows: int, products: int):
+    catalog = Catalog(drawn)
+    pictures = [row["image"] for row in catalog.rows("test")]
+    with CatalogWriter(tmp_path / "odd", catalog.card.roles, {}) as writer:
+        writer.figures = {"mdape": 1e300, "mae": 0.0, "of no field": 1.0}
+        for split in ("train", "test"):
+            for number in range(rows):
+                values = {"title": "Bag", "category3_code": "BAGS", "full_price": 0.0}  # constant fields
+                writer.add(split, pictures[number], f"P{number % products}", values)
+    recipe = changed(recipe, image_use=True).model_copy(update={"catalog": str(tmp_path / "odd")})
+    found = evaluate(run, recipe)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    text = (found.folder / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == found.metrics
+    assert (found.metrics["rows"], found.metrics["products"]) == (rows, products)
+    assert found.metrics["image_use"]["verdict"] == "undecided"
+    assert f"of {products} product{'s' * (products > 1)}" in (found.folder / "report.html").read_text()
 
 
 def changed(recipe, **evaluation):
-    evaluation |= {"before": False, "image_use": False}
+    evaluation = {"before": False, "image_use": False} | evaluation
     return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=evaluation)})
 
 

@@ -23,7 +23,7 @@ from catalens.evaluation.plots import reliability, risk_coverage
 from catalens.evaluation.report import Judged, write_report
 from catalens.evaluation.scatter import VECTOR_POINTS, scatter
 from catalens.evaluation.tables import groups
-from catalens.metrics import majority, score
+from catalens.metrics import PRIMARY, majority, score
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -50,6 +50,7 @@ def picture(seed: int = 0, side: int = 64, **saved: Any) -> bytes:
     return buffer.getvalue()
 
 
+FIGURE = {"value": 0.031, "low": 0.02, "high": 0.05}
 PICTURES = [picture(seed) for seed in range(8)]
 
 
@@ -91,9 +92,10 @@ def judged(count: int, seed: int = 0) -> list[Judged]:
 
 def measured(rows: list[Judged]) -> dict[str, Any]:
     """The parts of `metrics.json` about confidence and cost, in their form; the figures are made up."""
-    figure = {"value": 0.031, "low": 0.02, "high": 0.05}
+    figure = FIGURE
     bins = [
-        {"low": n / 10, "high": (n + 1) / 10, "rows": n, "confidence": n / 10 + 0.05, "right": 0.5} for n in range(10)
+        {"low": n / 10, "high": (n + 1) / 10, "rows": n, "confidence": n / 10 + 0.05, "right": figure}
+        for n in range(10)
     ]
     curve = [{"coverage": (n + 1) / 20, "error": n / 100} for n in range(20)]
     interval = {"nominal": 0.9, "coverage": figure | {"value": 0.887}, "width": 0.21}
@@ -129,7 +131,8 @@ def scored(fields: tuple[FieldSpec, ...], rows: list[Judged], **more: Any) -> di
     model = score(kinds, truths, [row.prediction for row in rows], resamples=50)
     base = score(kinds, truths, majority(kinds, truths, len(rows)), resamples=50)
     baselines = {"majority": base, "nearest_neighbour": base}
-    return {"rows": len(rows), "split": "test", "model": model, "baselines": baselines} | more
+    counts = {"rows": len(rows), "products": len({row.id for row in rows})}
+    return {"split": "test", "model": model, "baselines": baselines} | counts | more
 
 
 def written(
@@ -153,9 +156,15 @@ def hostile_rows() -> list[Judged]:
     return rows
 
 
-def image_use(rows: list[Judged], matter: bool) -> dict[str, Any]:
+def image_use(rows: list[Judged], verdict: str, telling: bool = True) -> dict[str, Any]:
     blank = scored(REFERENCE_FIELDS, rows)["baselines"]["majority"]
-    return {"blank": blank, "shuffled": blank, "pictures_matter": matter}
+    uses = verdict == "uses_image"
+    loss = {"value": 0.6, "low": 0.5, "high": 0.7, "p": 0.002} if uses else {"value": 0, "low": -0.01, "high": 0.031}
+    fields = {
+        field.column: {"metric": PRIMARY[field.kind], "loss": loss, "shown": uses, "telling": telling}
+        for field in REFERENCE_FIELDS
+    }
+    return {"verdict": verdict, "margin": 0.05, "fields": fields, "blank": blank, "shuffled": blank}
 
 
 def test_page_shows_verdict_scores_and_every_section(tmp_path):
@@ -164,7 +173,7 @@ def test_page_shows_verdict_scores_and_every_section(tmp_path):
     page = written(
         tmp_path,
         rows,
-        image_use=image_use(rows, True),
+        image_use=image_use(rows, "uses_image"),
         before=metrics["baselines"]["majority"],
         noise_floor={"mdape": 0.054, "rows": 3000.0},
         seconds={"generation": 12.34},
@@ -185,13 +194,32 @@ def test_page_shows_verdict_scores_and_every_section(tmp_path):
     assert 'role="alert"' not in page
 
 
-def test_banner_and_headline_when_pictures_do_not_matter(tmp_path):
+def test_banner_and_headline_where_the_pictures_are_ignored(tmp_path):
     rows = judged(50)
-    page = written(tmp_path, rows, image_use=image_use(rows, False))
+    page = written(tmp_path, rows, image_use=image_use(rows, "ignores_image"))
     assert 'role="alert"' in page
-    assert "The pictures do not matter to this model." in page
-    assert "Does not read the pictures." in page
+    assert "This model ignores the pictures." in page
+    assert "Ignores the pictures." in page
+    assert "With other products\u2019 pictures it loses at most 3.1 points." in page
     assert "from the picture alone" not in page
+
+
+def test_too_few_rows_are_no_alarm(tmp_path):
+    rows = judged(50)
+    page = written(tmp_path, rows, image_use=image_use(rows, "undecided"))
+    assert 'role="alert"' not in page
+    assert "These rows are too few to tell whether it uses the pictures." in page
+    assert "from the picture alone" not in page
+    nothing_right = written(tmp_path, rows, image_use=image_use(rows, "undecided", telling=False))
+    assert "cannot be told: no field has more than 5 points to lose." in nothing_right
+    nothing_compared = image_use(rows, "undecided") | {"fields": {}}
+    assert "too few to tell" in written(tmp_path, rows, image_use=nothing_compared)
+
+
+def test_rows_and_products_are_both_counted(tmp_path):
+    rows = [replace(row, id=f"P{n // 3}") for n, row in enumerate(judged(30))]
+    assert "30 rows of 10 products" in written(tmp_path, rows)
+    assert "1 row of 1 product," in written(tmp_path, rows[:1])
 
 
 def test_headline_claims_no_field_that_a_baseline_reaches(tmp_path):
@@ -199,12 +227,12 @@ def test_headline_claims_no_field_that_a_baseline_reaches(tmp_path):
         Judged(r.id, r.truth, {"title": "?", "category3_code": "KIND 0", "full_price": 200.0}, "", None, b"")
         for r in judged(60)
     ]
-    assert "Does no better than the baselines." in written(tmp_path, rows)
+    assert "Is not shown to do better than the baselines." in written(tmp_path, rows)
     some = [Judged(r.id, r.truth, dict(r.truth) | {"full_price": 200.0}, "", None, b"") for r in judged(60)]
     page = written(tmp_path, some)
     assert "Reads Product and Category." in page
     assert "Not clearly better than the best baseline: Full Price." in page
-    assert "Whether the pictures matter was not checked" in page
+    assert "Whether it uses the pictures was not checked" in page
 
 
 def test_absent_parts_leave_no_trace(tmp_path):
@@ -380,11 +408,34 @@ def test_confidence_review_and_cost_are_shown(tmp_path):
     assert ">Constrained" in page
 
 
+def test_errors_by_group_count_products():
+    rows = judged(200)
+    for n, row in enumerate(rows):  # all photos of a product are right, or none
+        rows[n] = replace(row, prediction=dict(row.truth) | ({"title": "Shoe"} if n // 8 % 3 == 0 else {}))
+    several = [replace(row, id=f"P{n // 8}") for n, row in enumerate(rows)]
+    widths = []
+    for given in (several, rows):
+        for table in groups(REFERENCE_FIELDS, given):
+            name, _, cells = table["lines"][0]
+            assert (name, cells[0].text) == ("all rows", "36.0\u00a0%")
+            low, high = cells[0].interval.removesuffix("\u00a0%").split("\u2013")
+            widths.append(float(high) - float(low))
+    assert widths[0] == widths[1] > 2.5 * widths[2] == 2.5 * widths[3]  # the root of 8 photos is 2.8
+
+
+def test_intervals_without_a_width_are_shown(tmp_path):
+    rows = judged(60)
+    block = measured(rows)
+    block["confidence"]["fields"]["full_price"]["interval"]["width"] = None
+    page = written(tmp_path, rows, **block)
+    assert "held it on <b>88.7\u00a0%</b> (2.0\u20135.0\u00a0%).</li>" in page
+
+
 def test_plots_of_confidence_stand_odd_input():
     assert reliability([]).startswith("<svg")
-    assert reliability([{"low": 0.5, "high": 0.5, "rows": 1, "confidence": 0.5, "right": 1.0}]).startswith("<svg")
+    assert reliability([{"low": 0.5, "high": 0.5, "rows": 1, "confidence": 0.5, "right": FIGURE}]).startswith("<svg")
     assert risk_coverage([("#3f7fd0", [{"coverage": 1.0, "error": 0.0}])]).startswith("<svg")
-    assert "var(--accent)" in reliability([{"low": 0, "high": 1, "rows": 9, "confidence": 0.4, "right": 0.5}])
+    assert "var(--accent)" in reliability([{"low": 0, "high": 1, "rows": 9, "confidence": 0.4, "right": FIGURE}])
 
 
 def test_same_arguments_same_bytes(tmp_path):
@@ -445,7 +496,7 @@ def test_scatter_of_many_rows_stays_small():
 @pytest.mark.parametrize("width", [1280, 390])
 def test_chromium_opens_it_offline(tmp_path, width):
     rows = hostile_rows()
-    written(tmp_path, rows, run="evening & day", image_use=image_use(rows, True), **measured(rows))
+    written(tmp_path, rows, run="evening & day", image_use=image_use(rows, "uses_image"), **measured(rows))
     with opened((tmp_path / "report.html").as_uri(), width=width, dark=width == 390) as (page, problems):
         assert page.title() == "evening & day \u00b7 evaluation \u00b7 catalens"
         assert page.evaluate("document.documentElement.scrollWidth") <= width

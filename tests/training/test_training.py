@@ -38,14 +38,14 @@ def changed(recipe, **training):
 class Given:
     """A scorer that gives these figures, one a round."""
 
-    def __init__(self, name, *values, matter=True):
-        self.name, self.values, self.matter = name, iter(values), matter
+    def __init__(self, name, *values, use="uses_image"):
+        self.name, self.values, self.use = name, iter(values), use
 
     def __call__(self, model, processor):
         return {self.name: {"value": next(self.values)}}, []
 
     def image_use(self, model, processor):
-        return self.matter, {self.name: {"value": 0.0}}
+        return self.use, {self.name: {"value": 0.0}}
 
 
 def test_a_run_is_understood_from_any_directory(tmp_path, monkeypatch):
@@ -156,9 +156,9 @@ def test_an_offline_run_of_wandb_tells_everything(recipe, drawn, tmp_path, monke
     metadata = json.loads(model["metadata"])
     assert {"best", f"step-{metadata['step']}"} <= set(model["aliases"])
     assert metadata["catalog"] == catalog
-    assert {"loss", "title.exact", "pictures_matter"} <= set(metadata)
+    assert {"loss", "title.exact", "image_use"} <= set(metadata)
     summary = {name: value for record in kinds["summary"] for name, value in record.get("update", {}).items()}
-    assert {"pictures_matter", "best/loss", "best/samples_per_second", "shuffled/title.exact"} <= set(summary)
+    assert {"image_use", "best/loss", "best/samples_per_second", "shuffled/title.exact"} <= set(summary)
     assert not list((tmp_path / "home").glob("**/*.wandb"))
 
 
@@ -306,15 +306,21 @@ def test_training_stops_when_it_no_longer_gets_better(recipe, tmp_path):
     assert (trained.steps, trained.best_step) == (4, 2)
 
 
-def test_a_model_that_does_not_look_is_said_loudly(recipe, tmp_path, capsys):
+def test_only_a_model_that_is_shown_to_ignore_its_pictures_is_an_alarm(recipe, tmp_path, capsys):
     asked = changed(recipe, max_steps=1, evaluations=1, validation_rows=4)
-    for matter in (True, False):
-        trained = train(asked, tmp_path / str(matter), Given("title.exact", 0.5, matter=matter))
-        assert trained.pictures_matter is matter
-        said = " ".join(capsys.readouterr().out.split())
-        card = (tmp_path / str(matter) / "README.md").read_text()
-        assert ("pictures do not matter" in said) is not matter
-        assert ("it does not look" in card) is not matter
+    words = {
+        "uses_image": "it uses the pictures",
+        "ignores_image": "it ignores them",
+        "undecided": "cannot tell whether it uses the pictures",
+    }
+    for use, sentence in words.items():
+        trained = train(asked, tmp_path / use, Given("title.exact", 0.5, use=use))
+        assert trained.image_use == use
+        printed = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
+        card = (tmp_path / use / "README.md").read_text()
+        assert ("the pictures are ignored" in printed) is (use == "ignores_image")
+        assert sentence in printed
+        assert sentence in card
 
 
 def test_what_only_a_gpu_can_do_is_refused(recipe, tmp_path):

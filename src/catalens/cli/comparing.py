@@ -56,9 +56,10 @@ def compare(
 def _print(comparison: "Comparison", console: Console) -> None:
     """The first figure of each field, every run's with its interval, and a sentence for each claim."""
     from catalens.evaluation.compare import figure_lines
+    from catalens.evaluation.wording import rows_of
 
-    rows, split = len(comparison.rows), comparison.runs[0].metrics["split"]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, title=f"{rows} {split} rows of all runs, 95 % intervals")
+    rows = rows_of(len(comparison.rows), comparison.products, comparison.runs[0].metrics["split"])
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, title=f"{rows}, common to all runs, 95 % intervals")
     table.add_column("", max_width=24)
     for run in comparison.runs:
         table.add_column(escape(run.name), justify="right", overflow="fold")

@@ -1,22 +1,23 @@
 """A run and a split -> metrics.json, predictions.parquet, report.html.
 
-    {"rows": 300, "split": "test",
+    {"format": 2, "rows": 347, "products": 300, "split": "test",
      "model":      {"parse_rate": F, "fields": {"title": {"exact": F, "similarity": F}, ...}},
      "constrained": {...},
      "confidence": {"calibrated_on": 167, "fields": {"title": {"ece": F, "bins": [...], ...}, ...}},
      "review":     {"confidence": 0.95, "fields": {"title": {"target": 0.05, "threshold": 0.81, ...}, ...}},
      "baselines":  {"majority": {...}, "nearest_neighbour": {...}},
      "before":     {...},
-     "image_use":  {"blank": {...}, "shuffled": {...}, "pictures_matter": true},
+     "image_use":  {"verdict": "uses_image", "margin": 0.05, "fields": {...}, "blank": {...}, "shuffled": {...}},
      "left_out":   ["test row 7 (BAG-01): picture cannot be decoded (broken data)"], ...}
 
-with F = {"value": 0.91, "low": 0.88, "high": 0.94}, the 95 % bootstrap interval. Scores are of free generation, but
-those of `constrained`, which are of the answers that `predict` and `serve` give, and whose confidences are judged.
+with F = {"value": 0.91, "low": 0.88, "high": 0.94}, the 95 % interval over products. Scores are of free generation,
+but for `constrained`, the answers that `predict` and `serve` give, whose confidences are judged, and `before`, the
+base model under the same constraints: left free, it would not know the form of an answer.
 """
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,22 +29,22 @@ from rich.console import Console
 from rich.progress import Progress
 
 from catalens import metrics
-from catalens.catalog.pictures import open_picture
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import Run, compute_dtype, load_model, load_run, processes
 from catalens.config import EvaluationSpec, Kind, PromptSpec, Recipe
 from catalens.errors import CatalogError
 from catalens.evaluation.calibrating import calibrate, run_predictor
-from catalens.evaluation.evaluated import record_of
-from catalens.evaluation.image_use import blanked, pictures_matter, shuffle
+from catalens.evaluation.evaluated import FORMAT, record_of
+from catalens.evaluation.image_use import blanked, image_use, partners
 from catalens.evaluation.report import Judged, write_report
 from catalens.evaluation.rows import Row, sampled, truth_of
 from catalens.examples import parse_answer, usable_rows
 from catalens.inference import Prediction
 from catalens.inference.decoding import Written
 from catalens.inference.reading import RunPredictor
-from catalens.inference.writer import Memory, Writer
-from catalens.metrics import Figure
+from catalens.inference.writer import Engine, Memory, Writer
+from catalens.intervals import Figure
+from catalens.metrics import ImageUse
 from catalens.model import Phi3VProcessor
 from catalens.tracking import Shown
 
@@ -79,40 +80,42 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     rows = sampled(rows, spec.rows)
     pictures = [row[roles.image] for row in rows]
     truths = [truth_of(prompt, row) for row in rows]
-    judge = _Judge(prompt, truths, spec)
+    ids = [row[roles.id] for row in rows]
+    judge = _Judge(prompt, truths, ids, spec)
     memory = Memory()
     predictor = run_predictor(loaded, spec, console, memory)
+    writer = Writer(loaded.model, loaded.processor, prompt, spec.batch_size, spec.max_new_tokens, memory=memory)
+    result: dict[str, Any] = {"format": FORMAT, "rows": len(rows), "products": len(set(ids)), "split": spec.split}
 
     with Progress(console=console) as progress:
-        author = _Author(loaded, spec, progress, memory)
         generating = time.monotonic()
-        free = author.write("writing answers", loaded.model, pictures)
+        free = _written(progress, "writing answers", writer, pictures)
         seconds = time.monotonic() - generating
-        result: dict[str, Any] = {"rows": len(rows), "split": spec.split, "model": judge.written(free)}
-        constrained = predictor.engine.write(pictures, author.bar("constrained answers", pictures))
+        values = judge.read(free)
+        result["model"] = judge.score(values)
+        constrained = _written(progress, "constrained answers", predictor.engine, pictures)
         predictions = [predictor.judge(written) for written in constrained]
-        result["constrained"] = judge.values([prediction.values for prediction in predictions])
+        result["constrained"] = judge.score([prediction.values for prediction in predictions])
         result |= _trust(predictor, judge, predictions)
-        result["baselines"] = _baselines(catalog, prompt, pictures, judge)
+        result["baselines"] = _baselines(catalog, prompt, pictures, judge, writer, progress)
         if spec.image_use:
-            grey = [blanked(picture) for picture in pictures]
-            others = shuffle(pictures, [row[roles.id] for row in rows])
-            blank = judge.written(author.write("blanked pictures", loaded.model, grey))
-            shuffled = judge.written(author.write("shuffled pictures", loaded.model, others))
-            matter = pictures_matter(result["model"], shuffled)
-            result["image_use"] = {"blank": blank, "shuffled": shuffled, "pictures_matter": matter}
+            blank = _written(progress, "blanked pictures", writer, [blanked(picture) for picture in pictures])
+            result["image_use"] = judge.image_use(values) | {"blank": judge.score(judge.read(blank))}
         if spec.before:
             loaded.model.to("cpu")  # a GPU need not hold both
             base = load_model(recipe.model, compute_dtype(), recipe.training.attention).eval()
-            result["before"] = judge.written(author.write("as it was before training", base, pictures))
+            longest, space = spec.max_new_tokens, loaded.space
+            untrained = Writer(base, loaded.processor, prompt, spec.batch_size, longest, space)
+            before = _written(progress, "as it was before training", untrained, pictures)
+            result["before"] = judge.score(judge.read(before))
     result["left_out"] = left_out
     result["noise_floor"] = catalog.card.figures
     result["seconds"] = {"generation": seconds, "evaluation": time.monotonic() - started}
-    result["cost"] = _cost(free, constrained, seconds)
+    result["cost"] = _cost(free, constrained, seconds / len(set(pictures)))
     folder = loaded.folder / _folder_name(loaded.recipe, recipe)
     if not processes().is_main_process:
         return Evaluation(folder, prompt, result)
-    judged = _judged(prompt, [row[roles.id] for row in rows], pictures, truths, free, predictions)
+    judged = _judged(prompt, ids, pictures, truths, free, predictions)
     folder.mkdir(exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     pq.write_table(pa.Table.from_pylist([record_of(row) for row in judged]), folder / "predictions.parquet")
@@ -134,7 +137,7 @@ class ValidationScorer:
         self.pictures = [row[catalog.card.roles.image] for row in rows]
         self.truths = [truth_of(recipe.prompt, row) for row in rows]
         self.shown = recipe.tracking.examples
-        self._judge = _Judge(recipe.prompt, self.truths, recipe.evaluation)
+        self._judge = _Judge(recipe.prompt, self.truths, self.ids, recipe.evaluation)
 
     def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[dict[str, Figure], list[Shown]]:
         """Figures by name, and the first rows with what was written about them."""
@@ -143,13 +146,12 @@ class ValidationScorer:
             Shown(self.ids[i], self.pictures[i], self.truths[i], answer.values, answer.error)
             for i, answer in enumerate(parse_answer(self.prompt, one.text) for one in answers[: self.shown])
         ]
-        return flatten(self._judge.written(answers)), shown
+        return flatten(self._judge.score(self._judge.read(answers))), shown
 
-    def image_use(self, model: Any, processor: Phi3VProcessor) -> tuple[bool, dict[str, Figure]]:
-        """Whether other products' pictures hurt, and the figures with them."""
-        own = self._judge.written(self._write(model, processor, self.pictures))
-        shuffled = self._judge.written(self._write(model, processor, shuffle(self.pictures, self.ids)))
-        return pictures_matter(own, shuffled), flatten(shuffled)
+    def image_use(self, model: Any, processor: Phi3VProcessor) -> tuple[ImageUse, dict[str, Figure]]:
+        """What other products' pictures do to the score, and the figures with them."""
+        found = self._judge.image_use(self._judge.read(self._write(model, processor, self.pictures)))
+        return found["verdict"], flatten(found["shuffled"])
 
     def _write(self, model: Any, processor: Phi3VProcessor, pictures: Sequence[bytes]) -> list[Written]:
         return Writer(model, processor, self.prompt, self.spec.batch_size, self.spec.max_new_tokens).write(pictures)
@@ -191,54 +193,57 @@ def _folder_name(own: Recipe, recipe: Recipe) -> str:
     return name
 
 
-class _Author:
-    """Writes answers under one progress bar; what the tower made of a picture serves for the next round."""
-
-    def __init__(self, run: Run, spec: EvaluationSpec, progress: Progress, memory: Memory) -> None:
-        self.run, self.spec, self.progress, self.memory = run, spec, progress, memory
-
-    def write(self, what: str, model: Any, pictures: Sequence[bytes]) -> list[Written]:
-        """Free answers of a model."""
-        memory = self.memory if model is self.run.model else None
-        longest = self.spec.max_new_tokens
-        writer = Writer(model, self.run.processor, self.run.prompt, self.spec.batch_size, longest, memory=memory)
-        return writer.write(pictures, self.bar(what, pictures))
-
-    def bar(self, what: str, pictures: Sequence[bytes]) -> Callable[[int], None]:
-        """What hears how many pictures are done."""
-        task = self.progress.add_task(what, total=len(pictures))
-        return lambda done: self.progress.update(task, completed=done)
+def _written(progress: Progress, what: str, engine: Engine, pictures: Sequence[bytes]) -> list[Written]:
+    """Write one answer a picture, in their order, under a bar; equal pictures are answered once."""
+    once = list(dict.fromkeys(pictures))
+    task = progress.add_task(what, total=len(once))
+    answers = engine.write(once, lambda done: progress.update(task, completed=done))
+    by_picture = dict(zip(once, answers, strict=True))
+    return [by_picture[picture] for picture in pictures]
 
 
 class _Judge:
     """Scores answers against the truths of a split."""
 
-    def __init__(self, prompt: PromptSpec, truths: Sequence[Row], spec: EvaluationSpec) -> None:
-        self.prompt, self.truths, self.spec = prompt, truths, spec
+    def __init__(
+        self, prompt: PromptSpec, truths: Sequence[Row], products: Sequence[str], spec: EvaluationSpec
+    ) -> None:
+        self.prompt, self.truths, self.products, self.spec = prompt, truths, products, spec
         self.kinds: dict[str, Kind] = {field.column: field.kind for field in prompt.fields}
 
-    def written(self, answers: Sequence[Written]) -> dict[str, Any]:
-        """Score what a model wrote."""
-        return self.values([parse_answer(self.prompt, answer.text).values for answer in answers])
+    def read(self, answers: Sequence[Written]) -> list[Row | None]:
+        """Read the values of each answer, None where it does not parse."""
+        return [parse_answer(self.prompt, answer.text).values for answer in answers]
 
-    def values(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
+    def score(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
         """Score values, None being a failed parse."""
-        return metrics.score(self.kinds, self.truths, predictions, self.spec.resamples)
+        return metrics.score(self.kinds, self.truths, predictions, self.products, self.spec.resamples)
+
+    def image_use(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
+        """Test whether the pictures are used, and score what was read from other products' pictures."""
+        found = image_use(self.kinds, self.truths, predictions, self.products, self.spec.resamples)
+        return found | {"shuffled": self.score([predictions[i] for i in partners(self.products)])}
 
 
-def _baselines(catalog: Catalog, prompt: PromptSpec, pictures: Sequence[bytes], judge: _Judge) -> dict[str, Any]:
+def _baselines(
+    catalog: Catalog,
+    prompt: PromptSpec,
+    pictures: Sequence[bytes],
+    judge: _Judge,
+    writer: Writer,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Score the most frequent values, and those of the training picture with the nearest features of the tower."""
     train, _ = usable_rows(catalog, prompt, "train")
     truths = [truth_of(prompt, row) for row in train]
-    looks = _thumbnails([row[catalog.card.roles.image] for row in train])
-    neighbours = metrics.nearest_neighbour(truths, looks, _thumbnails(pictures))
+    own = writer.features(pictures)  # first: the memory has them
+    task = progress.add_task("features of training pictures", total=len(train))
+    looks = [row[catalog.card.roles.image] for row in train]
+    theirs = writer.features(looks, lambda done: progress.update(task, completed=done))
     return {
-        "majority": judge.values(metrics.majority(judge.kinds, truths, len(pictures))),
-        "nearest_neighbour": judge.values(neighbours),
+        "majority": judge.score(metrics.majority(judge.kinds, truths, len(pictures))),
+        "nearest_neighbour": judge.score(metrics.nearest_neighbour(truths, theirs, own)),
     }
-
-
-def _thumbnails(pictures: Sequence[bytes]) -> np.ndarray:
-    return np.stack([metrics.thumbnail(open_picture(data)) for data in pictures])
 
 
 def _judged(
@@ -285,18 +290,27 @@ def _trust(predictor: RunPredictor, judge: _Judge, predictions: Sequence[Predict
             calibration.rows,
             calibration.interval,
             judge.spec.resamples,
+            judge.products,
         ),
-        "review": metrics.review_block(judge.kinds, judge.truths, values, confidence, targets, predictor.thresholds),
+        "review": metrics.review_block(
+            judge.kinds,
+            judge.truths,
+            values,
+            confidence,
+            targets,
+            predictor.thresholds,
+            products=judge.products,
+        ),
     }
 
 
 def _cost(free: Sequence[Written], constrained: Sequence[Written], seconds: float) -> dict[str, float]:
-    """What a picture costs: means over the rows."""
+    """Costs of a picture, which took so many seconds; tokens and steps are means over the rows."""
     return {
         "tokens_in": float(np.mean([written.prompt_tokens for written in free])),
         "tokens_out": float(np.mean([len(written.pieces) for written in free])),
         "steps": float(np.mean([written.steps for written in free])),
         "constrained_steps": float(np.mean([written.steps for written in constrained])),
-        "ms_per_picture": 1000 * seconds / len(free),
-        "pictures_per_second": len(free) / max(seconds, 1e-9),
+        "ms_per_picture": 1000 * seconds,
+        "pictures_per_second": 1 / max(seconds, 1e-9),
     }

@@ -3,19 +3,16 @@
     comparison = compare([read_evaluation(Path("runs/a")), read_evaluation(Path("runs/b"))])
     comparison.differences[0].sentence   b is better than a in Product exact by 2.1 points (0.4 to 3.9).
 
-Each run is held against the first. A difference is taken over resampled rows, the same ones for both runs (paired
-bootstrap, Efron and Tibshirani, 1993; 10,000 resamples, percentile interval): what makes a row hard is hard for both,
-and falls out. The first figure of each field is a claim, and all claims of a comparison share an error of 5 % by
-Holm's correction (1979); the other figures come with their interval only.
+Each run is held against the first. A difference is taken over resampled products, the same ones for both runs
+(`metrics.differences`): what makes a row hard is hard for both, and falls out. The first figure of each field is a
+claim, and all claims of a comparison share an error of 5 % by Holm's correction (1979); the other figures come with
+their interval only.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from scipy.stats import bootstrap
 
 from catalens import metrics
 from catalens.catalog.page import write_page
@@ -26,12 +23,11 @@ from catalens.evaluation.gallery import gallery
 from catalens.evaluation.judged import Judged
 from catalens.evaluation.report import SCRIPT
 from catalens.evaluation.tables import COSTS
-from catalens.evaluation.wording import METRIC_NAMES, PRIMARY, cell, listed, number
-from catalens.metrics import Figure, Statistic
+from catalens.evaluation.wording import METRIC_NAMES, cell, listed, number, rows_of
+from catalens.intervals import Figure, holm
+from catalens.metrics import PRIMARY
 
 RESAMPLES = 10_000
-ERROR = 0.05
-"""Of all claims of a comparison together."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +85,11 @@ class Comparison:
     """Keys of the recipe that differ: the value of each run."""
 
     @property
+    def products(self) -> int:
+        """How many products the rows show."""
+        return len({row[0].id for row in self.rows})
+
+    @property
     def claims(self) -> list[Difference]:
         """The differences that are called better or worse."""
         return [difference for difference in self.differences if difference.claim]
@@ -105,21 +106,20 @@ def compare(runs: Sequence[Evaluated], resamples: int = RESAMPLES) -> Comparison
             f"{runs[0].name} was evaluated on {runs[0].metrics['split']} rows and {other.name} on "
             f"{other.metrics['split']} rows: name one with --split"
         )
-    if old := next((run for run in runs if "constrained" not in run.metrics), None):
-        raise RecipeError(f"{old.name} was evaluated by an earlier version: run `catalens evaluate {old.name}` again")
     fields = common_fields(runs)
     rows = common_rows(runs, fields)
     kinds: dict[str, Kind] = {field.column: field.kind for field in fields}
     truths = [row[0].truth for row in rows]
     predictions = [[row[n].prediction for row in rows] for n in range(len(runs))]
-    measured = [metrics.statistics(kinds, truths, said) for said in predictions]
-    differences = [
-        _difference(runs[n].name, runs[0].name, field, metric, measured, n, len(rows), resamples)
-        for n in range(1, len(runs))
-        for field in fields
-        for metric in METRICS[field.kind]
-    ]
-    scores = [metrics.score(kinds, truths, said) for said in predictions]
+    products = [row[0].id for row in rows]
+    differences = []
+    for run, said in zip(runs[1:], predictions[1:], strict=True):
+        found = metrics.differences(kinds, truths, predictions[0], said, products, resamples)
+        for field in fields:
+            for metric, figure in found[field.column].items():
+                p, claim = figure.pop("p"), metric == PRIMARY[field.kind]
+                differences.append(Difference(run.name, runs[0].name, field, metric, figure, p, claim))
+    scores = [metrics.score(kinds, truths, said, products) for said in predictions]
     return Comparison(runs, fields, rows, scores, corrected(differences), _recipes(runs))
 
 
@@ -131,46 +131,10 @@ def _named(runs: Sequence[Evaluated]) -> list[Evaluated]:
     return [replace(run, name=str(run.folder)) if names.count(run.name) > 1 else run for run in runs]
 
 
-def _difference(
-    run: str,
-    against: str,
-    field: FieldSpec,
-    metric: str,
-    measured: Sequence[Mapping[str, Mapping[str, Statistic]]],
-    n: int,
-    rows: int,
-    resamples: int,
-) -> Difference:
-    first, other = (measured[which][field.column][metric] for which in (0, n))
-    everything = np.arange(rows)
-    value = float(other(everything) - first(everything))
-    claim = metric == PRIMARY[field.kind]
-    if rows == 1:
-        return Difference(run, against, field, metric, {"value": value, "low": value, "high": value}, 1.0, claim)
-    drawn = bootstrap(
-        (everything,),
-        lambda chosen, axis: other(chosen) - first(chosen),
-        n_resamples=resamples,
-        vectorized=True,
-        method="percentile",
-        batch=max(1, 2_000_000 // rows),
-        rng=np.random.default_rng(0),
-    )
-    found, bounds = drawn.bootstrap_distribution, drawn.confidence_interval
-    beyond = min((found <= 0).sum(), (found >= 0).sum())
-    figure = {"value": value, "low": float(bounds.low), "high": float(bounds.high)}
-    return Difference(run, against, field, metric, figure, min(1.0, 2 * (beyond + 1) / (len(found) + 1)), claim)
-
-
 def corrected(differences: Sequence[Difference]) -> list[Difference]:
-    """Holm: the k-th smallest p of m claims has to be at most 5 % / (m - k + 1), and so have all before it."""
-    claims = sorted((n for n, one in enumerate(differences) if one.claim), key=lambda n: differences[n].p)
-    result = list(differences)
-    for place, n in enumerate(claims):
-        if differences[n].p > ERROR / (len(claims) - place):
-            break
-        result[n] = replace(differences[n], shown=True)
-    return result
+    """Mark the claims that hold together, by Holm's correction."""
+    held = iter(holm([one.p for one in differences if one.claim]))
+    return [replace(one, shown=next(held)) if one.claim else one for one in differences]
 
 
 def _recipes(runs: Sequence[Evaluated]) -> dict[str, list[object]]:
@@ -192,6 +156,7 @@ def figures(comparison: Comparison) -> dict[str, Any]:
     return {
         "split": comparison.runs[0].metrics["split"],
         "rows": len(comparison.rows),
+        "products": comparison.products,
         "runs": [
             {"name": run.name, "evaluation": str(run.folder), "rows": len(run.rows), "scores": scores}
             | {"cost": run.metrics.get("cost")}
@@ -223,6 +188,7 @@ def write_comparison(path: Path, comparison: Comparison) -> None:
         runs=names,
         fields=comparison.fields,
         lines=figure_lines(comparison),
+        rows=rows_of(len(comparison.rows), comparison.products),
         costs=_costs(comparison.runs),
         resamples=RESAMPLES,
         apart=len(apart),

@@ -1,6 +1,6 @@
 """What `evaluate` left on disk, read back, and the rows that several runs have in common.
 
-runs/demo/evaluation/metrics.json         {"rows": 347, "split": "test", ...}
+runs/demo/evaluation/metrics.json         {"format": 2, "rows": 347, "products": 300, "split": "test", ...}
 runs/demo/evaluation/predictions.parquet  id, truth.title, predicted.title, confidence.title, ..., answer, error
 """
 
@@ -19,6 +19,9 @@ from catalens.config import FieldSpec, PromptSpec, Recipe, load_recipe
 from catalens.errors import CatalogError, CheckpointError
 from catalens.evaluation.judged import Judged
 from catalens.evaluation.rows import truth_of
+
+FORMAT = 2
+"""Of `metrics.json`."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,13 @@ def read_evaluation(run: Path, split: str | None = None) -> Evaluated:
     folder = run if direct else run / (f"evaluation-{split}" if other else "evaluation")
     try:
         metrics = json.loads((folder / "metrics.json").read_bytes())
+        found = metrics["split"]
+        if metrics.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{folder} was written by another version: run `catalens evaluate {home} --split {found}` again"
+            )
         table = pq.read_table(folder / "predictions.parquet").to_pylist()
         rows = [_row(recipe.prompt, record) for record in table]
-        found = metrics["split"]
     except FileNotFoundError as error:
         wanted = f" --split {split}" if split else ""
         raise CheckpointError(

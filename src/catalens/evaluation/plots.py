@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
-from scipy.stats import binomtest
 
 SERIES = ("#3f7fd0", "#e0792f", "#2f9f78", "#c9579c", "#8f75d6", "#b3922a", "#3fa9bd", "#d4574f")
 """Colours that tell categories and fields apart, on light and on dark."""
@@ -53,8 +52,8 @@ def dress(axes: Axes) -> None:
     axes.spines[:].set_visible(False)
 
 
-def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
-    """Share right against confidence, a dot with its Wilson interval for each bin that has rows; below, the rows."""
+def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
+    """Share right against confidence, a dot with its interval for each bin that has rows; below, the rows."""
     full = [one for one in bins if one["rows"]]
 
     def paint(figure: Figure) -> None:
@@ -63,10 +62,11 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
             dress(axes)
         upper.plot([0, 1], [0, 1], color=LINE, linewidth=0.9, alpha=0.7)
         for one in full:
-            rows = round(one["rows"])
-            bounds = binomtest(round(one["right"] * rows), rows).proportion_ci(method="wilson")
-            upper.plot([one["confidence"]] * 2, [bounds.low, bounds.high], color=ACCENT, linewidth=1.4, alpha=0.5)
-        upper.plot([one["confidence"] for one in full], [one["right"] for one in full], "o", color=ACCENT, ms=5)
+            right = one["right"]
+            upper.plot([one["confidence"]] * 2, [right["low"], right["high"]], color=ACCENT, linewidth=1.4, alpha=0.5)
+        upper.plot(
+            [one["confidence"] for one in full], [one["right"]["value"] for one in full], "o", color=ACCENT, ms=5
+        )
         upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="share that is right")
         lower.bar(
             [one["low"] for one in full],

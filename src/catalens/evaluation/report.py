@@ -18,7 +18,16 @@ from catalens.evaluation.judged import Judged, as_float, distance
 from catalens.evaluation.plots import SERIES
 from catalens.evaluation.scatter import scatter
 from catalens.evaluation.tables import confidence, confusion, costs, groups, review
-from catalens.evaluation.wording import METRIC_NAMES, noise_floor, number, percent, score_table, tiles, verdict
+from catalens.evaluation.wording import (
+    METRIC_NAMES,
+    noise_floor,
+    number,
+    percent,
+    rows_of,
+    score_table,
+    tiles,
+    verdict,
+)
 
 __all__ = ["SCRIPT", "Judged", "write_report"]
 
@@ -39,6 +48,7 @@ def write_report(
         SCRIPT,
         run=run,
         metrics=metrics,
+        rows=rows_of(metrics["rows"], metrics["products"]),
         verdict=verdict(metrics, fields),
         left_out=metrics.get("left_out") or [],
         tiles=tiles(metrics, fields),

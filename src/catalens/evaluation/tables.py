@@ -13,18 +13,17 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
 
 from catalens.config import FieldSpec
 from catalens.evaluation.gallery import most_frequent
 from catalens.evaluation.judged import Judged, as_float, distance, is_right
 from catalens.evaluation.plots import SERIES, reliability, risk_coverage
 from catalens.evaluation.wording import between, number, percent
+from catalens.intervals import bootstrap, median, share
 
 CONFUSION_CLASSES = 12
 GROUPS = 20
 BANDS = 5
-RESAMPLES = 1000
 
 
 class Range(NamedTuple):
@@ -41,7 +40,7 @@ def groups(fields: Sequence[FieldSpec], rows: Sequence[Judged]) -> list[dict[str
     """Error by band of each number and by value of each category, beside that of all rows.
 
     Of a number the median error, where a failed answer counts as 100 %, with a bootstrap interval; of texts and
-    categories the share that is wrong, with Wilson's.
+    categories the share that is wrong, with the exact one; both over products.
     """
     tables = []
     for field in fields:
@@ -89,20 +88,15 @@ def _members(rows: Sequence[Judged], place: Sequence[str], name: str) -> list[Ju
 
 def _measure(field: FieldSpec, rows: Sequence[Judged]) -> tuple[float, float, float]:
     """Error of a field over rows: value, low, high."""
+    name, products = field.column, [row.id for row in rows]
     if field.kind != "number":
-        wrong = sum(not is_right(field, row) for row in rows)
-        bounds = binomtest(wrong, len(rows)).proportion_ci(method="wilson")
-        return wrong / len(rows), float(bounds.low), float(bounds.high)
-    name = field.column
-    shares = np.array(
-        [1.0 if row.prediction is None else distance(field, row.truth[name], row.prediction[name]) for row in rows]
-    )
-    if len(rows) == 1:
-        return float(shares[0]), float(shares[0]), float(shares[0])
-    interval = bootstrap(
-        (shares,), np.median, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    return float(np.median(shares)), float(interval.low), float(interval.high)
+        figure = share(np.array([not is_right(field, row) for row in rows]), products)
+    else:
+        shares = [
+            1.0 if row.prediction is None else distance(field, row.truth[name], row.prediction[name]) for row in rows
+        ]
+        figure = bootstrap({name: median(np.array(shares))}, len(rows), products)[name]
+    return figure["value"], figure["low"], figure["high"]
 
 
 def _range(value: float, low: float, high: float, scale: float) -> Range:
@@ -161,7 +155,12 @@ def confidence(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> dict[
         "curves": risk_coverage([(colour, points) for _, colour, points in curves]) if curves else None,
         "legend": [(field.label, colour, _error_at_half(points)) for field, colour, points in curves],
         "intervals": [
-            (field, percent(one["nominal"]), _with_interval(one["coverage"]), percent(one["width"]))
+            (
+                field,
+                percent(one["nominal"]),
+                _with_interval(one["coverage"]),
+                None if one["width"] is None else percent(one["width"]),
+            )
             for field, found in measured
             if (one := found.get("interval"))
         ],

@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from catalens.config import PromptSpec
-from catalens.evaluation.wording import METRIC_NAMES
+from catalens.evaluation.wording import METRIC_NAMES, image_use_in_words, rows_of
 
 CONDITIONS = (
     ("this\nmodel", ("model",)),
-    ("before\ntrain.", ("before",)),
+    ("before\ntrain.*", ("before",)),
     ("nearest\npicture", ("baselines", "nearest_neighbour")),
     ("\nmajority", ("baselines", "majority")),
     ("blank\npicture", ("image_use", "blank")),
@@ -29,7 +29,8 @@ def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         show_edge=False,
-        title=f"{result['rows']} {result['split']} rows, free generation, 95 % intervals",
+        title=f"{rows_of(result['rows'], result['products'], result['split'])}, free generation, 95 % intervals",
+        caption="* constrained, since it was never told the form of an answer" if result.get("before") else None,
     )
     table.add_column("", max_width=24)
     for name in scores:
@@ -45,8 +46,10 @@ def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console
         _print_trust(result, prompt, console)
     if left_out := result.get("left_out"):
         console.print(f"[yellow]left out {len(left_out)} rows[/], such as {escape(left_out[0])}")
-    if not result.get("image_use", {}).get("pictures_matter", True):
-        console.print("[bold red]The score does not fall with other products' pictures: the model does not look.[/]")
+    if use := result.get("image_use"):
+        style = {"uses_image": "green", "ignores_image": "bold red", "undecided": "yellow"}[use["verdict"]]
+        ignores = "It ignores the pictures. " if use["verdict"] == "ignores_image" else ""
+        console.print(ignores + image_use_in_words(use, prompt.fields), style=style, markup=False, highlight=False)
 
 
 def _print_trust(result: Mapping[str, Any], prompt: PromptSpec, console: Console) -> None:

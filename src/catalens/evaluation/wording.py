@@ -10,10 +10,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from catalens.config import LOWER_IS_BETTER, METRICS, FieldSpec, Kind
+from catalens.config import LOWER_IS_BETTER, METRICS, FieldSpec
+from catalens.metrics import PRIMARY
 
-PRIMARY: Mapping[Kind, str] = {"text": "exact", "category": "accuracy", "number": "mdape"}
-"""The one metric of a kind that stands for it in headlines."""
 METRIC_NAMES = {
     "exact": "exact",
     "similarity": "similarity",
@@ -23,6 +22,8 @@ METRIC_NAMES = {
     "mdape": "median error",
     "within_10pct": "within 10\u00a0%",
 }
+CONDITIONS = {"blank": "blanked", "shuffled": "shuffled"}
+"""The model on pictures that do not show the product."""
 BASELINES = {"nearest_neighbour": "nearest neighbour", "majority": "majority"}
 
 
@@ -34,11 +35,11 @@ def score_table(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list
     systems = [
         ("This model", "fine-tuned, writes freely", metrics["model"]),
         ("Constrained", "this model, as predict and serve write", metrics.get("constrained")),
-        ("Before fine-tuning", "the base model as it came", metrics.get("before")),
-        ("Nearest neighbour", "copies the most similar training picture", baselines.get("nearest_neighbour")),
+        ("Before fine-tuning", "the base model as it came, constrained", metrics.get("before")),
+        ("Nearest neighbour", "copies the training picture most like it", baselines.get("nearest_neighbour")),
         ("Majority", "never looks: most frequent or median value", baselines.get("majority")),
         ("Blanked pictures", "this model, shown plain grey", image_use.get("blank")),
-        ("Shuffled pictures", "this model, shown another row\u2019s picture", image_use.get("shuffled")),
+        ("Shuffled pictures", "this model, shown another product\u2019s picture", image_use.get("shuffled")),
     ]
     systems = [system for system in systems if system[2]]
     table = [{"name": name, "note": note, "cells": []} for name, note, _ in systems]
@@ -74,33 +75,53 @@ def tiles(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict[
     return result
 
 
+def rows_of(rows: int, products: int, what: str = "") -> str:
+    """`347 test rows of 300 products`."""
+    rows_text = f"{rows:,} {what}{' ' if what else ''}row{'' if rows == 1 else 's'}"
+    return f"{rows_text} of {products:,} product{'' if products == 1 else 's'}"
+
+
 def verdict(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> dict[str, Any]:
-    """What the figures say in plain words: headline, parts, remarks; `looks`: do pictures matter.
+    """What the figures say in plain words: headline, parts, remarks; `image_use`: the verdict on the pictures.
 
     A field counts as read only where its interval clears that of both baselines.
     """
-    image_use = metrics.get("image_use")
-    looks = image_use["pictures_matter"] if image_use else None
+    use = metrics.get("image_use") or {}
+    looks = use.get("verdict")
     read = [field for field in fields if _clears_baselines(metrics, field)]
-    if looks is False:
-        opening = "Does not read the pictures"
+    if looks == "ignores_image":
+        opening = "Ignores the pictures"
     elif not read:
-        opening = "Does no better than the baselines"
+        opening = "Is not shown to do better than the baselines"
     else:
-        opening = f"Reads {listed(f.label for f in read)}" + (" from the picture alone" if looks else "")
+        opening = f"Reads {listed(f.label for f in read)}"
+        opening += " from the picture alone" if looks == "uses_image" else ""
     parts = [part for field in fields if (part := _in_words(field, metrics["model"]))]
     remarks = []
     if read and (rest := [field.label for field in fields if field not in read]):
         remarks.append(f"Not clearly better than the best baseline: {listed(rest)}.")
-    lead = next((field for field in fields if field.kind != "number"), fields[0])
-    if image_use and looks:
-        alone = {word: image_use.get(key) or {} for key, word in (("blank", "blanked"), ("shuffled", "shuffled"))}
-        figures = {word: _figure(scores, lead.column, PRIMARY[lead.kind]) for word, scores in alone.items()}
-        falls = [f"{metric_text(PRIMARY[lead.kind], f['value'])} when {word}" for word, f in figures.items() if f]
-        remarks.append(f"The pictures do the work: {lead.label} goes to {listed(falls)}." if falls else "")
-    if looks is None:
-        remarks.append("Whether the pictures matter was not checked in this evaluation.")
-    return {"headline": f"{opening}.", "parts": parts, "remarks": " ".join(remarks), "looks": looks}
+    remarks.append(image_use_in_words(use, fields))
+    return {"headline": f"{opening}.", "parts": parts, "remarks": " ".join(remarks), "image_use": looks}
+
+
+def image_use_in_words(use: Mapping[str, Any], fields: Sequence[FieldSpec]) -> str:
+    """The check of the pictures in a sentence or two."""
+    if not use:
+        return "Whether it uses the pictures was not checked in this evaluation."
+    known = [(field, use["fields"][field.column]) for field in fields if field.column in use["fields"]]
+    if use["verdict"] == "uses_image":
+        field, found = next((field, found) for field, found in known if found["shown"])
+        metric = found["metric"]
+        figures = {word: _figure(use.get(key) or {}, field.column, metric) for key, word in CONDITIONS.items()}
+        falls = [f"{metric_text(metric, f['value'])} when {word}" for word, f in figures.items() if f]
+        return f"The pictures do the work: {field.label} goes to {listed(falls)}." if falls else ""
+    margin = f"{100 * use['margin']:g} points"
+    if use["verdict"] == "ignores_image":
+        most = max(found["loss"]["high"] for _, found in known if found["telling"])
+        return f"With other products\u2019 pictures it loses at most {100 * max(0, most):.1f} points."
+    if known and not any(found["telling"] for _, found in known):
+        return f"Whether it uses the pictures cannot be told: no field has more than {margin} to lose."
+    return "These rows are too few to tell whether it uses the pictures."
 
 
 def _in_words(field: FieldSpec, scores: Mapping[str, Any]) -> tuple[str, str] | None:

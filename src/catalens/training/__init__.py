@@ -35,6 +35,7 @@ from catalens.collation import Collator, DecodedPictures, Encoder
 from catalens.config import Recipe
 from catalens.errors import TrainingError
 from catalens.examples import answer_space
+from catalens.metrics import ImageUse
 from catalens.model import Phi3VProcessor
 from catalens.tracking import NoTracker, Tracker, start_tracker
 from catalens.training.batching import Plan, PlannedBatches, plan_training, plan_validation
@@ -54,7 +55,13 @@ from catalens.training.machine import (
 )
 from catalens.training.parts import GradientCheck, coverage, prepare_parts
 from catalens.training.run_folder import explain, model_card, take_back, take_back_log, versions_of
-from catalens.training.terminal import BLIND, print_blind, print_coverage, print_throughput
+from catalens.training.terminal import (
+    IGNORES_IMAGE,
+    IMAGE_USE,
+    print_coverage,
+    print_image_use,
+    print_throughput,
+)
 from catalens.training.throughput import Meter, device_peak
 from catalens.training.trainer import CatalensTrainer, Figures, Score
 from catalens.training.unwritable import report_unwritable
@@ -71,8 +78,8 @@ class Trained:
     """Validation figures of the best checkpoint."""
     throughput: Mapping[str, float]
     """Samples and tokens a second, useful tokens, model FLOPs utilisation, peak memory, waiting for data."""
-    pictures_matter: bool | None
-    """Whether shuffled pictures hurt the best checkpoint; None where nothing was generated."""
+    image_use: ImageUse | None
+    """What the check of the pictures found for the best checkpoint; None where nothing was generated."""
     seconds: float
 
 
@@ -195,7 +202,7 @@ def _trainable(recipe: Recipe) -> tuple[Any, Any]:
 def _fit(
     run: _Prepared, folder: Path, checkpoint: Path | None, score: Score | None, tracker: Tracker, console: Console
 ) -> Trained:
-    """Train, keep the best model, see whether it looks at its pictures, and say so everywhere."""
+    """Train, keep the best model, check whether it uses its pictures, and say so everywhere."""
     spec, state = run.recipe.training, processes()
     batches = PlannedBatches(run.plans[0], state.process_index, state.num_processes)
     arguments = trainer_arguments(run.recipe, folder, run.plans[0], batches.accumulation)
@@ -232,8 +239,8 @@ def _fit(
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         bar.progress.stop()
-    matter = _image_use(run, trainer.model, score, tracker)
-    trained = _outcome(trainer, folder, run.meter, matter, result.metrics["train_runtime"])
+    use = _image_use(run, trainer.model, score, tracker)
+    trained = _outcome(trainer, folder, run.meter, use, result.metrics["train_runtime"])
     _finish(run, trainer, trained, tracker)
     console.print(
         f"best checkpoint: step {trained.best_step} of {trained.steps} by {spec.best_by}, {trained.seconds:.0f} s; "
@@ -243,23 +250,23 @@ def _fit(
         soft_wrap=True,
     )
     print_throughput(trained.throughput, console)
-    if matter is False:
-        print_blind(console)
+    if trained.image_use:
+        print_image_use(trained.image_use, console)
     return trained
 
 
-def _image_use(run: _Prepared, model: Any, score: Score | None, tracker: Tracker) -> bool | None:
-    """Whether the best model looks at its pictures."""
+def _image_use(run: _Prepared, model: Any, score: Score | None, tracker: Tracker) -> ImageUse | None:
+    """Check whether the best model uses its pictures."""
     if score is None:
         return None
-    matter, shuffled = score.image_use(model, run.processor)
-    tracker.summary({"pictures_matter": matter, **{f"shuffled/{name}": f["value"] for name, f in shuffled.items()}})
-    if not matter:
-        tracker.warn("pictures do not matter", BLIND)
-    return matter
+    use, shuffled = score.image_use(model, run.processor)
+    tracker.summary({"image_use": use, **{f"shuffled/{name}": f["value"] for name, f in shuffled.items()}})
+    if use == "ignores_image":
+        tracker.warn(IGNORES_IMAGE, IMAGE_USE[use])
+    return use
 
 
-def _outcome(trainer: CatalensTrainer, folder: Path, meter: Meter, matter: bool | None, seconds: float) -> Trained:
+def _outcome(trainer: CatalensTrainer, folder: Path, meter: Meter, use: ImageUse | None, seconds: float) -> Trained:
     best = trainer.state.best_global_step or trainer.state.global_step
     entries = [entry for entry in trainer.state.log_history if entry["step"] == best and "eval_loss" in entry]
     figures = {
@@ -267,7 +274,7 @@ def _outcome(trainer: CatalensTrainer, folder: Path, meter: Meter, matter: bool 
         for name, value in entries[-1].items()
         if "eval_" in name and "/" not in name and not is_timing(name)
     }
-    return Trained(folder, trainer.state.global_step, best, figures, meter.overall(), matter, seconds)
+    return Trained(folder, trainer.state.global_step, best, figures, meter.overall(), use, seconds)
 
 
 def _finish(run: _Prepared, trainer: CatalensTrainer, trained: Trained, tracker: Tracker) -> None:
@@ -279,9 +286,8 @@ def _finish(run: _Prepared, trainer: CatalensTrainer, trained: Trained, tracker:
     folder, catalog = trained.folder, run.catalog
     space = answer_space(run.recipe.prompt, run.data.train.rows)
     save_best(folder / "best", model, run.processor, run.recipe.prompt, space, weights)
-    use = {None: "", True: "Shuffled pictures hurt its score: it looks.", False: f"**{BLIND}**"}[
-        trained.pictures_matter
-    ]
+    use = IMAGE_USE[trained.image_use] if trained.image_use else ""
+    use = f"**{use}**" if trained.image_use == "ignores_image" else use
     steps = (trained.best_step, trained.steps)
     card = model_card(run.recipe, catalog, folder.name, trained.figures, steps, use)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -289,7 +295,7 @@ def _finish(run: _Prepared, trainer: CatalensTrainer, trained: Trained, tracker:
     about = {
         "step": trained.best_step,
         **trained.figures,
-        "pictures_matter": trained.pictures_matter,
+        "image_use": trained.image_use,
         "catalog": catalog.card.content_hash,
     }
     tracker.model(folder / "best", trained.best_step, about)

@@ -85,7 +85,7 @@ def take_back_log(log: Path, checkpoint: Path | None) -> None:
 def model_card(
     recipe: Recipe, catalog: Catalog, name: str, figures: Mapping[str, float], steps: tuple[int, int], image_use: str
 ) -> str:
-    """`README.md`: what was trained on what, how well, does it look. `steps`: of the best model, of the run."""
+    """`README.md`: what was trained on what, how well, does it see. `steps`: of the best model, of the run."""
     tag = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[recipe.training.method]
     table = "\n".join(f"| {figure} | {value:.4g} |" for figure, value in figures.items())
     fields = ", ".join(f"`{field.column}` as `{field.label}`" for field in recipe.prompt.fields)

@@ -8,12 +8,20 @@ from rich.panel import Panel
 from rich.table import Column, Table
 
 from catalens.config import Part
+from catalens.metrics import ImageUse
 from catalens.training.parts import Coverage
 
-BLIND = (
-    "Its score on the validation sample does not fall with other products' pictures: it does not look. "
-    "See that pictures and texts belong together, train the projector or longer, or take more rows."
-)
+IMAGE_USE: Mapping[ImageUse, str] = {
+    "uses_image": "Its score on the validation sample falls with other products' pictures: it uses the pictures.",
+    "ignores_image": "Its score on the validation sample does not fall with other products' pictures: it ignores "
+    "them. See that pictures and texts belong together, train the projector or longer, or take more rows.",
+    "undecided": "The validation sample cannot tell whether it uses the pictures: `catalens evaluate` asks all test "
+    "rows, training.validation_rows more of the validation rows.",
+}
+"""What the check of the pictures found, in words."""
+
+IGNORES_IMAGE = "the pictures are ignored"
+"""Title of the warning."""
 
 
 def print_coverage(covered: Mapping[Part, Coverage], rows: Mapping[str, int], console: Console) -> None:
@@ -40,6 +48,9 @@ def print_throughput(speed: Mapping[str, float], console: Console) -> None:
         )
 
 
-def print_blind(console: Console) -> None:
-    """Say loudly that a model does not look at its pictures."""
-    console.print(Panel(f"[bold]{BLIND}[/]", title="pictures do not matter", style="red"))
+def print_image_use(found: ImageUse, console: Console) -> None:
+    """Print whether a model uses its pictures; loudly where it was shown to ignore them."""
+    if found == "ignores_image":
+        console.print(Panel(f"[bold]{IMAGE_USE[found]}[/]", title=IGNORES_IMAGE, style="red"))
+    else:
+        console.print(IMAGE_USE[found], highlight=False, markup=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from catalens.checkpoint import agreed, processes
 from catalens.collation import IGNORED, ProductDataset
 from catalens.config import TrainingSpec
 from catalens.errors import TrainingError
-from catalens.metrics import Figure
+from catalens.metrics import Figure, ImageUse
 from catalens.model import Phi3VProcessor
 from catalens.tracking import Shown
 from catalens.training.batching import Plan, PlannedBatches
@@ -39,8 +39,8 @@ class Score(Protocol):
         """Figures, and some of the rows with what was written about them; in every process the same."""
         ...
 
-    def image_use(self, model: Any, processor: Phi3VProcessor) -> tuple[bool, Figures]:
-        """Whether shuffled pictures hurt, and the figures with them."""
+    def image_use(self, model: Any, processor: Phi3VProcessor) -> tuple[ImageUse, Figures]:
+        """What other products' pictures do to the score, and the figures with them."""
         ...
 
 
