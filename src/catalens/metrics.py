@@ -87,7 +87,7 @@ def differences(
     Paired bootstrap (Efron and Tibshirani, 1993). What makes a row hard is hard for both, and falls out. Two made-up
     products, one that only the first has right and one that only the other has, keep the interval from closing up and
     `p` from being small on a handful of rows (as Agresti and Min, 2005, do for shares). `mae`, which knows no largest
-    error, and `macro_f1`, which is no figure of single rows, do without.
+    error, does without.
     """
     rows = len(truths)
     plain = statistics(kinds, [*truths, *truths], [*first, *other])
@@ -96,13 +96,11 @@ def differences(
     extra, right, wrong = [truths[0]] * (2 * each), [truths[0]] * each, [None] * each
     padded = statistics(kinds, [*truths, *extra] * 2, [*first, *right, *wrong, *other, *wrong, *right])
     made_up = [("made up", n // each) for n in range(2 * each)]
-    found: dict[str, dict[str, Figure]] = {}
-    for name, measured in plain.items():
-        alone = {metric: measured.pop(metric) for metric in ("mae", "macro_f1") if metric in measured}
-        bounded = {metric: padded[name][metric] for metric in measured}
-        both = paired(bounded, rows + len(extra), [*numbers, *made_up], len(extra), resamples)
-        both |= paired(alone, rows, numbers, resamples=resamples)
-        found[name] = {metric: both[metric] for metric in padded[name]}
+    found = {}
+    for name, measured in padded.items():
+        found[name] = paired(measured, rows + len(extra), [*numbers, *made_up], len(extra), resamples)
+        if "mae" in measured:
+            found[name] |= paired({"mae": plain[name]["mae"]}, rows, numbers, resamples=resamples)
     return found
 
 
