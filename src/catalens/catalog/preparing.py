@@ -317,9 +317,12 @@ class _Work:
         """A row that can be kept, whatever the table holds."""
         if isinstance(row, str):
             return TableRow(number, "", {}, "", reason=storable(row))
-        id, fields, reason = read_values(row, self.roles, self.spec.numbers)
-        picture, embedded = read_picture(row.get(self.image))
-        reason = reason or picture_reason(row.get(self.image), self.image)
+        try:
+            id, fields, reason = read_values(row, self.roles, self.spec.numbers)
+            picture, embedded = read_picture(row.get(self.image))
+            reason = reason or picture_reason(row.get(self.image), self.image)
+        except Exception as error:  # cells may hold anything, and make their reading raise anything
+            return TableRow(number, "", {}, "", reason=storable(f"cannot be read: {_first_line(error)}"))
         largest = self.spec.download.max_bytes
         if reason is None and embedded is not None and len(embedded) > largest:
             reason = f"too large: more than {largest:,} bytes"
@@ -358,3 +361,7 @@ def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) ->
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return ", ".join(name for name in other if one.get(name) != other[name])
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
