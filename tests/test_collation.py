@@ -1,11 +1,14 @@
+import io
+
 import pytest
 import torch
+from PIL import Image
 
-from catalens.catalog.storage import Catalog
+from catalens.catalog.storage import Catalog, CatalogWriter, Roles
 from catalens.checkpoint import load_processor
-from catalens.collation import IGNORED, Collator, DecodedPictures, Encoder, ProductDataset
+from catalens.collation import IGNORED, Collator, DecodedPictures, Encoder, ProductDataset, usable_rows
 from catalens.config import PromptSpec
-from catalens.errors import CheckpointError, PromptError, TrainingError
+from catalens.errors import CatalogError, CheckpointError, PromptError, TooManyBadRowsError, TrainingError
 from catalens.examples import render_answer, render_prompt
 
 
@@ -103,3 +106,50 @@ def test_a_tokenizer_that_melts_prompt_and_answer_is_refused():
     processor.tokenize = lambda text, sizes=(): [1, 2] if text.endswith("\n") else [1, 3]  # type: ignore[method-assign]
     with pytest.raises(CheckpointError, match="tokenizer"):
         Encoder(processor, PromptSpec())
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    def make(*titles: str, picture: bytes | None = None) -> Catalog:
+        buffer = io.BytesIO()
+        Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+        with CatalogWriter(tmp_path / "catalog", Roles(id="code", fields={"title": "text"}), {}) as writer:
+            for number, title in enumerate(titles):
+                writer.add("test", buffer.getvalue(), f"P{number}", {"title": title})
+            if picture is not None:
+                writer.add("test", picture, "HURT", {"title": "Hurt"})
+        return Catalog(tmp_path / "catalog")
+
+    return make
+
+
+@pytest.fixture
+def titles() -> Encoder:
+    return Encoder(load_processor("tiny"), PromptSpec(fields=PromptSpec().fields[:1]))
+
+
+def test_rows_that_are_of_no_use_are_named(catalog, titles):
+    good, bad = usable_rows(catalog(*["Bag"] * 38, "Bag<|end|>", picture=b"<svg/>"), titles, "test")
+    assert [row["code"] for row in good] == [f"P{n}" for n in range(38)]
+    assert bad[0].startswith("test row 39 (P38): field 'title' holds the special token '<|end|>'")
+    assert bad[1].startswith("test row 40 (HURT): picture not a picture in one of JPEG")
+
+
+def test_too_many_of_no_use_are_an_error(catalog, titles):
+    with pytest.raises(TooManyBadRowsError, match=r"2 of 11 test rows cannot be used: test row 10 \(P9\)"):
+        usable_rows(catalog(*["Bag"] * 9, "<|end|>", picture=b""), titles, "test")
+
+
+def test_tokens_that_do_not_read_back_count_as_well(catalog, titles, monkeypatch):
+    decode = titles.tokenizer.decode
+    monkeypatch.setattr(titles.tokenizer, "decode", lambda ids: decode(ids).replace("Hat", "hat"))
+    good, bad = usable_rows(catalog(*["Bag"] * 3, "Hat", *["Bag"] * 16), titles, "test")
+    assert len(good) == 19
+    assert [reason.partition(";")[0] for reason in bad] == [
+        "test row 4 (P3): the tokenizer does not give back 'Product: Hat<|end|>'"
+    ]
+
+
+def test_a_column_that_is_not_there_is_named(catalog, encoder: Encoder):
+    with pytest.raises(CatalogError, match="no column 'category3_code'"):
+        usable_rows(catalog("Bag"), encoder, "test")

@@ -1,6 +1,5 @@
 """What is written is read back, or refused with the row and the field named."""
 
-import io
 import math
 import re
 import subprocess
@@ -10,11 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from catalens.catalog.storage import Catalog, CatalogWriter, Roles
 from catalens.config import FieldSpec, NumberFormat, PromptSpec
-from catalens.errors import CatalogError, PromptError, TooManyBadRowsError
+from catalens.errors import PromptError
 from catalens.examples import (
     END,
     canonical_text,
@@ -23,7 +20,6 @@ from catalens.examples import (
     parse_number,
     render_answer,
     render_prompt,
-    usable_rows,
 )
 
 SCARF = {"title": "Vintage Check Cotton Scarf", "category3_code": "ACCESSORIES", "full_price": 390.0}
@@ -323,50 +319,6 @@ def test_an_answer_that_does_not_parse_says_why(text: str, error: str):
 def test_no_text_makes_parsing_raise(text: str):
     answer = parse_answer(DEFAULT, text)
     assert (answer.values is None) != (answer.error is None)
-
-
-@pytest.fixture
-def catalog(tmp_path):
-    def make(*titles: str, picture: bytes | None = None) -> Catalog:
-        buffer = io.BytesIO()
-        Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
-        with CatalogWriter(tmp_path / "catalog", Roles(id="code", fields={"title": "text"}), {}) as writer:
-            for number, title in enumerate(titles):
-                writer.add("test", buffer.getvalue(), f"P{number}", {"title": title})
-            if picture is not None:
-                writer.add("test", picture, "HURT", {"title": "Hurt"})
-        return Catalog(tmp_path / "catalog")
-
-    return make
-
-
-TITLE = PromptSpec(fields=DEFAULT.fields[:1])
-
-
-def test_rows_that_are_of_no_use_are_named(catalog):
-    good, bad = usable_rows(catalog(*["Bag"] * 38, "Bag<|end|>", picture=b"<svg/>"), TITLE, "test")
-    assert [row["code"] for row in good] == [f"P{n}" for n in range(38)]
-    assert bad[0].startswith("test row 39 (P38): field 'title' holds the special token '<|end|>'")
-    assert bad[1].startswith("test row 40 (HURT): picture not a picture in one of JPEG")
-
-
-def test_too_many_of_no_use_are_an_error(catalog):
-    with pytest.raises(TooManyBadRowsError, match=r"2 of 11 test rows cannot be used: test row 10 \(P9\)"):
-        usable_rows(catalog(*["Bag"] * 9, "<|end|>", picture=b""), TITLE, "test")
-
-
-def test_a_check_of_the_caller_counts_as_well(catalog):
-    def check(answer, name):
-        if answer == "Product: Hat<|end|>":
-            raise PromptError(f"{name}: no")
-
-    good, bad = usable_rows(catalog(*["Bag"] * 3, "Hat", *["Bag"] * 16), TITLE, "test", check)
-    assert (len(good), bad) == (19, ["test row 4 (P3): no"])
-
-
-def test_a_column_that_is_not_there_is_named(catalog):
-    with pytest.raises(CatalogError, match="no column 'category3_code'"):
-        usable_rows(catalog("Bag"), DEFAULT, "test")
 
 
 def test_no_torch_is_loaded():

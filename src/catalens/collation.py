@@ -16,12 +16,15 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from catalens.catalog.pictures import open_picture, picture_size
+from catalens.catalog.storage import Catalog
 from catalens.config import PromptSpec
-from catalens.errors import CheckpointError, PictureError, PromptError, TrainingError
+from catalens.errors import CheckpointError, PictureError, PromptError, TooManyBadRowsError, TrainingError
 from catalens.examples import END, render_answer, render_prompt
 from catalens.model import Phi3VProcessor
 
 IGNORED = -100
+MAX_BAD = 0.05
+"""Largest share of a split that may be of no use."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,34 @@ class Encoder:
 
     def _ids(self, answer: str, size: tuple[int, int]) -> list[int]:
         return self.processor.tokenize(self._opening + answer, [size])
+
+
+def usable_rows(
+    catalog: Catalog, encoder: Encoder, split: str, look: Callable[[bytes], object] = open_picture
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of a split that a model can learn from and be judged by, and the reasons against the others.
+
+    The one reader of all stages, so that they have the same rows: text and its tokens read back, the picture decodes.
+    `look` is called with each picture and raises PictureError against it. Raises CatalogError as `Catalog.rows`, and
+    TooManyBadRowsError where more than `MAX_BAD` of the rows are of no use.
+    """
+    roles = catalog.card.roles
+    rows = catalog.rows(split, [roles.image, roles.id, *(field.column for field in encoder.prompt.fields)])
+    good: list[dict[str, Any]] = []
+    bad: list[str] = []
+    for number, row in enumerate(rows, start=1):
+        name = f"{split} row {number} ({row[roles.id]})"
+        try:
+            encoder.check(render_answer(encoder.prompt, row, name), name)
+            look(row[roles.image])
+            good.append(row)
+        except PromptError as error:
+            bad.append(str(error))
+        except PictureError as error:
+            bad.append(f"{name}: picture {error}")
+    if len(bad) > MAX_BAD * len(rows):
+        raise TooManyBadRowsError(f"{len(bad)} of {len(rows)} {split} rows cannot be used: {'; '.join(bad[:3])}")
+    return good, bad
 
 
 class DecodedPictures:

@@ -16,21 +16,17 @@ special tokens, numbers that are not finite, and text that contains the next fie
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
-from catalens.catalog.pictures import open_picture
-from catalens.catalog.storage import Catalog
 from catalens.config import SPECIAL, FieldSpec, Frozen, NumberFormat, PromptSpec
-from catalens.errors import PictureError, PromptError, TooManyBadRowsError
+from catalens.errors import PromptError
 
 END = "<|end|>"
-MAX_BAD = 0.05
-"""Largest share of a split that may be of no use."""
 LARGEST = 10**15
 """Numbers are smaller than this in size; no price has more digits."""
 
@@ -130,38 +126,6 @@ def parse_answer(spec: PromptSpec, text: str) -> Answer:
             return Answer(None, f"{field.label!r} is {part!r}, not a {field.kind}")
         values[field.column] = value
     return Answer(values) if end else Answer(None, f"was cut off before its {END}")
-
-
-def usable_rows(
-    catalog: Catalog,
-    spec: PromptSpec,
-    split: str,
-    check: Callable[[str, str], object] = lambda answer, name: None,
-    look: Callable[[bytes], object] = open_picture,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of a split whose text reads back and whose picture decodes, and the reasons against the others.
-
-    `check` is called with each row's answer and name, and raises PromptError against it; `look` with its picture,
-    and raises PictureError. Raises CatalogError as `Catalog.rows`, and TooManyBadRowsError where more than `MAX_BAD`
-    of the rows are of no use.
-    """
-    roles = catalog.card.roles
-    rows = catalog.rows(split, [roles.image, roles.id, *(field.column for field in spec.fields)])
-    good: list[dict[str, Any]] = []
-    bad: list[str] = []
-    for number, row in enumerate(rows, start=1):
-        name = f"{split} row {number} ({row[roles.id]})"
-        try:
-            check(render_answer(spec, row, name), name)
-            look(row[roles.image])
-            good.append(row)
-        except PromptError as error:
-            bad.append(str(error))
-        except PictureError as error:
-            bad.append(f"{name}: picture {error}")
-    if len(bad) > MAX_BAD * len(rows):
-        raise TooManyBadRowsError(f"{len(bad)} of {len(rows)} {split} rows cannot be used: {'; '.join(bad[:3])}")
-    return good, bad
 
 
 def canonical_text(value: str) -> str:

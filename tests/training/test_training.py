@@ -11,6 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tracked import artifacts, history, records
 
+from catalens import metrics
 from catalens.catalog.storage import Catalog, CatalogWriter, Roles
 from catalens.checkpoint import TINY, load_model, load_processor, load_run
 from catalens.collation import Collator, DecodedPictures, Encoder, ProductDataset
@@ -19,11 +20,12 @@ from catalens.errors import (
     CatalogError,
     CheckpointError,
     PictureError,
+    PromptError,
     RecipeError,
     TooManyBadRowsError,
     TrainingError,
 )
-from catalens.evaluation import validation_scorer
+from catalens.evaluation import ValidationScorer, evaluate, validation_scorer
 from catalens.training import train, trainer
 from catalens.training.machine import allows_tf32, check_machine
 from catalens.training.run_folder import explain
@@ -178,11 +180,11 @@ def test_a_loss_that_is_no_number_stops_with_one_sentence(recipe, tmp_path):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["checkpoint-1"]
 
 
-def catalogue(folder, picture: bytes, titles: list[str]) -> None:
+def catalogue(folder, picture: bytes, titles: list[str], splits=("train", "validation")) -> None:
     with CatalogWriter(
         folder, Roles(id="code", fields={"title": "text", "category3_code": "category"}), {}
     ) as writer:
-        for split in ("train", "validation"):
+        for split in splits:
             for number, title in enumerate(titles):
                 writer.add(split, picture, f"{split}{number}", {"title": title, "category3_code": "BAGS"})
 
@@ -217,6 +219,38 @@ def test_rows_that_cannot_be_written_under_constraints_are_counted_and_named(two
     assert [json.loads(line) for line in lines] == [row, row | {"split": "validation", "id": "validation1"}]
     assert "2 rows cannot be written under constraints, such as train row train1" in console.file.getvalue()
     assert "field title: 'Scarf <| red'" in console.file.getvalue()
+
+
+def test_every_stage_has_the_same_rows(two_fields, drawn, tmp_path, monkeypatch):
+    """One row of each split is text that the tokens do not give back."""
+    picture = Catalog(drawn).rows("train")[0]["image"]
+    catalogue(
+        tmp_path / "catalog", picture, [*(f"Bag {n}" for n in range(30)), "Hat"], ("train", "validation", "test")
+    )
+    check = Encoder.check
+
+    def lossy(self, answer, name):
+        if "Hat" in answer:
+            raise PromptError(f"{name}: the tokenizer does not give back {answer!r}")
+        check(self, answer, name)
+
+    monkeypatch.setattr(Encoder, "check", lossy)
+    asked = changed(two_fields.model_copy(update={"catalog": str(tmp_path / "catalog")}), max_steps=1, evaluations=1)
+    asked = changed(asked, validation_rows=64)
+    scorer = ValidationScorer(asked)
+    train(asked, tmp_path / "run", Given("title.exact", 0.5))
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "run" / "left_out.jsonl").read_text().splitlines()]
+    assert [reason.partition(":")[0] for reason in reasons] == [
+        "train row 31 (train30)",
+        "validation row 31 (validation30)",
+    ]
+    assert scorer.ids == [f"validation{n}" for n in range(30)]
+    learnt = []
+    monkeypatch.setattr(metrics, "majority", lambda kinds, truths, count: learnt.extend(truths) or truths[:count])
+    spec = asked.evaluation.model_copy(update={"image_use": False, "before": False})
+    result = evaluate(tmp_path / "run", asked.model_copy(update={"evaluation": spec})).metrics
+    assert (result["rows"], len(learnt), result["confidence"]["calibrated_on"]) == (30, 30, 30)
+    assert [reason.partition(":")[0] for reason in result["left_out"]] == ["test row 31 (test30)"]
 
 
 def test_a_field_that_the_catalogue_does_not_have(recipe, drawn, tmp_path):

@@ -30,7 +30,8 @@ from rich.progress import Progress
 
 from catalens import metrics
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import Run, compute_dtype, load_model, load_run, processes
+from catalens.checkpoint import Run, compute_dtype, load_model, load_processor, load_run, processes
+from catalens.collation import Encoder, usable_rows
 from catalens.config import EvaluationSpec, Kind, PromptSpec, Recipe
 from catalens.errors import CatalogError
 from catalens.evaluation.calibrating import calibrate, run_predictor
@@ -38,7 +39,7 @@ from catalens.evaluation.evaluated import FORMAT, record_of
 from catalens.evaluation.image_use import blanked, image_use, partners
 from catalens.evaluation.report import Judged, write_report
 from catalens.evaluation.rows import Row, sampled, truth_of
-from catalens.examples import parse_answer, usable_rows
+from catalens.examples import parse_answer
 from catalens.inference import Prediction
 from catalens.inference.decoding import Written
 from catalens.inference.reading import RunPredictor
@@ -76,7 +77,8 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     spec = recipe.evaluation
     catalog = _unchanged(loaded, recipe)
     roles = catalog.card.roles
-    rows, left_out = usable_rows(catalog, prompt, spec.split)
+    encoder = Encoder(loaded.processor, prompt)
+    rows, left_out = usable_rows(catalog, encoder, spec.split)
     rows = sampled(rows, spec.rows)
     pictures = [row[roles.image] for row in rows]
     truths = [truth_of(prompt, row) for row in rows]
@@ -97,7 +99,7 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
         predictions = [predictor.judge(written) for written in constrained]
         result["constrained"] = judge.score([prediction.values for prediction in predictions])
         result |= _trust(predictor, judge, predictions)
-        result["baselines"] = _baselines(catalog, prompt, pictures, judge, writer, progress)
+        result["baselines"] = _baselines(catalog, encoder, pictures, judge, writer, progress)
         if spec.image_use:
             blank = _written(progress, "blanked pictures", writer, [blanked(picture) for picture in pictures])
             result["image_use"] = judge.image_use(values) | {"blank": judge.score(judge.read(blank))}
@@ -132,7 +134,8 @@ class ValidationScorer:
     def __init__(self, recipe: Recipe) -> None:
         self.prompt, self.spec = recipe.prompt, recipe.evaluation
         catalog = Catalog(recipe.catalog)
-        rows = sampled(usable_rows(catalog, recipe.prompt, "validation")[0], recipe.training.validation_rows)
+        encoder = Encoder(load_processor(recipe.model, recipe.num_crops), recipe.prompt)
+        rows = sampled(usable_rows(catalog, encoder, "validation")[0], recipe.training.validation_rows)
         self.ids = [row[catalog.card.roles.id] for row in rows]
         self.pictures = [row[catalog.card.roles.image] for row in rows]
         self.truths = [truth_of(recipe.prompt, row) for row in rows]
@@ -227,15 +230,15 @@ class _Judge:
 
 def _baselines(
     catalog: Catalog,
-    prompt: PromptSpec,
+    encoder: Encoder,
     pictures: Sequence[bytes],
     judge: _Judge,
     writer: Writer,
     progress: Progress,
 ) -> dict[str, Any]:
     """Score the most frequent values, and those of the training picture with the nearest features of the tower."""
-    train, _ = usable_rows(catalog, prompt, "train")
-    truths = [truth_of(prompt, row) for row in train]
+    train, _ = usable_rows(catalog, encoder, "train")
+    truths = [truth_of(encoder.prompt, row) for row in train]
     own = writer.features(pictures)  # first: the memory has them
     task = progress.add_task("features of training pictures", total=len(train))
     looks = [row[catalog.card.roles.image] for row in train]

@@ -13,10 +13,11 @@ from rich.progress import Progress
 
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import Run, load_run, processes
+from catalens.collation import Encoder, usable_rows
 from catalens.config import EvaluationSpec
 from catalens.errors import CatalogError
 from catalens.evaluation.rows import sampled, truth_of
-from catalens.examples import parse_answer, usable_rows
+from catalens.examples import parse_answer
 from catalens.inference.calibration import Calibration, fit_calibration, load_calibration
 from catalens.inference.confidence import field_scores
 from catalens.inference.reading import RunPredictor
@@ -61,7 +62,7 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
     catalog = Catalog(run.recipe.catalog)
     if catalog.card.content_hash != run.versions.get("catalog"):
         raise CatalogError(f"{catalog.folder} has changed since {run.folder} was trained: train again")
-    rows = sampled(usable_rows(catalog, run.prompt, "validation")[0], ROWS)
+    rows = sampled(usable_rows(catalog, Encoder(run.processor, run.prompt), "validation")[0], ROWS)
     writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
     with Progress(console=console) as progress:
         task = progress.add_task("calibrating", total=len(rows))

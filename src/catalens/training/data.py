@@ -10,10 +10,9 @@ from rich.progress import Progress
 
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import agreed, processes
-from catalens.collation import DecodedPictures, Encoder, ProductDataset
+from catalens.collation import DecodedPictures, Encoder, ProductDataset, usable_rows
 from catalens.config import Recipe
 from catalens.errors import TrainingError
-from catalens.examples import usable_rows
 from catalens.training.features import FeatureCache
 
 
@@ -46,7 +45,7 @@ def load_data(
     rows = {}
     left_out: list[dict[str, str]] = []
     for split in ("train", "validation"):
-        rows[split], bad = usable_rows(catalog, recipe.prompt, split, encoder.check, pictures.look)
+        rows[split], bad = usable_rows(catalog, encoder, split, pictures.look)
         left_out += [{"split": split, "reason": reason} for reason in bad]
         if not rows[split]:
             raise TrainingError(f"{catalog.folder} has no {split} rows: prepare it with other --splits")
