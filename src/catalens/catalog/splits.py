@@ -25,6 +25,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.8, "validation": 0.1, "test": 0.1})
+TEMPLATE = 30
+"""Products that all look alike from which they are no copies of one another but show one template."""
 SLACK = 1.0
 """Rows by which a category may have more than its share in a split before the hash is overruled."""
 ENOUGH = 0.5
@@ -108,8 +110,8 @@ def components(links: NDArray[np.intp], count: int) -> NDArray[np.intp]:
 def _groups(ties: Ties, shares: Sequence[float], tell: Callable[[str], None]) -> NDArray[np.intp]:
     """Number of each row's group: tied rows share one, except in a group of look-alikes too large for any split.
 
-    Too large is what leaves the other splits less than half of their shares. Its pictures are those of one template,
-    not copies, so that its rows go by product and identical picture only.
+    Too large is what leaves the other splits less than half of their shares. Where it holds many products, its
+    pictures are those of one template, not copies, so that its rows go by product and identical picture only.
     """
     total = len(ties.products)
     same = np.concatenate([_links(ties.products), _links(ties.contents)])
@@ -120,15 +122,15 @@ def _groups(ties: Ties, shares: Sequence[float], tell: Callable[[str], None]) ->
     alike = groups == sizes.argmax()
     apart = components(same, total)
     divided = len(np.unique(apart[alike]))
-    if divided > 1:
+    if divided >= TEMPLATE:
         tell(
             f"{sizes.max()} of {total} rows look alike, as pictures of one template do, and are divided by product: "
             "scores are then of products that resemble those learnt"
         )
         return np.where(alike, apart + groups.max() + 1, groups)
     tell(
-        f"{sizes.max()} of {total} rows share one product id or one picture and cannot be divided: name another "
-        "column with --id, or remove the placeholder picture, for splits as asked"
+        f"{sizes.max()} of {total} rows share one product id or one picture, or look alike, and stay in one split: "
+        "name another column with --id, remove the placeholder picture, or add other products, for splits as asked"
     )
     return groups
 
