@@ -23,13 +23,13 @@ BATCH_BYTES = 16 * 2**20
 
 
 def batch_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Mapping[Any, Any]]:
-    """Rows of a batch as dicts of Python values."""
+    """Yield the rows of a batch as dicts of Python values."""
     columns = [_cells(batch.column(place)) for place in range(batch.num_columns)]
     return (dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True))
 
 
 def parquet_rows(file: Path | IO[bytes], columns: Collection[str] | None) -> Iterator[Mapping[Any, Any]]:
-    """Rows of a Parquet file, some at a time, however large its row groups are; all columns, or those named.
+    """Yield the rows of a Parquet file, holding few, however large its row groups are; all columns, or those named.
 
     Where a row group is damaged, each of its columns is read as far as it can be.
     """
@@ -59,7 +59,7 @@ def _group_rows(parquet: pq.ParquetFile, group: int, names: list[str]) -> Iterat
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether it is the file's content that Arrow cannot read, and not the disk or the network that failed."""
+    """Tell content that Arrow cannot read from a disk or a network that failed."""
     return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
 
 

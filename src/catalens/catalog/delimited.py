@@ -18,11 +18,11 @@ MAX_RECORD = 2**20
 """Characters of a record of several lines; a longer one is a quote that is never closed."""
 NOT_CLOSED = "a quote that is not closed"
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
-"""What Excel writes above the header to say the delimiter."""
+"""A line that Excel writes above the header to say the delimiter."""
 
 
 def detect_delimiter(sample: str) -> str:
-    """What Excel's `sep=` line says, or the sign that stands most often in the header, outside of quotes."""
+    """Detect the delimiter: what Excel's `sep=` line says, or the most frequent sign of the header outside quotes."""
     if said := SEPARATOR_LINE.match(sample):
         return said.group(1)
     header = re.match(r'(?:"(?:[^"]|"")*+"|[^"\r\n])*', sample.lstrip("\r\n"))
@@ -31,7 +31,7 @@ def detect_delimiter(sample: str) -> str:
 
 
 def records(lines: Iterable[str], delimiter: str) -> Iterator[list[str] | str]:
-    """Cells of each record, the header's first, or why a record cannot be read; blank lines are left out."""
+    """Yield the cells of each record, the header's first, or why it cannot be read; blank lines are left out."""
     source = _Lines(lines)
     reader = csv.reader(source, delimiter=delimiter, strict=True)
     width = 0
@@ -82,7 +82,7 @@ class _Lines:
 
 
 def _are_rows(lines: list[str], delimiter: str, width: int) -> bool:
-    """Whether every line has the cells of a row of its own: then quotes of two rows met."""
+    """Tell lines that each have the cells of a row of their own: quotes of two rows met there."""
     return width > 2 and all(line.count(delimiter) == width - 1 for line in lines)
 
 

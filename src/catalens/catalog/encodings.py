@@ -53,7 +53,7 @@ class _Reading:
 
 
 def detect_encoding(where: str, sample: bytes) -> str:
-    """Python's name of the encoding; CatalogError that shows the readings where it cannot be told.
+    """Detect the encoding, by Python's name; CatalogError that shows the readings where it cannot be told.
 
     `sample` is the beginning of the table, up to a whole line.
     """
@@ -122,7 +122,7 @@ def _readings(sample: bytes) -> list[_Reading]:
 
 
 def _is_odd(word: str) -> bool:
-    """Whether no language writes such a word: two scripts, a capital after a small letter, a sign between letters."""
+    """Tell a word that no language writes: two scripts, a capital after a small letter, a sign between letters."""
     for one, two in itertools.pairwise(word):
         if one.isascii() and two.isascii():
             continue

@@ -89,7 +89,7 @@ def guess_id(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]]) -> str |
 
 
 def names_of(columns: Sequence[str]) -> str:
-    """Column names as a message shows them, so that blanks and odd characters are seen."""
+    """List column names for a message, so that blanks and odd characters are seen."""
     return ", ".join(map(repr, columns))
 
 
@@ -148,7 +148,7 @@ def _plain(name: str) -> str:
 
 
 def _mostly(fits: Iterable[bool]) -> bool:
-    """Whether at least four of five do: a few bad cells are no reason against a column."""
+    """Require four of five: a few bad cells are no reason against a column."""
     counted = Counter(fits)
     return counted[True] >= 0.8 * counted.total()
 

@@ -63,7 +63,7 @@ def assign_splits(
     given: Sequence[str | None] = (),
     tell: Callable[[str], None] = lambda text: None,
 ) -> list[str | None]:
-    """Split of each row; None for one that is tied to rows of two splits of an earlier preparation.
+    """Assign every row a split, or None where it is tied to rows of two splits of an earlier preparation.
 
     `given` are the splits of an earlier preparation by row, None for new rows; they are kept. A group without any
     goes where the hash of its first row's product says, unless that row's category has `SLACK` rows more than its
@@ -102,7 +102,7 @@ def assign_splits(
 
 
 def components(links: NDArray[np.intp], count: int) -> NDArray[np.intp]:
-    """Numbers of the connected components [count] of as many nodes, linked by pairs [links, 2]."""
+    """Number the connected components of `count` nodes, linked by pairs [links, 2]; [count]."""
     graph = coo_array((np.ones(len(links), np.int8), (links[:, 0], links[:, 1])), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.intp)
 

@@ -108,7 +108,7 @@ WAYS = (
 
 
 def number_flags(cells: Sequence[object]) -> str:
-    """The flags of `prepare` by which most of the cells would read as numbers; empty where there are none."""
+    """Name the flags of `prepare` by which most of the cells would read as numbers; empty where there are none."""
     read = {way: sum(isinstance(cell, str) and way.read(cell) is not None for cell in cells) for way in WAYS}
     most = max(read.values(), default=0)
     flags: list[set[str]] = []
@@ -138,7 +138,7 @@ def read_values(row: Mapping[Any, Any], roles: Roles, numbers: Numbers) -> tuple
 
 
 def read_id(cell: object) -> str:
-    """A product's id as text that can be stored; a whole number that came as a double has no point."""
+    """Read a product's id as text that can be stored; a whole number that came as a double has no point."""
     if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**63:
         cell = int(cell)
     return storable("" if _kind(cell) else str(cell).strip())
@@ -155,7 +155,7 @@ def read_picture(cell: object) -> tuple[str, bytes | None]:
 
 
 def picture_reason(cell: object, column: str) -> str | None:
-    """Why a cell names no picture; None where it names one."""
+    """Explain why a cell names no picture; None where it names one."""
     picture, embedded = read_picture(cell)
     if embedded is not None:
         return None
@@ -174,12 +174,12 @@ def is_missing(value: object) -> bool:
 
 
 def is_storable(text: str) -> bool:
-    """Whether text can be written down: half a character (JavaScript's slice leaves such) cannot."""
+    """Tell text that can be written down: half a character (JavaScript's slice leaves such) cannot."""
     return storable(text) == text
 
 
 def storable(text: str) -> str:
-    """Text that can be written down: half a character becomes a question mark."""
+    """Make text one that can be written down: half a character becomes a question mark."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
