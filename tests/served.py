@@ -94,11 +94,16 @@ class Served:
             session.trust_env = False
             return session.request(method, self.address + path, timeout=30, **options)
 
-    def raw(self, *parts: bytes, half: bool = False) -> bytes:
-        """Bytes past any HTTP library, and all that comes back until the server hangs up (or `half`: at once)."""
+    def raw(self, *parts: bytes, half: bool = False, first: bool = False) -> bytes:
+        """Bytes past any HTTP library, and all that comes back until the server hangs up.
+
+        `half`: hang up at once; `first`: when something came.
+        """
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
             for part in parts:
                 connection.sendall(part)
+            if first:
+                return connection.recv(65536)
             return b"" if half else b"".join(iter(lambda: connection.recv(65536), b""))
 
     def metric(self, line: str) -> float:

@@ -1,7 +1,12 @@
 """What the repository promises about itself."""
 
+import ast
 import re
 import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -57,6 +62,44 @@ def test_source_files_stay_readable():
         if path.startswith("src/") and path.endswith(".py") and len((ROOT / path).read_text().splitlines()) > 400
     ]
     assert not long
+
+
+@pytest.mark.parametrize(("folders", "groups"), [(["src"], []), (["tests", "scripts", "benchmarks"], ["dev"])])
+def test_every_package_that_is_imported_is_declared(folders: list[str], groups: list[str]):
+    """What another package happens to bring is gone when that one changes its mind."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = project["optional-dependencies"]
+    needed = [*project["dependencies"], *(line for name in optional if name != "dev" for line in optional[name])]
+    needed += [line for name in groups for line in optional[name]]
+    declared = {normal(re.split(r"[\s>=<!\[;]", line)[0]) for line in needed} | {"catalens"}
+    ours = {Path(path).stem for path in files() if path.endswith(".py") and not path.startswith("src/")}
+    providers = packages_distributions()
+    imported = {
+        (name.split(".")[0], path)
+        for path in files()
+        if path.endswith(".py") and path.split("/")[0] in folders
+        for name in imports(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+    }
+    missing = {
+        f"{name} ({path})"
+        for name, path in imported
+        if name not in sys.stdlib_module_names | ours
+        and not {normal(package) for package in providers.get(name, [name])} & declared
+    }
+    assert not missing
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+
+
+def normal(package: str) -> str:
+    """A package's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", package).lower()
 
 
 def test_make_lists_its_targets():

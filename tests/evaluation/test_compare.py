@@ -321,6 +321,17 @@ def test_chromium_opens_the_comparison_offline(drawn: Path, tmp_path: Path, widt
     assert problems == []
 
 
+@pytest.mark.browser
+@needs_chromium
+def test_chromium_opens_a_comparison_without_differing_rows(drawn: Path, tmp_path: Path):
+    runs = [read_evaluation(stored(tmp_path / name, drawn, {0})) for name in ("a", "b")]
+    write_comparison(tmp_path / "compare.html", compare(runs, RESAMPLES))
+    with opened((tmp_path / "compare.html").as_uri()) as (page, problems):
+        assert page.locator("#rows").count() == 0
+        assert page.locator("#gallery").count() == 1
+    assert problems == []
+
+
 def test_figures_are_plain_values():
     found = figures(compare([lucky("a", 0.7, 1, 50), lucky("b", 0.9, 2, 50)], RESAMPLES))
     assert json.loads(json.dumps(found)) == found

@@ -228,6 +228,34 @@ def test_the_description_has_every_status_and_examples_that_hold(server):
         assert {c: set(f) for c, f in shown["fields"].items()} == {c: set(f) for c, f in answered["fields"].items()}
 
 
+@pytest.mark.parametrize("token", [None, "sesame-sesame"])
+def test_the_description_says_whether_a_token_is_needed_and_what_metrics_are(token: str | None):
+    with serving(token=token) as server:
+        described = server.request("GET", "/openapi.json").json()
+    asked = [described["paths"][path][method] for path, method in (("/v1/predict", "post"), ("/metrics", "get"))]
+    assert [one.get("security") for one in asked] == [[{"HTTPBearer": []}] if token else None] * 2
+    assert ("securitySchemes" in described.get("components", {})) == (token is not None)
+    answers = asked[1]["responses"]
+    assert set(answers["200"]["content"]) == {"text/plain"}
+    assert {"200", "401", "403"} <= set(answers)
+
+
+def test_a_broken_form_leaves_nothing_in_the_log(server, caplog: pytest.LogCaptureFixture):
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    for body in (b"nonsense", b"--x\r\nA: b\r\n\r\nc\r\n--x--\r\n", b"--x\r\n\x00: b\r\n"):
+        assert server.request("POST", "/v1/predict", data=body, headers=headers).status_code == 400
+    headers = {"Content-Type": "multipart/form-data"}
+    assert server.request("POST", "/v1/predict", data=b"x", headers=headers).status_code == 400
+    assert not caplog.records
+
+
+def test_the_page_may_be_asked_for_its_head(server):
+    head, page = (server.request(method, "/") for method in ("HEAD", "GET"))
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Length"] == page.headers["Content-Length"] == str(len(page.content))
+    assert head.headers["Content-Security-Policy"] == page.headers["Content-Security-Policy"]
+
+
 def test_a_picture_that_the_model_fails_on(caplog):
     with serving(FakePredictor(poison=frozenset({jpeg(13)}))) as server:
         alone = server.post(jpeg(13))

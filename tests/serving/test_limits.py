@@ -28,7 +28,14 @@ def status(answer: bytes) -> int:
 
 @pytest.fixture(scope="module")
 def server():
-    with serving(max_bytes=200_000, timeout=1) as served:
+    with serving(max_bytes=200_000) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def hasty():
+    """For what never comes."""
+    with serving(max_bytes=200_000, timeout=2) as served:
         yield served
 
 
@@ -65,17 +72,18 @@ def test_who_asks_before_sending_is_told_at_once(server):
     assert b"100 Continue" not in answer
 
 
-def test_a_body_that_does_not_come_is_given_up(server):
-    answer = server.raw(POST + FORM + b"Content-Length: 5000\r\n\r\n" + BODY[:300])
+def test_a_body_that_does_not_come_is_given_up(hasty):
+    answer = hasty.raw(POST + FORM + b"Content-Length: 5000\r\n\r\n" + BODY[:300])
     assert status(answer) == 408
-    assert alive(server)
+    until(lambda: hasty.post(PICTURE).status_code == 200)  # a busy machine may take more than its time-out
 
 
-def test_headers_that_do_not_come_are_given_up(server):
-    assert server.raw(POST) == b""
-    assert server.raw() == b""
-    assert server.raw(POST + FORM + sized(BODY), POST).count(b"HTTP/1.1 200") == 1  # then silence within the second
-    assert alive(server)
+def test_headers_that_do_not_come_are_given_up(hasty):
+    assert hasty.raw(POST) == b""
+    assert hasty.raw() == b""
+    answers = hasty.raw(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", POST)  # then silence within the second
+    assert answers.count(b"HTTP/1.1 200") == 1
+    until(lambda: hasty.post(PICTURE).status_code == 200)
 
 
 def test_a_connection_may_carry_several_requests(server):
@@ -85,7 +93,8 @@ def test_a_connection_may_carry_several_requests(server):
             files = {"pictures": jpeg(number)}
             answer = session.post(server.address + "/v1/predict", files=files, timeout=30).json()
             assert answer["predictions"][0]["fields"]["title"]["value"] == expected(jpeg(number))["title"]
-    pipelined = server.raw((POST + FORM + sized(BODY)) * 3)
+    last = POST + b"Connection: close\r\n" + FORM + sized(BODY)
+    pipelined = server.raw((POST + FORM + sized(BODY)) * 2 + last)
     assert pipelined.count(b"HTTP/1.1 200") == pipelined.count(expected(PICTURE)["title"].encode()) == 3
 
 
@@ -113,13 +122,13 @@ def test_a_connection_may_carry_several_requests(server):
     ids=lambda value: repr(value)[-40:],
 )
 def test_tricks_with_headers_are_refused(server, request_: bytes):
-    assert 400 <= status(server.raw(request_)) < 500
+    assert 400 <= status(server.raw(request_, first=True)) < 500
     assert alive(server)
 
 
 def test_an_upgrade_is_not_made(server):
     upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n"
-    answer = server.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + upgrade + b"\r\n")
+    answer = server.raw(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + upgrade + b"\r\n", first=True)
     assert status(answer) == 200
 
 
@@ -245,13 +254,14 @@ def test_an_answer_that_takes_too_long_is_given_up_and_its_pictures_dropped():
     predictor = FakePredictor()
     predictor.go_on.clear()
     with serving(predictor, timeout=0.3, batch_size=1) as server:
-        for _ in range(2):
-            answer = server.post(PICTURE)
+        for number in (1, 2):
+            answer = server.post(jpeg(number))
             assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
         assert server.service.batcher.depth == 0
         predictor.go_on.set()
-        assert alive(server)
-        assert len(predictor.batches) == 2
+        until(lambda: server.post(jpeg(3)).status_code == 200)  # a busy machine may take more than this time-out
+        assert [jpeg(1)] in predictor.batches
+        assert [jpeg(2)] not in predictor.batches
 
 
 def test_more_connections_than_a_process_can_hold_get_503(server):

@@ -16,6 +16,19 @@ from catalens.examples import Value
 from catalens.inference import Prediction
 from catalens.serving.intake import JSON, MULTIPART, PictureSource
 
+REFUSALS = {
+    400: "the form is broken or cut short",
+    401: "the token is missing or wrong",
+    403: "asked by another site's page",
+    408: "the body came too slowly",
+    413: "body, picture or number of pictures too large",
+    415: "neither multipart/form-data nor application/json",
+    422: "the only picture cannot be read, or the body has another form",
+    429: "the queue is full: come back after Retry-After seconds",
+    503: "no answer in time, the model failed, or the server is ending: come back after Retry-After seconds",
+}
+"""Why there is no answer, by status."""
+
 
 class FieldAnswer(BaseModel, use_attribute_docstrings=True):
     """One field of a picture."""
@@ -91,17 +104,6 @@ def described_request() -> dict[str, Any]:
 
 def described_answers(prompt: PromptSpec) -> dict[int | str, dict[str, Any]]:
     """The statuses of an answer, for OpenAPI, with an example that has the fields of `prompt`."""
-    reasons = {
-        400: "the form is broken or cut short",
-        401: "the token is missing or wrong",
-        403: "asked by another site's page",
-        408: "the body came too slowly",
-        413: "body, picture or number of pictures too large",
-        415: "neither multipart/form-data nor application/json",
-        422: "the only picture cannot be read, or the body has another form",
-        429: "the queue is full: come back after Retry-After seconds",
-        503: "no answer in time, the model failed, or the server is ending: come back after Retry-After seconds",
-    }
     shown: dict[str, Any] = {"text": "Red Tote Bag", "category": "BAGS", "number": 129.0}
     example = Prediction(
         values={spec.column: shown[spec.kind] for spec in prompt.fields},
@@ -111,8 +113,11 @@ def described_answers(prompt: PromptSpec) -> dict[int | str, dict[str, Any]]:
     bad = Prediction(values=None, error="not a picture in one of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF")
     predictions = [answer_of(prompt, example), answer_of(prompt, bad)]
     answer = Answer(predictions=predictions, calibrated=True, model="demo").model_dump()
+    answered = {"description": "one entry a picture", "content": {JSON: {"example": answer}}}
+    return {200: answered} | described_refusals(*REFUSALS)
+
+
+def described_refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Some of the statuses without an answer, for OpenAPI."""
     detail = {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}
-    refusals: dict[int | str, dict[str, Any]] = {
-        status: {"description": reason, "content": {JSON: detail}} for status, reason in reasons.items()
-    }
-    return {200: {"description": "one entry a picture", "content": {JSON: {"example": answer}}}} | refusals
+    return {status: {"description": REFUSALS[status], "content": {JSON: detail}} for status in statuses}

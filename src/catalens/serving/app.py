@@ -11,6 +11,7 @@
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
@@ -18,6 +19,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -29,7 +31,14 @@ from catalens import __version__
 from catalens.catalog.downloading import Network
 from catalens.config import PromptSpec
 from catalens.inference import Prediction, Predictor
-from catalens.serving.answers import Answer, PictureAnswer, answer_of, described_answers, described_request
+from catalens.serving.answers import (
+    Answer,
+    PictureAnswer,
+    answer_of,
+    described_answers,
+    described_refusals,
+    described_request,
+)
 from catalens.serving.batching import Batcher, PredictorError, QueueFullError
 from catalens.serving.intake import Intake
 from catalens.serving.limits import Guard, ServeSettings, check_caller
@@ -142,6 +151,7 @@ def create_app(
     predictor: Predictor, settings: ServeSettings, card: ModelCard, network: Network | None = None
 ) -> FastAPI:
     """The app; its `state.service` is the Service. `network` leads the names of URLs elsewhere in tests."""
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a broken form has an answer, with the reason
     service = Service(predictor, settings, card.name, network)
     index = render_index(card, predictor.prompt, settings)
 
@@ -177,11 +187,12 @@ def create_app(
 
 
 def _add_routes(app: FastAPI, service: Service, index: str) -> None:
-    bearer = Depends(HTTPBearer(auto_error=False, description="Needed where the server was given a token."))
+    bearer = Depends(HTTPBearer(auto_error=False, description="The token that the server was given."))
+    locked = [bearer] if service.settings.token else []
 
     @app.post(
         "/v1/predict",
-        dependencies=[bearer],
+        dependencies=locked,
         response_model=Answer,
         responses=described_answers(service.prompt),
         openapi_extra=described_request(),
@@ -192,7 +203,13 @@ def _add_routes(app: FastAPI, service: Service, index: str) -> None:
         read has its own `error`."""
         return await service.predict(request)
 
-    @app.get("/metrics", dependencies=[bearer], summary="Prometheus metrics")
+    @app.get(
+        "/metrics",
+        dependencies=locked,
+        response_class=PlainTextResponse,
+        responses=described_refusals(401, 403),
+        summary="Prometheus metrics",
+    )
     def metrics(request: Request) -> Response:
         check_caller(request, service.settings)
         return Response(generate_latest(service.registry), media_type=CONTENT_TYPE_LATEST)
@@ -207,7 +224,7 @@ def _add_routes(app: FastAPI, service: Service, index: str) -> None:
             raise _later(503, "not accepting pictures", 1)
         return {"status": "ready"}
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
         return Response(index, media_type="text/html")
 
