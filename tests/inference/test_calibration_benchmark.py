@@ -38,7 +38,6 @@ def run(tmp_path: Path) -> Path:
     ]
     scores = [{"title": FieldScore(-0.01 if one else -2.0, 4), "price": FieldScore(-1.0, 4)} for one in sure]
     calibration = fit_calibration(PROMPT, truths[:300], said[:300], scores[:300])
-    calibration.save(tmp_path)
     rows = [
         {f"truth.{name}": truth[name] for name in truth}
         | {f"predicted.{name}": values[name] for name in values}
@@ -50,6 +49,7 @@ def run(tmp_path: Path) -> Path:
         (tmp_path / folder).mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "evaluation" / "predictions.parquet")
     (tmp_path / "best" / "prompt.json").write_text(PROMPT.model_dump_json())
+    calibration.save(tmp_path)
     return tmp_path
 
 

@@ -101,13 +101,16 @@ def test_what_is_not_sure_enough_is_marked_and_what_was_not_read_is_marked_whole
 @pytest.mark.integration
 def test_a_run_reads_in_the_space_of_its_catalogue_and_learns_what_it_is_sure_of(run, drawn):
     calibration = calibrate(run)
+    known = [row["id"] for row in Catalog(drawn).rows("validation")]
+    assert (calibration.rows, calibration.products) == (len(known), len(set(known)))
+    assert calibration.candidates == 2  # rounds of the recipe
     assert (run / "calibration.json").is_file()
     rows = list(Catalog(drawn).rows("test"))
-    known = {row["category3_code"] for row in Catalog(drawn).rows("train")}
+    categories = {row["category3_code"] for row in Catalog(drawn).rows("train")}
     predictor = load_predictor(run, accept_error={"title": 0.5})
     predictions = predictor.predict([*(row["image"] for row in rows), b"<svg/>"])
     assert predictor.calibrated
-    assert all(one.values and one.values["category3_code"] in known for one in predictions[:-1])
+    assert all(one.values and one.values["category3_code"] in categories for one in predictions[:-1])
     assert all(0 <= share <= 1 for one in predictions[:-1] for share in one.confidence.values())
     assert predictions[-1].error
     if calibration.bounds("full_price", 100.0):

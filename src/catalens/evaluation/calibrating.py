@@ -5,7 +5,10 @@
 `catalens train` ends with it, and `catalens evaluate` makes up for it where it is missing.
 """
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -23,8 +26,8 @@ from catalens.inference.confidence import field_scores
 from catalens.inference.reading import RunPredictor
 from catalens.inference.writer import Memory, Writer
 
-ROWS = 2000
-"""Most validation rows that a calibration learns from."""
+PRODUCTS = 2000
+"""Most products of the validation split that a calibration learns from."""
 
 
 def calibrate(run: Path | str, console: Console | None = None) -> Calibration:
@@ -62,20 +65,33 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
     catalog = Catalog(run.recipe.catalog)
     if catalog.card.content_hash != run.versions.get("catalog"):
         raise CatalogError(f"{catalog.folder} has changed since {run.folder} was trained: train again")
-    rows = sampled(usable_rows(catalog, Encoder(run.processor, run.prompt), "validation")[0], ROWS)
+    roles, encoder = catalog.card.roles, Encoder(run.processor, run.prompt)
+    everything, _ = usable_rows(catalog, encoder, "validation")
+    rows = sampled(one_a_product(everything, roles.id, roles.image), PRODUCTS)
     writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
     with Progress(console=console) as progress:
         task = progress.add_task("calibrating", total=len(rows))
-        written = writer.write(
-            [row[catalog.card.roles.image] for row in rows], lambda done: progress.update(task, completed=done)
-        )
+        written = writer.write([row[roles.image] for row in rows], lambda done: progress.update(task, completed=done))
     predictions = [parse_answer(run.prompt, one.text).values for one in written]
     scores = [
         {} if values is None else field_scores(run.prompt, one)
         for values, one in zip(predictions, written, strict=True)
     ]
     truths = [truth_of(run.prompt, row) for row in rows]
-    calibration = fit_calibration(run.prompt, truths, predictions, scores, spec.interval)
+    candidates = run.recipe.training.evaluations
+    calibration = fit_calibration(run.prompt, truths, predictions, scores, spec.interval, candidates)
+    known = {row[roles.id] for row in rows}
+    calibration = calibration.model_copy(update={"rows": sum(row[roles.id] in known for row in everything)})
     if processes().is_main_process and spec.interval == run.recipe.evaluation.interval:
         calibration.save(run.folder)
     return calibration
+
+
+def one_a_product(rows: Sequence[dict[str, Any]], id_column: str, image_column: str) -> list[dict[str, Any]]:
+    """One row of each product, in their order: always the same one, by a lot that knows nothing of the answer."""
+    chosen: dict[str, tuple[bytes, int]] = {}
+    for place, row in enumerate(rows):
+        name = str(row[id_column])
+        lot = hashlib.sha256(name.encode() + b"\0" + row[image_column]).digest(), place
+        chosen[name] = min(lot, chosen.get(name, lot))
+    return [rows[place] for place in sorted(place for _, place in chosen.values())]

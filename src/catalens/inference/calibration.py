@@ -1,27 +1,32 @@
 """What the decoder scored -> probabilities, bounds and thresholds that hold on products it never saw.
 
-    {"format": 1, "rows": 167, "interval": 0.9, "fields": {
+    {"format": 2, "rows": 402, "products": 167, "candidates": 3, "interval": 0.9, "best": "sha256:6f0...", "fields": {
        "title":      {"kind": "text", "slope": 0.71, "offset": -0.84, "steps": [[0.9985, 1, 0], [0.9983, 2, 0], ...]},
        "full_price": {"kind": "number", ..., "bound": {"by": "ratio", "size": 1.21}}}}
 
-is `calibration.json` in a run's folder, learned from the answers to its validation rows.
+is `calibration.json` in a run's folder, learned from the answers to its validation rows, one row a product: photos of
+one product are right or wrong together, and would count for more than they are.
 
 - Confidence is the probability that a value is right (metrics.correctness). The model's own probability, as log-odds,
   goes through a logistic function whose slope and offset are fitted to the validation rows, their labels smoothed, so
   that rows that are all right or all wrong give no certainty (Platt, 1999). The slope leans towards 1, which keeps
   the order of the answers where no row is wrong, and is never negative: a less likely answer never gets a higher
   confidence, and the order is the model's own, not learned.
-- Intervals are split conformal (Vovk et al., 2005; Lei et al., 2018): the validation errors' quantile of rank
-  ceil((n + 1) * interval) bounds a new error as often as promised, whatever the errors' distribution.
+- Intervals are split conformal (Vovk et al., 2005; Lei et al., 2018): a quantile of the validation errors bounds a
+  new error as often as promised, whatever the errors' distribution.
 - Thresholds test "the error on accepted rows is above the target" by exact binomial bounds (Clopper & Pearson, 1934),
   in a sequence that is fixed beforehand, so that many thresholds may be tried (Angelopoulos et al., 2021, Learn then
   Test; Geifman & El-Yaniv, 2017, ask for the same). Since the order is the model's own, the same rows may fit the
   slope and test the thresholds.
 
-All of this takes new rows to be like the validation rows. Two things make it a little too hopeful: those rows also
-chose the checkpoint, among a few and by loss; and photos of one product are counted as if they were independent.
+The same rows also chose the checkpoint, the best of `candidates`, and flatter it. So thresholds are tested at a risk
+divided by that number (Bonferroni), and intervals hold for the worst of so many. To keep half of the rows for the
+calibration alone would cost more: to accept where no row is wrong takes as many rows as 40 candidates do.
+
+All of this takes new products to be like those of the validation split.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,9 +105,15 @@ class FieldCalibration(Frozen):
 class Calibration(Frozen):
     """Scores -> confidences, intervals and thresholds, by column."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     rows: Count
-    """How many rows it was learned from, those without values included."""
+    """Validation rows of the products that it was learned from."""
+    products: Count
+    """How many products these are; one row of each was learned from, those without values included."""
+    candidates: Annotated[int, Field(ge=1, le=10**6)] = 1
+    """Checkpoints of which the validation rows chose the best."""
+    best: Annotated[str, Field(max_length=100)] = ""
+    """Content hash of the model that wrote the answers; set by `save`."""
     interval: Annotated[float, Field(gt=0, lt=1)]
     """How often an interval holds the truth."""
     fields: Mapping[str, FieldCalibration]
@@ -128,32 +139,34 @@ class Calibration(Frozen):
     def threshold(self, column: str, target: float, confidence: float = 0.95) -> float | None:
         """The lowest confidence from which on values may be used unseen; None where none is proved good enough.
 
-        In at least `confidence` of all draws of the calibration rows, the share of wrong values among the new rows
-        with at least that confidence is at most `target`. Half of the risk goes to the question whether all rows
-        may be accepted, half to a walk from strict to lax, which ends at the first threshold that fails: where a few
-        errors are spread over all rows, it would end early. It starts where one wrong row would be borne.
+        In at least `confidence` of all draws of the calibration rows, the choice of the checkpoint by them included,
+        the share of wrong values among the new rows with at least that confidence is at most `target`. Half of the
+        risk goes to the question whether all rows may be accepted, half to a walk from strict to lax, which ends at
+        the first threshold that fails: where a few errors are spread over all rows, it would end early. It starts
+        where one wrong row would be borne.
         """
-        steps = self.fields[column].steps
+        steps, risk = self.fields[column].steps, (1 - confidence) / 2 / self.candidates
         if not steps:
             return None
         values, rows, wrong = np.array(steps).T
-        holds = _upper_bound(wrong, rows, (1 - confidence) / 2) <= target
+        holds = _upper_bound(wrong, rows, risk) <= target
         if holds[-1]:
             return float(values[-1])
-        walk = np.flatnonzero(_upper_bound(np.ones_like(rows), rows, (1 - confidence) / 2) <= target)
+        walk = np.flatnonzero(_upper_bound(np.ones_like(rows), rows, risk) <= target)
         if not len(walk) or not holds[walk[0]]:
             return None
         return float(values[walk[np.argmin(holds[walk])] - 1])
 
     def save(self, run: Path) -> None:
-        """Write `calibration.json` into a run's folder."""
-        (run / FILE).write_text(self.model_dump_json() + "\n", encoding="utf-8")
+        """Write `calibration.json` into a run's folder, for the model that is there."""
+        tied = self.model_copy(update={"best": _hash_of(run / "best")})
+        (run / FILE).write_text(tied.model_dump_json() + "\n", encoding="utf-8")
 
 
 def load_calibration(run: Path, prompt: PromptSpec) -> Calibration | None:
     """The calibration of a run, None where it has none.
 
-    Raises CheckpointError where it is damaged or of other fields than the prompt's.
+    Raises CheckpointError where it is damaged, of other fields than the prompt's, or of another model than `best/`.
     """
     path = run / FILE
     try:
@@ -174,7 +187,20 @@ def load_calibration(run: Path, prompt: PromptSpec) -> Calibration | None:
         raise CheckpointError(
             f"{path} is of other fields than the run's prompt: delete it and run `catalens evaluate {run}`"
         )
+    if found.best != _hash_of(run / "best"):
+        raise CheckpointError(
+            f"{path} is of another model than {run / 'best'}: delete it and run `catalens evaluate {run}`"
+        )
     return found
+
+
+def _hash_of(best: Path) -> str:
+    """Content hash of what decides the answers of a saved model: weights, prompt, space of the answers."""
+    digest = hashlib.sha256()
+    for path in sorted([*best.glob("*.safetensors"), *best.glob("prompt.json"), *best.glob("answers.json")]):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def fit_calibration(
@@ -183,11 +209,13 @@ def fit_calibration(
     predictions: Sequence[Row | None],
     scores: Sequence[Mapping[str, FieldScore]],
     interval: float = 0.9,
+    candidates: int = 1,
 ) -> Calibration:
     """Learn a calibration from answers to rows that training never saw; any number of rows will do, even none.
 
-    `scores` are by column, one mapping a row; a row whose prediction is None has no values to be sure of and is left
-    out of the fits. `interval` is how often an interval is to hold the truth.
+    Rows are of one product each. `scores` are by column, one mapping a row; a row whose prediction is None has no
+    values to be sure of and is left out of the fits. `interval` is how often an interval is to hold the truth,
+    `candidates` the checkpoints of which the rows chose this one.
     """
     answered = [i for i, values in enumerate(predictions) if values is not None]
     true, said = [truths[i] for i in answered], [predictions[i] for i in answered]
@@ -201,10 +229,12 @@ def fit_calibration(
             pairs = np.array(
                 [(t[field.column], p[field.column]) for t, p in zip(true, said, strict=True) if p], float
             )
-            bound = _conformal_bound(pairs.reshape(-1, 2), interval)
+            bound = _conformal_bound(pairs.reshape(-1, 2), interval, candidates)
         steps = tuple(acceptance(_confidences(slope, offset, log_odds), right, STEPS))
         fields[field.column] = FieldCalibration(kind=field.kind, slope=slope, offset=offset, steps=steps, bound=bound)
-    return Calibration(rows=len(truths), interval=interval, fields=fields)
+    return Calibration(
+        rows=len(truths), products=len(truths), candidates=candidates, interval=interval, fields=fields
+    )
 
 
 def _log_odds(kind: Kind, scores: Sequence[FieldScore]) -> NDArray[np.float64]:
@@ -242,14 +272,14 @@ def _fit_logistic(log_odds: NDArray[np.float64], right: NDArray[np.bool_]) -> tu
     return float(slope), float(height - slope * middle)
 
 
-def _conformal_bound(pairs: NDArray[np.float64], interval: float) -> Bound | None:
+def _conformal_bound(pairs: NDArray[np.float64], interval: float, candidates: int) -> Bound | None:
     """The bound of (truth, prediction) pairs, [n, 2]; None where its rank is beyond the last finite error.
 
     Errors are ratios, since prices err in shares; where some truth is 0 or less they are distances.
     """
     truths, said = pairs.T
-    rank = math.ceil((len(pairs) + 1) * interval)
-    if rank > len(pairs):
+    rank = _conformal_rank(len(pairs), interval, candidates)
+    if rank is None:
         return None
     by = "ratio" if (truths > 0).all() else "distance"
     if by == "ratio":
@@ -259,6 +289,21 @@ def _conformal_bound(pairs: NDArray[np.float64], interval: float) -> Bound | Non
         errors = np.abs(truths - said)
     size = float(np.sort(errors)[rank - 1])
     return Bound(by=by, size=size) if math.isfinite(size) else None
+
+
+def _conformal_rank(rows: int, interval: float, candidates: int) -> int | None:
+    """The lowest rank whose error bounds a new one as often as `interval` says; None where no rank does.
+
+    A new error is beyond the one of rank r with a probability that is Beta(n + 1 - r, r) over draws of the rows. Of
+    k such probabilities, however they depend on one another, the largest exceeds t with at most k times the
+    probability of one; so its mean is at most the integral of min(1, k P(one > t)): for k = 1 it is 1 - r / (n + 1).
+    """
+    ranks = np.arange(1, rows + 1)
+    beyond = rows + 1 - ranks
+    certain = beta.isf(1 / candidates, beyond, ranks)  # up to here the minimum is 1
+    worst = candidates * beyond / (rows + 1) * beta.sf(certain, beyond + 1, ranks)
+    enough = np.flatnonzero(worst <= 1 - interval + 1e-9)
+    return int(ranks[enough[0]]) if len(enough) else None
 
 
 def _upper_bound(wrong: NDArray[np.float64], rows: NDArray[np.float64], risk: float) -> NDArray[np.float64]:
