@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # uv does not read pip's name for a folder with extra wheels.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup demo test test-slow check format parity bench bench-gpu full-size base-model
+.PHONY: help setup demo test test-slow check format parity bench bench-gpu full-size base-model torture
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ bench-gpu: setup ## the full-size model on this GPU: pictures a second, utilisat
 
 full-size: setup ## one LoRA step of the full-size model on this CPU (minutes, 15 GB)
 	$(BIN)/python benchmarks/full_size.py
+
+torture: setup ## before a release: 200 kills, 100 damaged folders, 300 hostile rows through prepare (20 minutes)
+	$(BIN)/python scripts/torture
 
 base-model: setup ## pre-train the tiny base model that the package ships (about an hour)
 	$(BIN)/python scripts/base_model.py
