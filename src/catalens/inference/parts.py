@@ -30,7 +30,7 @@ from catalens.errors import InferenceError, RecipeError
 from catalens.inference.prediction import record_columns
 
 FORMATS = (".jsonl", ".csv", ".parquet")
-NUMBER = "[0-9]" * 8
+PART = "[0-9]" * 8
 """Name of a part, as a pattern."""
 GROUP_ROWS = 1000
 """Rows in a group of a Parquet file."""
@@ -58,7 +58,7 @@ class Parts:
                 raise InferenceError(f"{self.out} is there already: give --overwrite to replace it, or another --out")
             self._clear()
             _write(self._manifest, json.dumps(asked, indent=2).encode())
-        elif before != (now := json.loads(json.dumps(asked))) and not any(self.folder.glob(f"{NUMBER}.jsonl")):
+        elif before != (now := json.loads(json.dumps(asked))) and not any(self.folder.glob(f"{PART}.jsonl")):
             _write(self._manifest, json.dumps(asked, indent=2).encode())  # that command came to nothing
         elif before != now:
             differing = ", ".join(name.replace("_", " ") for name in now if before.get(name) != now[name])
@@ -66,7 +66,7 @@ class Parts:
                 f"{self.folder} was begun with another {differing}: give the same command again to go on with it, "
                 "or --overwrite to start anew"
             )
-        self.done = {int(path.stem) for path in self.folder.glob(f"{NUMBER}.jsonl") if path.stem.isdecimal()}
+        self.done = {int(path.stem) for path in self.folder.glob(f"{PART}.jsonl") if path.stem.isdecimal()}
 
     def _begun(self) -> dict[str, Any] | None:
         """What an earlier start was asked for."""
@@ -107,7 +107,7 @@ class Parts:
     def _clear(self) -> None:
         """Remove all that was done; the manifest first, because parts without one count for nothing."""
         self._manifest.unlink(missing_ok=True)
-        for ours in (f"{NUMBER}.jsonl", f"{NUMBER}.new", "manifest.new", "whole.*"):
+        for ours in (f"{PART}.jsonl", f"{PART}.new", "manifest.new", "whole.*"):
             for path in self.folder.glob(ours):
                 path.unlink()
 
