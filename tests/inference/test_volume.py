@@ -166,7 +166,7 @@ def test_every_bad_row_keeps_its_place_and_its_reason(tmp_path: Path):
     ("where", "spec", "error", "words"),
     [
         (["none.csv"], {}, CatalogError, "there is no such file"),
-        (["shop.csv"], {"image": "foto"}, CatalogError, "no column 'foto'; its columns are sku, photo"),
+        (["shop.csv"], {"image": "foto"}, CatalogError, "no column 'foto'; its columns are 'sku', 'photo'"),
         (["shop.csv"], {"id": "code"}, CatalogError, "no column 'code'"),
         (["shop.csv"], {"split": "test"}, RecipeError, "--split: leave it out, shop.csv is a table"),
         (["words.csv"], {}, RecipeError, "say which with --image"),
