@@ -1,13 +1,28 @@
 import json
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from catalens.checkpoint import TINY, load_model, load_processor, load_run
+from catalens import checkpoint
+from catalens.checkpoint import (
+    TINY,
+    compute_dtype,
+    load_model,
+    load_processor,
+    load_run,
+    product_dtype,
+    save_best,
+)
+from catalens.config import PromptSpec, Recipe, TrainingSpec, dump_recipe
 from catalens.errors import CheckpointError
+from catalens.examples import AnswerSpace
+from catalens.training.parts import prepare_parts
 
 
 def test_tiny_is_small_trained_and_complete():
@@ -100,3 +115,84 @@ def test_a_full_run_is_saved_under_the_official_names(run):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="not a finished run"):
         load_run(tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+def test_a_run_computes_in_the_precision_of_its_recipe_whatever_the_gpu_has(monkeypatch, precision: str):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    expected = torch.float32 if precision == "fp32" else torch.bfloat16
+    assert product_dtype(TrainingSpec(precision=precision)) == expected
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "attention"),
+    [((7, 0), torch.float32, "sdpa"), ((7, 5), torch.float32, "sdpa"), ((8, 0), torch.bfloat16, "flash_attention_2")],
+)
+def test_older_gpus_emulate_no_bf16_and_have_no_flash_attention(monkeypatch, capability, dtype, attention: str):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or capability >= (8, 0)
+    )
+    monkeypatch.setattr(checkpoint, "is_flash_attn_2_available", lambda: True)
+    assert compute_dtype() == dtype
+    assert checkpoint._attention(torch.bfloat16) == attention
+    assert checkpoint._attention(torch.float32) == "sdpa"
+
+
+def adapted_run(folder: Path, **training) -> Any:
+    """A run with an adapter that is far from nothing; the model that it was, unmerged."""
+    prompt, spec = PromptSpec(), TrainingSpec.model_validate(training)
+    dtype = product_dtype(spec)
+    torch.manual_seed(0)
+    base = load_model("tiny", dtype, spec.attention, spec.method == "qlora")
+    model = prepare_parts(base, spec).eval()
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.03)
+    save_best(folder / "best", model, load_processor("tiny"), prompt, AnswerSpace())
+    recipe = Recipe(catalog="", training=spec)
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    (folder / "versions.json").write_text("{}")
+    return model
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.randint(10, 500, (4, 20), generator=torch.Generator().manual_seed(1))).logits
+
+
+@pytest.mark.integration
+def test_a_merged_model_is_the_one_that_was_validated(tmp_path):
+    model = adapted_run(tmp_path, method="lora", precision="fp32")
+    served, plain = logits(load_run(tmp_path).model), logits(load_model("tiny"))
+    assert (served - plain).abs().max() > 0.5
+    torch.testing.assert_close(served, logits(model), atol=1e-3, rtol=0)
+
+
+@pytest.mark.integration
+def test_a_model_that_learned_in_4_bits_is_merged_into_what_these_hold(tmp_path):
+    model = adapted_run(tmp_path, method="qlora", precision="fp32")
+    merged = load_run(tmp_path).model
+    assert not [name for name, module in merged.named_modules() if "lora" in name or "4bit" in type(module).__name__]
+    layer = model.get_base_model().model.layers[0].self_attn.qkv_proj
+    held = dequantize_4bit(layer.base_layer.weight.data, layer.base_layer.weight.quant_state)
+    own = held + layer.get_delta_weight("default")
+    torch.testing.assert_close(merged.model.layers[0].self_attn.qkv_proj.weight, own, atol=1e-6, rtol=0)
+    (tmp_path / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text().replace("qlora", "lora"))
+    validated, other = logits(model), logits(load_run(tmp_path).model)  # other: merged into the weights before nf4
+    assert (logits(merged) - validated).abs().mean() < 0.1 * (other - validated).abs().mean()
+    assert (logits(merged).argmax(-1) == validated.argmax(-1)).float().mean() > 0.95
+
+
+@pytest.mark.integration
+def test_adapters_are_merged_in_fp32_and_rounded_once(tmp_path):
+    adapted_run(tmp_path, method="lora", precision="bf16")
+    exact, rounded = load_run(tmp_path, torch.float32).model, load_run(tmp_path).model
+    assert {weight.dtype for weight in rounded.parameters()} == {torch.bfloat16}
+    for (name, weight), once in zip(exact.named_parameters(), rounded.parameters(), strict=True):
+        if "qkv_proj" in name or "gate_up_proj" in name:
+            base = load_model("tiny", torch.bfloat16).get_parameter(name).float()
+            delta = weight - load_model("tiny").get_parameter(name)
+            assert torch.equal(once, (base + delta).to(torch.bfloat16)), name

@@ -12,6 +12,7 @@ Weights are read from safetensors only, remote code is never run.
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,16 +26,18 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import broadcast
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ValidationError
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from catalens.config import PromptSpec, Recipe, load_recipe
+from catalens.config import PromptSpec, Recipe, TrainingSpec, load_recipe
 from catalens.errors import CheckpointError
 from catalens.examples import END, AnswerSpace
 from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
 
 transformers.utils.logging.disable_progress_bar()  # a bar for each load says nothing
+logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)  # that weights are dequantised
 
 ASSETS = Path(str(files("catalens"))) / "assets"
 TINY = ASSETS / "tiny"
@@ -133,7 +136,7 @@ def greedy(processor: Phi3VProcessor) -> GenerationConfig:
 def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool = True) -> Run:
     """Load the best model of a run, adapters merged, ready to write; CheckpointError where it is no finished run.
 
-    Without `weights` the model is None.
+    It computes in the precision of the recipe, unless `dtype` is given. Without `weights` the model is None.
     """
     folder = Path(folder)
     best = folder / "best"
@@ -151,19 +154,27 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool
         raise CheckpointError(f"{best}: prompt.json or answers.json is not of this version of catalens") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'versions.json'} cannot be read: the run is not whole") from error
-    model: Any = _best_model(best, recipe, dtype or compute_dtype()).eval() if weights else None
+    model: Any = _best_model(best, recipe, dtype or product_dtype(recipe.training)).eval() if weights else None
     return Run(folder, recipe, prompt, versions, model, load_processor(str(best)), space)
 
 
 def _best_model(best: Path, recipe: Recipe, dtype: torch.dtype) -> Any:
-    adapter = (best / "adapter_config.json").is_file()
-    model: Any = load_model(recipe.model if adapter else str(best), dtype, recipe.training.attention)
-    if adapter:
-        if not (best / "adapter_model.safetensors").is_file():  # PEFT would look on the hub, and for a pickle
-            raise CheckpointError(f"{best}: adapter_model.safetensors is not there: train again")
-        with _loading(str(best)):
-            model = PeftModel.from_pretrained(model, str(best)).merge_and_unload()
-    return model
+    spec = recipe.training
+    if not (best / "adapter_config.json").is_file():
+        return load_model(str(best), dtype, spec.attention)
+    if not (best / "adapter_model.safetensors").is_file():  # PEFT would look on the hub, and for a pickle
+        raise CheckpointError(f"{best}: adapter_model.safetensors is not there: train again")
+    model: Any = load_model(recipe.model, dtype, spec.attention, spec.method == "qlora")
+    with _loading(str(best)):
+        if spec.method == "qlora":
+            model = model.dequantize()  # the weights that the adapter learned beside, and was validated with
+        adapted = PeftModel.from_pretrained(model, str(best))
+        for layer in adapted.modules():
+            if isinstance(layer, BaseTunerLayer):  # one after the other: the whole model in fp32 may not fit
+                layer.get_base_layer().float()
+                layer.merge()
+                layer.get_base_layer().to(dtype)
+        return adapted.unload().to(dtype)
 
 
 def load_untrained(name: str = "tiny") -> Run:
@@ -174,8 +185,8 @@ def load_untrained(name: str = "tiny") -> Run:
 
 def _attention(dtype: torch.dtype) -> str:
     """The quickest that this machine has."""
-    flash = is_flash_attn_2_available() and torch.cuda.is_available() and dtype == torch.bfloat16
-    return "flash_attention_2" if flash else "sdpa"
+    gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    return "flash_attention_2" if gpu and is_flash_attn_2_available() and dtype == torch.bfloat16 else "sdpa"
 
 
 def device() -> torch.device:
@@ -197,8 +208,16 @@ def agreed(decision: bool) -> bool:
 
 
 def compute_dtype() -> torch.dtype:
-    """bf16 on a GPU that has it, fp32 elsewhere."""
-    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    """bf16 on a GPU that has it, and does not only emulate it; fp32 elsewhere."""
+    gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if gpu else torch.float32
+
+
+def product_dtype(spec: TrainingSpec) -> torch.dtype:
+    """Of matrix products, while training and after it; weights that train are fp32."""
+    if spec.precision == "auto":
+        return compute_dtype()
+    return torch.bfloat16 if spec.precision == "bf16" else torch.float32
 
 
 def _source(name: str) -> str:

@@ -101,7 +101,7 @@ def test_what_is_not_sure_enough_is_marked_and_what_was_not_read_is_marked_whole
 @pytest.mark.integration
 def test_a_run_reads_in_the_space_of_its_catalogue_and_learns_what_it_is_sure_of(run, drawn):
     calibration = calibrate(run)
-    known = [row["id"] for row in Catalog(drawn).rows("validation")]
+    known = [row[Catalog(drawn).card.roles.id] for row in Catalog(drawn).rows("validation")]
     assert (calibration.rows, calibration.products) == (len(known), len(set(known)))
     assert calibration.candidates == 2  # rounds of the recipe
     assert (run / "calibration.json").is_file()

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
 from catalens.catalog.checking.estimates import ModelShape, Setup, step_memory
-from catalens.checkpoint import compute_dtype
+from catalens.checkpoint import product_dtype
 from catalens.config import LOWER_IS_BETTER, Recipe, TrainingSpec
 from catalens.errors import RecipeError, TrainingError
 from catalens.training.batching import Plan
@@ -79,13 +79,6 @@ def use_liger(model: Any) -> None:
     except ImportError as error:
         raise RecipeError("training.liger needs liger-kernel: pip install 'catalens[liger]'") from error
     apply_liger_kernel_to_phi3(rope=False, fused_linear_cross_entropy=False, model=model)  # both are ours
-
-
-def product_dtype(spec: TrainingSpec) -> torch.dtype:
-    """Of matrix products while training; weights that train are fp32."""
-    if spec.precision == "auto":
-        return compute_dtype()
-    return torch.bfloat16 if spec.precision == "bf16" else torch.float32
 
 
 def estimator_setup(spec: TrainingSpec, cached_features: bool) -> Setup:
