@@ -26,14 +26,14 @@ TORCHRUN = Path(sys.executable).with_name("torchrun")
 
 
 def torchrun(*arguments: str | Path) -> None:
-    """Run a module or script in two processes; they are given up after some minutes, as a hang."""
+    """Run a module or script in two processes; they are given up after many minutes, as a hang."""
     anywhere = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # a free port
     done = subprocess.run(
         [TORCHRUN, "--nproc-per-node", "2", *anywhere, *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,  # a hang, not a busy machine
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
