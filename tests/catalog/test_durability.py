@@ -650,6 +650,27 @@ def test_rows_that_are_tied_to_two_splits_count_as_left_out(tmp_path: Path, monk
 # Memory ---------------------------------------------------------------------------------------------------------
 
 
+def where(out: Path) -> dict[str, str]:
+    catalog = Catalog(out)
+    return {r["sku"]: split for split in SPLITS for r in catalog.rows(split, ["sku"]) if catalog.card.rows[split]}
+
+
+def test_a_row_that_joins_products_of_two_splits_is_left_out_alone(tmp_path: Path):
+    path, out = shop(tmp_path / "source", 40), tmp_path / "out"
+    prepared(path, out)
+    before = where(out)
+    trained = next(sku for sku, split in before.items() if split == "train")
+    tested = next(sku for sku, split in before.items() if split == "test")
+    rows = [row(n, f"{n}.png") for n in range(40)]
+    joining = rows[int(trained[1:])] | {"photo": f"{tested[1:]}.png"}  # a photo of one product, sold as the other
+    write(path, [*rows, joining])
+    card = prepared(path, out)
+    assert (where(out), card.left_out) == (before, {preparing.TIED: 1})
+    other = {"train": 0.6, "validation": 0.2, "test": 0.2}
+    assert prepared(path, out, fractions=other).left_out == {}
+    assert where(out)[trained] == where(out)[tested]
+
+
 def test_no_more_pictures_are_in_memory_than_connections(
     hostile: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

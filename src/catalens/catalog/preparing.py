@@ -78,6 +78,8 @@ class _Keys:
     """Names of the categories by their numbers in `ties`."""
     integers: tuple[str, ...]
     """Number columns in which every value is whole."""
+    splits: tuple[str | None, ...]
+    """Of an earlier preparation."""
 
 
 def prepare(
@@ -267,7 +269,9 @@ class _Work:
     def write(self, progress: Progress) -> CatalogCard:
         """Assign splits and write the catalogue, in the place of an earlier one."""
         keys, total = self._keys(), self.journal.total()
-        assigned = assign_splits(keys.ties, self.spec.fractions, tell=self._tell)
+        shares = dict(self.spec.fractions)
+        kept = keys.splits if self.journal.state("shares") == shares else ()  # other shares are asked for: all anew
+        assigned = assign_splits(keys.ties, shares, kept, self._tell)
         self._refuse_many(total, assigned)
         splits = iter(assigned)
         provenance = {
@@ -275,7 +279,7 @@ class _Work:
             "table": Path(self.source.where).name if "://" not in self.source.where else self.source.where,
             "version": self.source.version,
             "image_column": self.image,
-            "fractions": dict(self.spec.fractions),
+            "fractions": shares,
         }
         floats = [name for name in self.roles.columns("number") if name not in keys.integers]
         with CatalogWriter(self.out, self.roles, provenance, keys.integers, self.journal) as writer:
@@ -286,6 +290,7 @@ class _Work:
                 else:
                     writer.add(split, stored, row.id, {**row.fields, **{n: float(row.fields[n]) for n in floats}})
                 progress("storing", row.number, total, "")
+        self.journal.assign(assigned, shares)
         self.journal.note("complete", {"asked": self._complete, "manifest": manifest(self.out)})
         if rare := _rare(keys, assigned, [split for split, share in self.spec.fractions.items() if share]):
             self._tell(f"categories too rare to be in every split: {rare}")
@@ -335,11 +340,13 @@ class _Work:
         column = self.roles.leading
         numbered: dict[str, int] = {}
         broken: set[str] = set()
+        splits: list[str | None] = []
         numbers = self.roles.columns("number")
-        for id, fields, sha256, fingerprint in self.journal.keys_of_pictures(self.roles.fields):
+        for id, fields, sha256, fingerprint, split in self.journal.keys_of_pictures(self.roles.fields):
             products.append(key(id))
             contents.append(int.from_bytes(sha256[:8], "big"))
             prints += fingerprint
+            splits.append(split)
             categories.append(numbered.setdefault(fields[column], len(numbered)) if column else 0)
             broken |= {name for name in numbers if not isinstance(fields[name], int)}
         ties = Ties(
@@ -348,7 +355,7 @@ class _Work:
             near_pairs(np.array(prints, np.uint8).reshape(-1, 32)),
             np.array(categories, np.intp),
         )
-        return _Keys(ties, tuple(numbered), tuple(name for name in numbers if name not in broken))
+        return _Keys(ties, tuple(numbered), tuple(name for name in numbers if name not in broken), tuple(splits))
 
 
 def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) -> str:

@@ -4,6 +4,7 @@
     pictures  2, "https://shop.example/8043.jpg", 200, 1 attempt, sha256, fingerprint
     received  2, the picture as it came
     stored    2, the picture as the catalogue holds it, where that is another
+    splits    "8043", sha256, train
 
 Pictures belong to their address, not to a row: rows are read anew when the table or a flag changes, and what is there
 of their pictures is kept. A record is written in one transaction, so that `kill -9` finds each picture either done or
@@ -34,6 +35,7 @@ CREATE TABLE pictures (
 );
 CREATE TABLE received (picture INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE stored (picture INTEGER PRIMARY KEY, data BLOB);
+CREATE TABLE splits (id TEXT, sha256 BLOB, split TEXT, PRIMARY KEY (id, sha256)) WITHOUT ROWID;
 PRAGMA user_version = {FORMAT};
 """
 PAGE = 500
@@ -276,19 +278,39 @@ class Journal:
         self._database.execute("UPDATE pictures SET reason = NULL, made = NULL WHERE reason IS NOT NULL")
         return total
 
-    def keys_of_pictures(self, kinds: Mapping[str, Kind]) -> Iterator[tuple[str, Mapping[str, Any], bytes, bytes]]:
-        """Id, fields, SHA-256 and fingerprint of every row with a picture, in order; `kinds` are of the fields."""
+    def keys_of_pictures(
+        self, kinds: Mapping[str, Kind]
+    ) -> Iterator[tuple[str, Mapping[str, Any], bytes, bytes, str | None]]:
+        """Id, fields, SHA-256, fingerprint and earlier split of every row with a picture, in order.
+
+        `kinds` are of the fields; a row that no preparation has assigned yet has no split.
+        """
         found = self._database.execute(
-            "SELECT number, id, fields, sha256, fingerprint FROM rows LEFT JOIN pictures USING (picture) "
+            "SELECT number, id, fields, sha256, fingerprint, split FROM rows LEFT JOIN pictures USING (picture) "
+            "LEFT JOIN splits USING (id, sha256) "
             "WHERE rows.reason IS NULL AND pictures.reason IS NULL ORDER BY number"
         )
         types = {name: int | float if kind == "number" else str for name, kind in kinds.items()}
-        for number, id, text, sha256, fingerprint in found:
+        for number, id, text, sha256, fingerprint, split in found:
             fields = _mapping(text)
             whole = fields.keys() == types.keys() and all(isinstance(fields[name], types[name]) for name in types)
             if not (whole and isinstance(id, str) and len(sha256 or b"") == len(fingerprint or b"") == 32):
                 raise sqlite3.DatabaseError(f"row {number} is broken")
-            yield id, fields, sha256, fingerprint
+            yield id, fields, sha256, fingerprint, split
+
+    def assign(self, splits: Iterable[str | None], shares: Mapping[str, Any]) -> None:
+        """Note the split of every row with a picture, in order, and the shares asked for; earlier ones go."""
+        rows = self._database.execute(
+            "SELECT id, sha256 FROM rows JOIN pictures USING (picture) "
+            "WHERE rows.reason IS NULL AND pictures.reason IS NULL ORDER BY number"
+        )
+        with self._transaction():
+            self._database.execute("DELETE FROM splits")
+            self._database.executemany(
+                "INSERT OR REPLACE INTO splits VALUES (?, ?, ?)",
+                ((*row, split) for row, split in zip(rows, splits, strict=True) if split),
+            )
+            self.note("shares", shares)
 
     def failures(self) -> Iterator[TableRow]:
         """Rows that cannot be used, in order, each with its reason."""
