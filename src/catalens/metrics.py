@@ -236,9 +236,9 @@ def confidence_block(
 ) -> dict[str, Any]:
     """How far confidences and intervals, by column and one mapping a row, can be believed.
 
-    `{"calibrated_on": rows, "fields": {name: {"ece": Figure, "bins": reliability, "risk_coverage": [...], "interval":
-    {"nominal", "coverage": Figure, "width": median, as a share of the prediction}}}}`; `interval` is None where no
-    row has one. A row without a confidence has 0, one without an interval is not covered.
+    `{"calibrated_on": products, "fields": {name: {"ece": Figure, "bins": reliability, "risk_coverage": [...],
+    "interval": {"nominal", "coverage": Figure, "width": median, as a share of the prediction}}}}`; `interval` is None
+    where no row has one. A row without a confidence has 0, one without an interval is not covered.
     """
     fields: dict[str, Any] = {}
     for name, kind in kinds.items():

@@ -396,7 +396,7 @@ def test_confidence_review_and_cost_are_shown(tmp_path):
     page = written(tmp_path, rows, **measured(rows))
     for section in ("confidence", "cost"):
         assert f'<section id="{section}">' in page
-    assert "calibrated on 158 validation rows" in page
+    assert "calibrated on 158 validation products" in page
     assert "calibration error 3.1\u00a0% (2.0\u20135.0\u00a0%)" in page
     assert page.count("with the rows behind each dot") == 3
     assert "held it on <b>88.7\u00a0%</b>" in page

@@ -30,7 +30,7 @@ from rich.progress import Progress
 
 from catalens import metrics
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import Run, compute_dtype, load_model, load_processor, load_run, processes
+from catalens.checkpoint import Run, load_model, load_processor, load_run, processes, product_dtype
 from catalens.collation import Encoder, usable_rows
 from catalens.config import EvaluationSpec, Kind, PromptSpec, Recipe
 from catalens.errors import CatalogError
@@ -105,7 +105,7 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
             result["image_use"] = judge.image_use(values) | {"blank": judge.score(judge.read(blank))}
         if spec.before:
             loaded.model.to("cpu")  # a GPU need not hold both
-            base = load_model(recipe.model, compute_dtype(), recipe.training.attention).eval()
+            base = load_model(recipe.model, product_dtype(recipe.training), recipe.training.attention).eval()
             longest, space = spec.max_new_tokens, loaded.space
             untrained = Writer(base, loaded.processor, prompt, spec.batch_size, longest, space)
             before = _written(progress, "as it was before training", untrained, pictures)
@@ -290,7 +290,7 @@ def _trust(predictor: RunPredictor, judge: _Judge, predictions: Sequence[Predict
             values,
             confidence,
             intervals,
-            calibration.rows,
+            calibration.products,
             calibration.interval,
             judge.spec.resamples,
             judge.products,

@@ -54,8 +54,8 @@ def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console
 
 def _print_trust(result: Mapping[str, Any], prompt: PromptSpec, console: Console) -> None:
     """What may be made of single predictions, constrained as `predict` writes them."""
-    rows = result["confidence"]["calibrated_on"]
-    title = f"constrained, as predict writes; confidences learned from {rows} validation rows"
+    products = result["confidence"]["calibrated_on"]
+    title = f"constrained, as predict writes; confidences learned from {products} validation products"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title=title)
     table.add_column("", max_width=24)
     for name in ("right", "calibration\nerror", "usable\nunseen", "wrong\namong these", "intervals\nhold"):
