@@ -41,6 +41,10 @@ CURRENCIES = frozenset(
 """ISO 4217."""
 
 
+WHOLE = 2**53
+"""Up to here every whole number is a double, too, which is what columns with fractions are stored as."""
+
+
 @dataclass(frozen=True)
 class Unreadable:
     """A cell whose value cannot be had, with the reason."""
@@ -67,14 +71,14 @@ class Numbers(Frozen):
     def read(self, value: object) -> float | int | None:
         """A number, whole where it is written whole (so that its text has no point), or None where it is none.
 
-        A currency sign or code before or after it is left out. A whole number is one of 64 bits.
+        A currency sign or code before or after it is left out. A whole number has at most the digits that a double keeps.
         """
         if isinstance(value, bool):
             return None
         if isinstance(value, float):
             return value if math.isfinite(value) else None
         if isinstance(value, int):
-            return value if -(2**63) <= value < 2**63 else None
+            return value if abs(value) <= WHOLE else None
         if isinstance(value, str):
             text = self._plain(value)
         elif isinstance(value, Decimal):
@@ -193,6 +197,8 @@ def _kind(value: object) -> str | None:
         return "an object"
     if isinstance(value, int) and value.bit_length() > MAX_TEXT:
         return "a number of more digits than anyone reads"
+    if isinstance(value, float) and math.isinf(value):
+        return "an infinite number"
     return "a list" if isinstance(value, list | tuple | set) else None
 
 
@@ -214,7 +220,7 @@ def _no_text(value: object, name: str, wanted: str, longest: int | None = MAX_TE
 
 def _no_number(value: object, name: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"not a number in {name!r}: larger than 64 bits"
+        return f"not a number in {name!r}: larger than {WHOLE:,}, beyond which digits are lost"
     flags = number_flags([value])
     return f"not a number in {name!r}: {str(value)[:SHOWN]!r}" + (f"; try {flags}" if flags else "")
 
