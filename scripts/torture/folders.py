@@ -31,7 +31,8 @@ def damage_folders(
             damaged = random.choice([path for path in sorted((case / WORK).rglob("*")) if path.is_file()])
             DAMAGES[damage](damaged, random)
             places = [case / WORK, case / "shop", *(case / name for name in sorted(scenario.temporary))]
-            own = own_files(case, case / "mine", *(place for place in places if random.random() < 0.25))
+            # now and then only: prepare may refuse at sight of them, and not come to what is damaged
+            own = own_files(case, case / "mine", *random.sample(places, random.random() < 0.4))
             end = Run(case, scenario.arguments).end()
             for path in (case / WORK, *case.rglob("*")):
                 if path.exists() and not path.is_symlink():

@@ -451,6 +451,7 @@ def query(sql: str) -> Any:
         query("DROP TABLE pictures"),
         query("UPDATE state SET value = '[]'"),
         query("UPDATE state SET value = '{'"),
+        query("UPDATE state SET value = '{\"asked\": [1]}'"),
         query("UPDATE rows SET fields = '{' WHERE number = 3"),
         query("UPDATE rows SET fields = '7' WHERE number = 3"),
         query("UPDATE rows SET fields = CAST(x'ff' AS TEXT) WHERE number = 3"),

@@ -194,9 +194,9 @@ class _Work:
             if "://" in source.where or not Path(source.where).exists()
             else str(Path(source.where).absolute())
         )
-        if (before := journal.state("table")) and before["where"] != where:
+        if (before := journal.state("table")) not in ({}, {"where": where}):
             raise CatalogError(
-                f"{journal.path.parent} is of another table ({before['where']}): choose another --out, or remove it "
+                f"{journal.path.parent} is of another table ({before.get('where')}): choose another --out, or remove it "
                 "to start again"
             )
         refuse_taken(out, journal)
