@@ -196,8 +196,8 @@ class _Work:
         )
         if (before := journal.state("table")) not in ({}, {"where": where}):
             raise CatalogError(
-                f"{journal.path.parent} is of another table ({before.get('where')}): choose another --out, or remove it "
-                "to start again"
+                f"{journal.path.parent} is of another table ({before.get('where')}): choose another --out, or remove "
+                "it to start again"
             )
         refuse_taken(out, journal)
         journal.note("table", {"where": where})

@@ -71,7 +71,7 @@ class Numbers(Frozen):
     def read(self, value: object) -> float | int | None:
         """A number, whole where it is written whole (so that its text has no point), or None where it is none.
 
-        A currency sign or code before or after it is left out. A whole number has at most the digits that a double keeps.
+        A currency sign or code before or after it is left out. A whole number has no more digits than a double keeps.
         """
         if isinstance(value, bool):
             return None
