@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from catalens.config import EvaluationSpec, PromptSpec
+from catalens.evaluation import _Judge
 from catalens.evaluation.image_use import MARGIN, image_use, partners
 from catalens.metrics import score
 
@@ -111,3 +113,17 @@ def test_every_row_gets_the_picture_of_another_product(rows: int):
     given = partners(ids)
     assert sorted(given) == list(range(rows))
     assert all(ids[mine] != ids[other] for mine, other in enumerate(given))
+
+
+def test_what_is_alike_in_all_pictures_is_no_sign_that_they_are_ignored():
+    truths = [{"title": f"Bag {n}", "category": "BAGS", "price": 100.0} for n in range(200)]
+    said = [{"title": "?", "category": "BAGS", "price": 100.0}] * 200
+    found = image_use(ALL_KINDS, truths, said, [f"P{n}" for n in range(200)])
+    assert found["verdict"] == "undecided"
+    assert not any(field["telling"] for field in found["fields"].values())
+
+
+def test_a_recipe_with_few_resamples_finds_who_uses_the_pictures():
+    truths = [{"title": f"Bag {n}", "category3_code": "BAGS", "full_price": 100.0 + n} for n in range(80)]
+    judge = _Judge(PromptSpec(), truths, [f"P{n}" for n in range(80)], EvaluationSpec(resamples=100))
+    assert judge.image_use(truths)["verdict"] == "uses_image"

@@ -224,7 +224,7 @@ class _Judge:
 
     def image_use(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
         """Test whether the pictures are used, and score what was read from other products' pictures."""
-        found = image_use(self.kinds, self.truths, predictions, self.products, self.spec.resamples)
+        found = image_use(self.kinds, self.truths, predictions, self.products)
         return found | {"shuffled": self.score([predictions[i] for i in partners(self.products)])}
 
 
