@@ -391,6 +391,17 @@ def test_errors_by_group_are_those_of_its_rows():
     assert by_price["lines"][1][0].startswith("under ")
 
 
+def test_a_median_over_few_products_has_no_interval():
+    rows = judged(200)
+    some = [n for n, row in enumerate(rows) if row.truth["category3_code"] == rows[0].truth["category3_code"]]
+    for products, claimed in ((5, False), (6, True)):
+        few = [rows[n] if n not in some else replace(rows[n], id=f"P{n % products}") for n in range(200)]
+        name, _, cells = next(
+            line for line in groups(REFERENCE_FIELDS, few)[0]["lines"] if line[0] == rows[0].truth["category3_code"]
+        )
+        assert [bool(cell.interval) for cell in cells] == [True, True, claimed], name
+
+
 def test_confidence_review_and_cost_are_shown(tmp_path):
     rows = judged(60)
     page = written(tmp_path, rows, **measured(rows))

@@ -24,6 +24,8 @@ from catalens.intervals import bootstrap, median, share
 CONFUSION_CLASSES = 12
 GROUPS = 20
 BANDS = 5
+FEWEST = 6
+"""Products that a 95 % interval of a median takes: of fewer, all lie on one side of it too often (2 of 2^5)."""
 
 
 class Range(NamedTuple):
@@ -39,8 +41,8 @@ class Range(NamedTuple):
 def groups(fields: Sequence[FieldSpec], rows: Sequence[Judged]) -> list[dict[str, Any]]:
     """Error by band of each number and by value of each category, beside that of all rows.
 
-    Of a number the median error, where a failed answer counts as 100 %, with a bootstrap interval; of texts and
-    categories the share that is wrong, with the exact one; both over products.
+    Of a number the median error, where a failed answer counts as 100 %, with a bootstrap interval from `FEWEST`
+    products on; of texts and categories the share that is wrong, with the exact one; both over products.
     """
     tables = []
     for field in fields:
@@ -86,8 +88,8 @@ def _members(rows: Sequence[Judged], place: Sequence[str], name: str) -> list[Ju
     return [row for row, at in zip(rows, place, strict=True) if at == name]
 
 
-def _measure(field: FieldSpec, rows: Sequence[Judged]) -> tuple[float, float, float]:
-    """Error of a field over rows: value, low, high."""
+def _measure(field: FieldSpec, rows: Sequence[Judged]) -> tuple[float, float, float, str]:
+    """Error of a field over rows: value, low, high, and the interval as text; none where there is no interval."""
     name, products = field.column, [row.id for row in rows]
     if field.kind != "number":
         figure = share(np.array([not is_right(field, row) for row in rows]), products)
@@ -96,11 +98,13 @@ def _measure(field: FieldSpec, rows: Sequence[Judged]) -> tuple[float, float, fl
             1.0 if row.prediction is None else distance(field, row.truth[name], row.prediction[name]) for row in rows
         ]
         figure = bootstrap({name: median(np.array(shares))}, len(rows), products)[name]
-    return figure["value"], figure["low"], figure["high"]
+        if len(set(products)) < FEWEST:
+            return figure["value"], figure["value"], figure["value"], ""
+    return figure["value"], figure["low"], figure["high"], between(figure["low"], figure["high"])
 
 
-def _range(value: float, low: float, high: float, scale: float) -> Range:
-    return Range(percent(value), between(low, high), value / scale, low / scale, high / scale)
+def _range(value: float, low: float, high: float, interval: str, scale: float) -> Range:
+    return Range(percent(value), interval, value / scale, low / scale, high / scale)
 
 
 def confusion(field: FieldSpec, rows: Sequence[Judged]) -> dict[str, Any]:
