@@ -113,10 +113,11 @@ def test_targets_narrow_an_adapted_part_and_have_to_match():
         {"method": "full", "parts": {"text": "adapted"}},
         {"method": "lora", "parts": {"text": "full", "vision": "adapted"}},
         {"method": "qlora", "parts": {"text": "full"}},
+        {"method": "qlora", "parts": {"text": "frozen", "projector": "full"}},
     ],
 )
 def test_what_cannot_be_is_refused_by_the_recipe(asked: dict):
-    with pytest.raises(ValueError, match=r"parts(\.text cannot be full| are adapted under)"):
+    with pytest.raises(ValueError, match=r"parts(\.text cannot be full| are adapted under|: qlora trains adapters)"):
         TrainingSpec.model_validate(asked)
 
 

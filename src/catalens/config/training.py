@@ -149,6 +149,10 @@ class TrainingSpec(Frozen):
             raise ValueError("parts.text cannot be full beside adapters or in 4 bits: adapt it, or adapt nothing")
         if self.method == "full" and "adapted" in trains.values():
             raise ValueError("parts are adapted under the methods lora and qlora: choose one of these")
+        if self.method == "qlora" and "adapted" not in trains.values():
+            raise ValueError(
+                "parts: qlora trains adapters beside weights in 4 bits: adapt a part, or take full or lora"
+            )
         if self.optimizer == "muon" and "adapted" in trains.values():
             raise ValueError("muon is for weights that train in full: take adamw for adapters")
         if self.fsdp and (self.method == "qlora" or self.optimizer != "adamw"):
