@@ -196,3 +196,17 @@ def test_adapters_are_merged_in_fp32_and_rounded_once(tmp_path):
             base = load_model("tiny", torch.bfloat16).get_parameter(name).float()
             delta = weight - load_model("tiny").get_parameter(name)
             assert torch.equal(once, (base + delta).to(torch.bfloat16)), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_a_model_that_the_device_does_not_take_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(checkpoint, "device", lambda: torch.device("cuda"))  # there is none here
+    with pytest.raises(CheckpointError, match="model 'tiny' cannot be loaded"):
+        load_model("tiny")
+
+
+def test_a_run_is_finished_when_all_else_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(AnswerSpace, "model_dump_json", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_best(tmp_path / "best", load_model("tiny"), load_processor("tiny"), PromptSpec(), AnswerSpace())
+    assert not (tmp_path / "best" / "prompt.json").exists()

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from catalens.cli import app
 from catalens.config import Recipe
+from catalens.errors import InferenceError
 
 VERBS = ("demo", "sample", "prepare", "check", "train", "evaluate", "compare", "predict", "serve", "recipe-schema")
 HEAVY = ("torch", "transformers", "wandb", "datasets", "sklearn", "matplotlib", "fastapi", "uvicorn")
@@ -102,3 +103,21 @@ def test_predict_prints_one_json_line_a_picture(run, drawn, tmp_path):
     assert "not a picture" in lines[1]["error"]
     assert "No such file" in lines[2]["error"]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA out of memory\nTried to"), InferenceError("too much"), OSError(28, "disk full")]
+)
+def test_a_calibration_that_fails_leaves_a_finished_run_and_one_sentence(error, tmp_path, monkeypatch):
+    def fails(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr("catalens.evaluation.validation_scorer", lambda recipe: None)
+    monkeypatch.setattr("catalens.training.train", lambda *args: None)
+    monkeypatch.setattr("catalens.evaluation.calibrate", fails)
+    (tmp_path / "recipe.yaml").write_text("catalog: shop")
+    ended = CliRunner().invoke(app, ["train", str(tmp_path / "recipe.yaml"), "--out", "runs/a"])
+    assert ended.exit_code == 0
+    reason = str(error).partition("\n")[0]
+    sentence = f"not calibrated ({reason}): runs/a is finished; `catalens evaluate runs/a` calibrates it"
+    assert ended.stderr == f"{sentence}\n"

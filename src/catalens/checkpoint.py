@@ -93,7 +93,8 @@ def load_model(
         if keys := sorted(map(str, report[problem])):
             what = f"{len(keys)} {problem.replace('_', ' ')}, such as {keys[0]}"
             raise CheckpointError(f"model {name!r}: its weights do not fit its config.json ({what}): save it again")
-    return model if four_bits else model.to(device())
+    with _loading(name):  # a GPU may be too small
+        return model if four_bits else model.to(device())
 
 
 def load_processor(name: str, num_crops: int | None = None) -> Phi3VProcessor:
@@ -118,8 +119,9 @@ def save_best(
     model.save_pretrained(folder, state_dict=weights)
     greedy(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
-    (folder / "prompt.json").write_text(prompt.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / "answers.json").write_text(space.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    # last: a run that has it is finished
+    (folder / "prompt.json").write_text(prompt.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def greedy(processor: Phi3VProcessor) -> GenerationConfig:

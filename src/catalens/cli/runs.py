@@ -9,7 +9,7 @@ import typer
 from catalens.cli.app import Terminal, answer, app, console, say
 from catalens.cli.catalogs import sample
 from catalens.config import Recipe, load_recipe
-from catalens.errors import CatalogError, CheckpointError, RecipeError
+from catalens.errors import CheckpointError, RecipeError
 
 Overrides = Annotated[
     list[str] | None,
@@ -108,8 +108,9 @@ def _train(recipe: Recipe, out: Path, resume: bool = False) -> None:
     train_run(recipe, out, validation_scorer(recipe), console, resume)
     try:
         calibrate(out, console)
-    except CatalogError as error:  # the run is whole all the same
-        say(f"not calibrated: {error}")
+    except Exception as error:  # whatever it is, of a GPU's memory or of a disk: the run is whole all the same
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        say(f"not calibrated ({reason}): {out} is finished; `catalens evaluate {out}` calibrates it")
 
 
 def _in_run(run: Path) -> Path:
