@@ -210,3 +210,15 @@ def test_a_run_is_finished_when_all_else_is_written(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         save_best(tmp_path / "best", load_model("tiny"), load_processor("tiny"), PromptSpec(), AnswerSpace())
     assert not (tmp_path / "best" / "prompt.json").exists()
+
+
+@pytest.mark.parametrize(("precision", "rounds"), [("fp32", False), ("bf16", True)])
+def test_a_run_is_loaded_with_the_rounding_of_its_recipe(precision, rounds, tmp_path, monkeypatch):
+    """torch's own choice is TF32 in convolutions, and none in other products."""
+    adapted_run(tmp_path, method="lora", precision=precision)
+    asked: list[bool] = []
+    monkeypatch.setattr(checkpoint, "enable_tf32", asked.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    load_run(tmp_path, weights=False)
+    assert asked == [rounds]

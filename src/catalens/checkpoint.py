@@ -29,7 +29,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ValidationError
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
-from transformers.utils.import_utils import is_flash_attn_2_available
+from transformers.utils.import_utils import enable_tf32, is_flash_attn_2_available
 
 from catalens.config import PromptSpec, Recipe, TrainingSpec, load_recipe
 from catalens.errors import CheckpointError
@@ -42,6 +42,8 @@ logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERR
 ASSETS = Path(str(files("catalens"))) / "assets"
 TINY = ASSETS / "tiny"
 DEMO_RECIPE = ASSETS / "demo.yaml"
+AMPERE = (8, 0)
+"""The first capability of a GPU with bf16, TF32 and flash attention 2."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool
         raise CheckpointError(f"{best}: prompt.json or answers.json is not of this version of catalens") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'versions.json'} cannot be read: the run is not whole") from error
+    set_precision(recipe.training)
     model: Any = _best_model(best, recipe, dtype or product_dtype(recipe.training)).eval() if weights else None
     return Run(folder, recipe, prompt, versions, model, load_processor(str(best)), space)
 
@@ -187,7 +190,7 @@ def load_untrained(name: str = "tiny") -> Run:
 
 def _attention(dtype: torch.dtype) -> str:
     """The quickest that this machine has."""
-    gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= AMPERE
     return "flash_attention_2" if gpu and is_flash_attn_2_available() and dtype == torch.bfloat16 else "sdpa"
 
 
@@ -220,6 +223,18 @@ def product_dtype(spec: TrainingSpec) -> torch.dtype:
     if spec.precision == "auto":
         return compute_dtype()
     return torch.bfloat16 if spec.precision == "bf16" else torch.float32
+
+
+def allows_tf32(spec: TrainingSpec) -> bool:
+    """Whether what is computed in fp32 may round products to TF32: where most are of bf16 anyway."""
+    gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= AMPERE
+    return gpu and product_dtype(spec) == torch.bfloat16
+
+
+def set_precision(spec: TrainingSpec) -> None:
+    """Let a GPU use TF32 or not, by the recipe; torch's own choice is to use it in convolutions."""
+    if torch.cuda.is_available():
+        enable_tf32(allows_tf32(spec))
 
 
 def _source(name: str) -> str:

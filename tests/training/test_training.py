@@ -13,7 +13,7 @@ from tracked import artifacts, history, records
 
 from catalens import metrics
 from catalens.catalog.storage import Catalog, CatalogWriter, Roles
-from catalens.checkpoint import TINY, load_model, load_processor, load_run
+from catalens.checkpoint import TINY, allows_tf32, load_model, load_processor, load_run
 from catalens.collation import Collator, DecodedPictures, Encoder, ProductDataset
 from catalens.config import PartsSpec, PromptSpec, TrackingSpec, load_recipe, make_recipe
 from catalens.errors import (
@@ -27,7 +27,7 @@ from catalens.errors import (
 )
 from catalens.evaluation import ValidationScorer, evaluate, validation_scorer
 from catalens.training import train, trainer
-from catalens.training.machine import allows_tf32, check_machine
+from catalens.training.machine import check_machine
 from catalens.training.run_folder import explain
 
 pytestmark = pytest.mark.integration

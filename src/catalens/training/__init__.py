@@ -26,11 +26,10 @@ from accelerate.utils.memory import clear_device_cache
 from rich.console import Console
 from rich.markup import escape
 from transformers import EarlyStoppingCallback, set_seed
-from transformers.utils.import_utils import enable_tf32
 
 from catalens.catalog.checking.estimates import ModelShape
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import load_model, load_processor, processes, save_best
+from catalens.checkpoint import load_model, load_processor, processes, product_dtype, save_best, set_precision
 from catalens.collation import Collator, DecodedPictures, Encoder
 from catalens.config import Recipe
 from catalens.errors import TrainingError
@@ -45,11 +44,9 @@ from catalens.training.data import Data, fill_cache, load_data, loader_workers
 from catalens.training.features import FeatureCache
 from catalens.training.machine import (
     RunSetup,
-    allows_tf32,
     check_machine,
     estimator_setup,
     needs_checkpointing,
-    product_dtype,
     trainer_arguments,
     use_liger,
 )
@@ -156,8 +153,7 @@ def _prepare(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, console: 
     """Model, rows and plan; `setup` is the one of a run that goes on."""
     spec, count = recipe.training, processes().num_processes
     set_seed(spec.seed)
-    if torch.cuda.is_available():
-        enable_tf32(allows_tf32(spec))
+    set_precision(spec)
     processor = load_processor(recipe.model, recipe.num_crops)
     encoder = Encoder(processor, recipe.prompt)
     base, model = _trainable(recipe)

@@ -16,15 +16,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
 from catalens.catalog.checking.estimates import ModelShape, Setup, step_memory
-from catalens.checkpoint import product_dtype
+from catalens.checkpoint import AMPERE, allows_tf32, product_dtype
 from catalens.config import LOWER_IS_BETTER, Recipe, TrainingSpec
 from catalens.errors import RecipeError, TrainingError
 from catalens.training.batching import Plan
 
 USABLE = 0.92
 """Share of a GPU's memory that an estimate may take."""
-AMPERE = (8, 0)
-"""The first capability with bf16, TF32 and flash attention 2."""
 SHARDED_BF16 = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
 """FSDP2 gathers weights in bf16, sums gradients in fp32, and leaves the loss as it is."""
 
@@ -64,12 +62,6 @@ def check_machine(spec: TrainingSpec) -> None:
         raise RecipeError(
             "training.attention is flash_attention_2, which is not for this GPU: set it to auto or sdpa"
         )
-
-
-def allows_tf32(spec: TrainingSpec) -> bool:
-    """Whether what is computed in fp32 may round products to TF32: where most are of bf16 anyway."""
-    gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= AMPERE
-    return gpu and product_dtype(spec) == torch.bfloat16
 
 
 def use_liger(model: Any) -> None:
