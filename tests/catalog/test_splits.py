@@ -1,5 +1,6 @@
 """Rows that are tied never straddle a split, and a table that grows moves none of them."""
 
+import tracemalloc
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -105,6 +106,16 @@ def test_a_row_left_out_ties_nothing():
     train, test = splits.index("train"), splits.index("test")
     joined = [*rows, (train, test, 0), (train, 77, 0), (78, test, 0)]
     assert assign_splits(ties(joined), THIRDS, splits)[40:] == [None, "train", "test"]
+
+
+def test_thousands_of_rows_with_one_picture_that_a_new_row_tears_take_little_memory():
+    rows = [(n, 0, 0) for n in range(2000)] + [(2000, 2000, 0)]
+    tracemalloc.start()
+    splits = assign_splits(ties([*rows, (2000, 0, 0)]), THIRDS, ["train"] * 2000 + ["test"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert splits[-1] is None
+    assert peak < 20e6
 
 
 def test_one_row_that_ties_two_groups_makes_one_of_them_where_all_are_new():

@@ -83,22 +83,56 @@ def assign_splits(
     for row in np.flatnonzero(np.isin(groups, list(large))).tolist():
         splits[row] = largest
         counts[int(ties.categories[row])][largest] += 1
-    tied_to = _neighbours(ties, groups, torn)
+    joined = _Joined(ties, groups, torn, splits)
     numbered = zip(groups.tolist(), ties.products.tolist(), ties.categories.tolist(), strict=True)
     for row, (group, product, category) in enumerate(numbered):
         if group in large:
             continue
         if splits[row] is None:
-            sides = {split for other in tied_to[row] if (split := splits[other]) is not None}
+            sides = joined.sides(row) if group in torn else set()
             if len(sides) > 1:
                 continue
             side = sides.pop() if sides else decided.get(group)
-            splits[row] = _proposed(product, counts[category], shares) if side is None else side
-            if group not in torn:
-                decided[group] = int(splits[row] or 0)
+            side = _proposed(product, counts[category], shares) if side is None else side
+            splits[row] = side
+            if group in torn:
+                joined.put(row, side)
+            else:
+                decided[group] = side
         counts[category][int(splits[row] or 0)] += 1
     _fill_empty(groups, splits, shares, movable)
     return [None if split is None else names[split] for split in splits]
+
+
+class _Joined:
+    """Splits by what ties rows of torn groups: thousands may share one picture, so ties are no pairs of rows."""
+
+    def __init__(
+        self, ties: Ties, groups: NDArray[np.intp], torn: Collection[int], splits: Sequence[int | None]
+    ) -> None:
+        self._products, self._contents = ties.products, ties.contents
+        self._near: dict[int, list[int]] = defaultdict(list)
+        self._splits: dict[tuple[str, int], set[int]] = defaultdict(set)
+        inside = np.isin(groups, list(torn))
+        for one, other in ties.near[inside[ties.near[:, 0]]].tolist():
+            self._near[one].append(other)
+            self._near[other].append(one)
+        for row in np.flatnonzero(inside).tolist():
+            if (split := splits[row]) is not None:
+                self.put(row, split)
+
+    def put(self, row: int, split: int) -> None:
+        """Note the split of a row."""
+        for tie in self._ties_of(row):
+            self._splits[tie].add(split)
+
+    def sides(self, row: int) -> set[int]:
+        """Splits of the rows that a row is tied to."""
+        near = (("row", other) for other in self._near[row])
+        return set().union(*(self._splits[tie] for tie in (*self._ties_of(row), *near)))
+
+    def _ties_of(self, row: int) -> tuple[tuple[str, int], ...]:
+        return ("row", row), ("product", int(self._products[row])), ("content", int(self._contents[row]))
 
 
 def components(links: NDArray[np.intp], count: int) -> NDArray[np.intp]:
@@ -166,22 +200,6 @@ def _fill_empty(
             moved = min(can, key=lambda group: own[group])
             for row in np.flatnonzero(groups == moved).tolist():
                 splits[row] = empty
-
-
-def _neighbours(ties: Ties, groups: NDArray[np.intp], torn: set[int]) -> dict[int, set[int]]:
-    """Rows that each row of the torn groups is tied to."""
-    tied: dict[int, set[int]] = defaultdict(set)
-    rows = np.flatnonzero(np.isin(groups, list(torn))).tolist()
-    for keys in (ties.products, ties.contents):
-        having: dict[int, set[int]] = defaultdict(set)
-        for row in rows:
-            having[int(keys[row])].add(row)
-        for row in rows:
-            tied[row] |= having[int(keys[row])]
-    for one, other in ties.near[np.isin(groups[ties.near[:, 0]], list(torn))].tolist():
-        tied[one].add(other)
-        tied[other].add(one)
-    return tied
 
 
 def _links(keys: NDArray[np.uint64]) -> NDArray[np.intp]:
