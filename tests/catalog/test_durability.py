@@ -250,6 +250,22 @@ def test_a_kill_while_a_catalogue_is_replaced_leaves_one(out: Path, moment: int,
     assert sorted(path.name for path in out.parent.iterdir()) == ["out", "out.work", "source"]
 
 
+def test_a_former_catalogue_that_cannot_be_removed_is_one_sentence(out: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "catalog.json"))
+
+    former = contents(out)
+    with monkeypatch.context() as patched:
+        patched.setattr(folders, "_remove", refuse)
+        code, said = prepare_again(table_of(out), *OTHER_SPLITS)
+    assert code == 3
+    assert f"{out} cannot be written (Permission denied)" in said
+    assert contents(out.with_name(".out.previous")) == former
+    code, said = prepare_again(table_of(out), *OTHER_SPLITS)
+    assert code == 0, said
+    assert sorted(path.name for path in out.parent.iterdir()) == ["out", "out.work", "source"]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -153,8 +153,8 @@ def recover(folder: Path) -> None:
 
 
 def sweep(partial: Path) -> None:
-    """Remove what is half written of a catalogue, and leave its folder, which is locked."""
-    for path in partial.iterdir():
+    """Remove what is half written of a catalogue, and leave its folder, which is locked; it may have become one."""
+    for path in partial.iterdir() if partial.is_dir() else ():
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
