@@ -128,3 +128,17 @@ def test_a_hostile_table_goes_through_the_commands(run: Path, tmp_path: Path, mo
         assert isinstance(done.exception, CatalensError | SystemExit | None), done.exception
         assert done.stdout + done.stderr + str(done.exception)
     assert Path("shop/catalog.json").is_file()
+
+
+@pytest.mark.parametrize("arguments", [["evaluate"], ["compare"], ["predict", "tests", "a.jpg", "--out"]])
+def test_a_name_that_no_file_can_have_is_one_sentence(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    name = f"{'x' * 300}.csv"
+    monkeypatch.setattr(sys, "argv", ["catalens", *arguments, name])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = "".join(capsys.readouterr().err.split())
+    assert end.value.code == 1
+    assert f"error:{name}" in said
+    assert said.endswith(":Filenametoolong")

@@ -61,7 +61,7 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; errors of ours are one sentence and an exit code, never a traceback."""
+    """Run the command line; errors of ours, and files out of reach, are a sentence and an exit code."""
     # Threads that spin while they wait make a small model many times slower on a machine that does anything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one row is too little to share between threads
@@ -75,6 +75,11 @@ def main() -> None:
     except CatalensError as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if not error.errno or error.filename is None:
+            raise
+        console.print(f"[bold red]error:[/] {escape(f'{error.filename}: {error.strerror}')}", highlight=False)
+        sys.exit(CatalensError.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt and says nothing
             console.print("interrupted; `prepare`, `train --resume` and `predict --out` go on from where they were")
