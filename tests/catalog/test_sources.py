@@ -504,3 +504,11 @@ def test_guessed_flags_can_be_pasted(tmp_path: Path):
     told: list[str] = []
     prepare(str(tmp_path / "shop.csv"), tmp_path / "out", tell=told.append)
     assert told[0] == "guessed from names and values: --image 'Image Src' --id Handle --text Title"
+
+
+def test_the_folder_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pq.write_table(pa.table({"sku": ["P1", "P2"]}), tmp_path / "shop.parquet")
+    monkeypatch.chdir(tmp_path)
+    source = open_source(".")
+    assert [row["sku"] for row in source.rows() if isinstance(row, dict)] == ["P1", "P2"]
+    assert source.name == tmp_path.name

@@ -293,7 +293,8 @@ def _dataset(where: str) -> Source:
 
     name = PurePosixPath(Path(where).resolve().name if Path(where).exists() else where).name
     try:
-        builder = load_dataset_builder(where)
+        place = str(Path(where).absolute()) if Path(where).is_dir() else where  # "." has no name
+        builder = load_dataset_builder(place)
         files = [str(path) for paths in (builder.config.data_files or {}).values() for path in paths]
         local = Path(where).is_dir() and all(Path(path).is_file() for path in files)
         if local:
