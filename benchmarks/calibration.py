@@ -73,7 +73,9 @@ def _chance(confidence: NDArray[np.float64]) -> float:
     """Mean calibration error of perfect confidences on so many rows."""
     rng = np.random.default_rng(0)
     bins = [one for _ in range(DRAWS) for one in reliability(confidence, rng.random(len(confidence)) < confidence)]
-    return sum(one["rows"] * abs(one["confidence"] - one["right"]) for one in bins) / (DRAWS * len(confidence))
+    return sum(one["rows"] * abs(one["confidence"] - one["right"]["value"]) for one in bins) / (
+        DRAWS * len(confidence)
+    )
 
 
 def _coverage(calibration: Calibration, name: str, truths: list[dict[str, Any]], said: Sequence[float | None]) -> str:

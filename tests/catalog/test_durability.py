@@ -653,7 +653,7 @@ def test_a_column_with_the_name_of_the_picture_is_refused_before_anything_is_fet
 def test_rows_that_are_tied_to_two_splits_count_as_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, out = shop(tmp_path / "source"), tmp_path / "out"
     real = preparing.assign_splits
-    monkeypatch.setattr(preparing, "assign_splits", lambda *a: [None] * 4 + real(*a)[4:])
+    monkeypatch.setattr(preparing, "assign_splits", lambda *a, **k: [None] * 4 + real(*a, **k)[4:])
     with pytest.raises(TooManyBadRowsError) as caught:
         prepared(path, out, max_bad=0.3)
     said = str(caught.value)

@@ -20,7 +20,7 @@ from catalens import checkpoint
 from catalens.config import TrainingSpec, dump_recipe
 from catalens.errors import TrainingError
 from catalens.evaluation import evaluate
-from catalens.training import machine, train
+from catalens.training import train
 from catalens.training.checkpoints import last_checkpoint, step_of
 
 pytestmark = pytest.mark.integration
@@ -92,8 +92,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(short, peace, tmp_p
 
 def test_in_bf16_beside_full_parts_it_goes_on_to_the_same_bits_and_is_scored(short, tmp_path, monkeypatch):
     """As on a GPU: the base and its products are bf16, what trains is fp32, inference is bf16."""
-    for module in (checkpoint, machine):
-        monkeypatch.setattr(module, "compute_dtype", lambda: torch.bfloat16)
+    monkeypatch.setattr(checkpoint, "compute_dtype", lambda: torch.bfloat16)
     parts = {"projector": {"train": "full", "learning_rate": 1e-5}, "embeddings": "full"}
     asked = {
         "method": "lora",
