@@ -143,7 +143,7 @@ class Calibration(Frozen):
         the share of wrong values among the new rows with at least that confidence is at most `target`. Half of the
         risk goes to the question whether all rows may be accepted, half to a walk from strict to lax, which ends at
         the first threshold that fails: where a few errors are spread over all rows, it would end early. It starts
-        where one wrong row would be borne.
+        where one wrong row would be borne, or, where the rows are too few for that, where none would be.
         """
         steps, risk = self.fields[column].steps, (1 - confidence) / 2 / self.candidates
         if not steps:
@@ -152,7 +152,8 @@ class Calibration(Frozen):
         holds = _upper_bound(wrong, rows, risk) <= target
         if holds[-1]:
             return float(values[-1])
-        walk = np.flatnonzero(_upper_bound(np.ones_like(rows), rows, risk) <= target)
+        borne = float(_upper_bound(np.array(1.0), rows[-1], risk) <= target)
+        walk = np.flatnonzero(_upper_bound(np.full_like(rows, borne), rows, risk) <= target)
         if not len(walk) or not holds[walk[0]]:
             return None
         return float(values[walk[np.argmin(holds[walk])] - 1])
