@@ -145,18 +145,20 @@ def filled(model, processor, pictures) -> Memory:
     return memory
 
 
-def test_features_are_the_means_of_what_the_tower_makes_of_a_picture(model, pictures):
+def test_features_are_means_over_the_quarters_of_the_whole_picture(model, pictures):
     processor = load_processor("tiny", num_crops=CROPS)
     everything = [*pictures, jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))]
     heard: list[int] = []
     found = Writer(model, processor, PromptSpec(), 3, memory=Memory(0)).features(everything, heard.append)
     assert heard[-1] == len(everything)
-    assert (found.dtype, found.shape) == (np.float32, (len(everything), model.config.feature_size))
+    assert (found.dtype, found.shape) == (np.float32, (len(everything), 4 * model.config.feature_size))
     for own, picture in zip(found, everything, strict=True):
         encoded = processor.image_processor(open_picture(picture), return_tensors="pt")
         with torch.no_grad():
             crops = model.model.get_crop_features(encoded["pixel_values"], encoded["image_sizes"])
-        assert own == pytest.approx(crops.flatten(0, 2).mean(0).numpy(), abs=1e-4)
+        half = crops.shape[1] // 2
+        corners = crops[0].unflatten(0, (2, half)).unflatten(2, (2, half)).mean((1, 3))  # [2, 2, F]
+        assert own == pytest.approx(corners.permute(2, 0, 1).flatten().numpy(), abs=1e-4)
     with pytest.raises(PictureError):
         Writer(model, processor, PromptSpec(), 3).features([b"<svg/>"])
 

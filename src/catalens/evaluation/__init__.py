@@ -51,6 +51,9 @@ from catalens.tracking import Shown
 
 __all__ = ["Evaluation", "ValidationScorer", "calibrate", "evaluate", "flatten", "validation_scorer"]
 
+NEIGHBOURS = 20_000
+"""Most training pictures among which the nearest one is looked for; at full size each takes 64 KiB."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -237,7 +240,7 @@ def _baselines(
     progress: Progress,
 ) -> dict[str, Any]:
     """Score the most frequent values, and those of the training picture with the nearest features of the tower."""
-    train, _ = usable_rows(catalog, encoder, "train")
+    train = sampled(usable_rows(catalog, encoder, "train")[0], NEIGHBOURS)
     truths = [truth_of(encoder.prompt, row) for row in train]
     own = writer.features(pictures)  # first: the memory has them
     task = progress.add_task("features of training pictures", total=len(train))

@@ -22,6 +22,7 @@ import torch
 from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
+from torch.nn.functional import adaptive_avg_pool2d
 
 from catalens.catalog.pictures import open_picture, picture_size
 from catalens.checkpoint import greedy, processes
@@ -34,6 +35,8 @@ from catalens.model import Phi3VProcessor
 
 CHUNK = 8
 """Batches that are sorted by length together."""
+QUARTERS = 2
+"""Parts of a picture's side of which `features` are means: they know roughly what is where."""
 AHEAD = 2
 """Batches whose pictures are decoded before their turn."""
 MEMORY = 0.5
@@ -112,7 +115,7 @@ class Writer:
     def features(
         self, pictures: Sequence[bytes], progress: Callable[[int], None] = lambda done: None
     ) -> NDArray[np.float32]:
-        """The tower's features of each picture, [n, F], as their mean over crops and patches.
+        """Give the tower's features of each whole picture, [n, 4F], by their means over its quarters.
 
         They come from the memory, and fill it. Shared, and raised, as by `write`; PictureError where one is no
         picture.
@@ -138,7 +141,7 @@ class Writer:
         return written
 
     def _features(self, pictures: Sequence[bytes], progress: Callable[[int], None]) -> list[NDArray[np.float32]]:
-        means: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(pictures)
+        quarters: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(pictures)
         done = 0
         with self._evaluating():
             for places, seen in self._ahead(pictures):
@@ -146,10 +149,11 @@ class Writer:
                     raise problem
                 good = [one for one in seen if not isinstance(one, PictureError)]
                 for i, own in zip(places, self._looked_at([pictures[i] for i in places], good), strict=True):
-                    means[i] = own["crop_features"].float().flatten(0, 2).mean(0).numpy()
+                    whole = own["crop_features"][0].float().movedim(-1, 0)  # [F, m, m]: the first crop shows all
+                    quarters[i] = adaptive_avg_pool2d(whole, QUARTERS).flatten().numpy()
                 done += len(places)
                 progress(done)
-        return means
+        return quarters
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
