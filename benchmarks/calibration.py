@@ -39,7 +39,8 @@ def main() -> None:
     if calibration is None:
         raise CheckpointError(f"{options.run} has no calibration.json: calibrate it first")
     rows = pq.read_table(options.run / "evaluation" / "predictions.parquet").to_pylist()
-    table = Table(title=f"{len(rows)} rows, calibrated on {calibration.rows}, target {options.accept_error:.1%}")
+    of, target = f"calibrated on {calibration.products} products", f"target {options.accept_error:.1%}"
+    table = Table(title=f"{len(rows)} rows, {of}, {target}")
     table.add_column("field", no_wrap=True)
     for name in ("right", "ECE", "by chance", "intervals hold", "threshold", "accepted", "error", f"kept of {DRAWS}"):
         table.add_column(name, justify="right")

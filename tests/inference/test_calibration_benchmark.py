@@ -64,7 +64,7 @@ def test_it_prints_a_line_a_field(run: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(sys, "argv", ["calibration.py", str(run)])
     benchmark.main()
     printed = capsys.readouterr().out
-    assert "300 rows, calibrated on 300, target 5.0%" in printed
+    assert "300 rows, calibrated on 300 products, target 5.0%" in printed
     lines = [line.replace("│", " ").split() for line in printed.splitlines() if line.startswith("│")]
     title, price = (next(line for line in lines if line[0] == name) for name in ("title", "price"))
     assert 0.8 < float(title[1]) < 0.9

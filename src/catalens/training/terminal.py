@@ -16,7 +16,7 @@ IMAGE_USE: Mapping[ImageUse, str] = {
     "ignores_image": "Its score on the validation sample does not fall with other products' pictures: it ignores "
     "them. See that pictures and texts belong together, train the projector or longer, or take more rows.",
     "undecided": "The validation sample cannot tell whether it uses the pictures: `catalens evaluate` asks all test "
-    "rows, training.validation_rows more of the validation rows.",
+    "rows, and a larger training.validation_rows asks more here.",
 }
 """What the check of the pictures found, in words."""
 
