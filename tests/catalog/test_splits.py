@@ -167,6 +167,13 @@ def test_a_product_that_is_nearly_the_whole_table_is_said():
     assert told[0].startswith("30 of 30 rows share one product id or one picture, or look alike, and stay in one")
 
 
+def test_nothing_is_said_of_rows_that_share_nothing():
+    told: list[str] = []
+    for count in range(3):
+        assign_splits(ties([(n, n, 0) for n in range(count)]), tell=told.append)
+    assert told == []
+
+
 def test_a_few_products_that_look_alike_are_copies_and_stay_together():
     told: list[str] = []
     splits = assign_splits(ties(single(20), [(0, n) for n in range(1, 20)]), tell=told.append)

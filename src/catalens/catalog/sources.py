@@ -159,7 +159,7 @@ def open_bytes(path: str) -> IO[bytes]:
 
 def _table(where: str, encoding: str | None, delimiter: str | None) -> Source:
     if "://" not in where and not Path(where).is_file():
-        raise CatalogError(f"{where}: there is no such file")
+        raise CatalogError(f"{where}: " + ("is no file" if Path(where).exists() else "there is no such file"))
     kind = FORMATS.get(_suffix(where))
     if kind is None:
         raise CatalogError(f"{where}: give a {', '.join(FORMATS)} file")

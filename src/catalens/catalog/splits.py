@@ -151,7 +151,7 @@ def _groups(ties: Ties, shares: Sequence[float], tell: Callable[[str], None]) ->
     same = np.concatenate([_links(ties.products), _links(ties.contents)])
     groups = components(np.concatenate([same, ties.near]), total)
     sizes = np.bincount(groups, minlength=1)
-    if total == 0 or sizes.max() <= (1 - ENOUGH * (1 - max(shares))) * total:
+    if sizes.max() <= 1 or sizes.max() <= (1 - ENOUGH * (1 - max(shares))) * total:
         return groups
     alike = groups == sizes.argmax()
     apart = components(same, total)
