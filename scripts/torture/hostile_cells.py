@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -73,7 +74,7 @@ TYPES: Mapping[str, tuple[pa.DataType, st.SearchStrategy[Any]]] = {
     "timestamp": (pa.timestamp("us"), st.datetimes()),
     "nanoseconds": (pa.timestamp("ns"), st.integers(0, 2**62).map(lambda ns: np.datetime64(ns, "ns"))),
     "far timestamp": (pa.timestamp("us"), st.sampled_from([2**62, -(2**62)])),
-    "duration": (pa.duration("s"), st.integers(0, 10**6)),
+    "duration": (pa.duration("s"), st.integers(0, 10**6).map(lambda seconds: timedelta(seconds=seconds))),
     "time": (pa.time64("us"), st.times()),
     "binary": (pa.binary(), BYTES),
     "list": (pa.list_(pa.string()), st.lists(TEXTS, max_size=3)),

@@ -238,11 +238,11 @@ def _same(cell: Any, got: Any, number: bool) -> bool:
     if isinstance(cell, bool):
         return got.lower() == str(cell).lower()
     if isinstance(cell, int | float | np.floating | Decimal):
-        return re.fullmatch(r"[-+.\de]+", got) is not None and Decimal(got) == Decimal(str(cell))
+        return re.fullmatch(r"[-+.\de]+", got) is not None and _same_number(cell, Decimal(got))
     return got.replace(" ", "T")[:19] == str(cell).replace(" ", "T")[:19]  # dates and times
 
 
-def _same_number(cell: Any, got: float) -> bool:
+def _same_number(cell: Any, got: float | Decimal) -> bool:
     """Whether it is the same number: where it is whole to the last digit, else to that of a double."""
     text = str(cell).strip()
     if isinstance(cell, str):
@@ -253,4 +253,4 @@ def _same_number(cell: Any, got: float) -> bool:
     except InvalidOperation:
         return False
     whole = re.fullmatch(r"[-+]?\d+", text) is not None
-    return wanted.is_finite() and (Decimal(got) == wanted if whole else float(wanted) == got)
+    return wanted.is_finite() and (Decimal(got) == wanted if whole else float(wanted) == float(got))
