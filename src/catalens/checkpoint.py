@@ -32,7 +32,7 @@ from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils.import_utils import enable_tf32, is_flash_attn_2_available
 
 from catalens.config import PromptSpec, Recipe, TrainingSpec, load_recipe
-from catalens.errors import CheckpointError
+from catalens.errors import CheckpointError, first_line
 from catalens.examples import END, AnswerSpace
 from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
 
@@ -247,7 +247,7 @@ def _loading(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(
             f"model {name!r} cannot be loaded ({reason}): give a hub id, a folder with safetensors, or tiny"
         ) from error

@@ -73,3 +73,8 @@ class InferenceError(CatalensError):
     """A model cannot write about a picture, or its predictions cannot be kept."""
 
     exit_code = 10
+
+
+def first_line(error: BaseException) -> str:
+    """Shorten what a library raised to its first line, or to its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

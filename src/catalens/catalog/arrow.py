@@ -17,9 +17,12 @@ import pyarrow.parquet as pq
 
 from catalens.catalog.storage import BATCH_ROWS, BUFFER_BYTES
 from catalens.catalog.values import Unreadable
+from catalens.errors import first_line
 
 BATCH_BYTES = 16 * 2**20
 """Of a row group as it is stored, read at a time."""
+LONGEST_REASON = 200
+"""Characters that are kept of what Arrow says of damage."""
 
 
 def batch_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Mapping[Any, Any]]:
@@ -73,7 +76,8 @@ def _column(parquet: pq.ParquetFile, group: int, name: str, at_a_time: int, rows
     except Exception as error:
         if not is_damage(error):
             raise
-        yield from repeat(Unreadable(f"row group {group + 1} of the file, {_short(error)}"), rows - read)
+        reason = f"row group {group + 1} of the file, {first_line(error)[:LONGEST_REASON]}"
+        yield from repeat(Unreadable(reason), rows - read)
 
 
 def _cells(column: pa.Array | pa.ChunkedArray) -> list[Any]:
@@ -89,7 +93,7 @@ def _cell(scalar: pa.Scalar) -> Any:
     try:
         return scalar.as_py()
     except Exception as error:
-        return Unreadable(_short(error))
+        return Unreadable(first_line(error)[:LONGEST_REASON])
 
 
 def _exact(kind: pa.DataType) -> Callable[[Any], Any] | None:
@@ -113,7 +117,3 @@ def _exact(kind: pa.DataType) -> Callable[[Any], Any] | None:
             else value
         )
     return None
-
-
-def _short(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

@@ -36,7 +36,7 @@ from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key
 from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, LeftOut, Roles, refuse_double_roles
 from catalens.catalog.values import Numbers, picture_reason, read_picture, read_values, storable
 from catalens.config import Frozen
-from catalens.errors import CatalogError, TooManyBadRowsError
+from catalens.errors import CatalogError, TooManyBadRowsError, first_line
 
 LONGEST_SOURCE = 200
 """Characters that are shown of a URL or path."""
@@ -327,7 +327,7 @@ class _Work:
             picture, embedded = read_picture(row.get(self.image))
             reason = reason or picture_reason(row.get(self.image), self.image)
         except Exception as error:  # cells may hold anything, and make their reading raise anything
-            return TableRow(number, "", {}, "", reason=storable(f"cannot be read: {_first_line(error)}"))
+            return TableRow(number, "", {}, "", reason=storable(f"cannot be read: {first_line(error)}"))
         largest = self.spec.download.max_bytes
         if reason is None and embedded is not None and len(embedded) > largest:
             reason = f"too large: more than {largest:,} bytes"
@@ -368,7 +368,3 @@ def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) ->
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return ", ".join(name for name in other if one.get(name) != other[name])
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -31,7 +31,7 @@ from catalens.catalog.delimited import detect_delimiter, records
 from catalens.catalog.encodings import detect_encoding
 from catalens.catalog.roles import SAMPLE_ROWS, names_of
 from catalens.catalog.values import SHOWN
-from catalens.errors import CatalensError, CatalogError
+from catalens.errors import CatalensError, CatalogError, first_line
 
 FORMATS = {
     ".csv": "csv",
@@ -95,7 +95,7 @@ class Source:
         except CatalensError:
             raise
         except Exception as error:  # whatever a file system, a server or a parser raises
-            raise CatalogError(f"{self.where}: cannot be read beyond row {number} ({_first_line(error)})") from error
+            raise CatalogError(f"{self.where}: cannot be read beyond row {number} ({first_line(error)})") from error
 
     def count(self) -> int:
         """Rows in all; reads through a table that does not tell."""
@@ -138,7 +138,7 @@ def open_source(where: str, encoding: str | None = None, delimiter: str | None =
     except CatalogError:
         raise
     except Exception as error:  # whatever a file system, a server or a parser raises
-        raise CatalogError(f"{where}: cannot be read ({_first_line(error)})") from error
+        raise CatalogError(f"{where}: cannot be read ({first_line(error)})") from error
     raise CatalogError(f"{where}: give a {', '.join(FORMATS)} file, a folder of pictures or a Hugging Face dataset")
 
 
@@ -236,7 +236,7 @@ def _json_rows(where: str, encoding: str) -> Iterator[Row]:
             try:
                 row = json.loads(line, parse_int=_integer)
             except (ValueError, RecursionError) as error:
-                yield f"not JSON: {_first_line(error)}"
+                yield f"not JSON: {first_line(error)}"
             else:
                 yield row if isinstance(row, dict) else "not a JSON object"
 
@@ -314,7 +314,7 @@ def _dataset(where: str) -> Source:
     except Exception as error:
         raise CatalogError(
             f"{where}: neither a file or folder here nor a Hugging Face dataset that can be read "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
 
     def rows(columns: Collection[str] | None) -> Iterator[Row]:
@@ -375,7 +375,3 @@ def _below(path: Path, folder: Path) -> str:
 
 def _digest(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

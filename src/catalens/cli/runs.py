@@ -9,7 +9,7 @@ import typer
 from catalens.cli.app import Terminal, answer, app, console, say
 from catalens.cli.catalogs import sample
 from catalens.config import Recipe, load_recipe
-from catalens.errors import CheckpointError, RecipeError
+from catalens.errors import CheckpointError, RecipeError, first_line
 
 Overrides = Annotated[
     list[str] | None,
@@ -109,7 +109,7 @@ def _train(recipe: Recipe, out: Path, resume: bool = False) -> None:
     try:
         calibrate(out, console)
     except Exception as error:  # whatever it is, of a GPU's memory or of a disk: the run is whole all the same
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         say(f"not calibrated ({reason}): {out} is finished; `catalens evaluate {out}` calibrates it")
 
 

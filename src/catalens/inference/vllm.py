@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from catalens.catalog.pictures import open_picture
 from catalens.config import PromptSpec
-from catalens.errors import CheckpointError, PictureError, RecipeError
+from catalens.errors import CheckpointError, PictureError, RecipeError, first_line
 from catalens.examples import AnswerSpace, render_prompt
 from catalens.inference.decoding import Written
 from catalens.inference.grammar import Constraint, Vocabulary
@@ -104,7 +104,7 @@ def load_vllm(
             structured_outputs_config={"backend": "guidance"},
         )
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         raise CheckpointError(f"{folder} cannot be loaded by vLLM ({reason}): leave out --engine vllm") from error
     tokenizer = llm.get_tokenizer()
     vocabulary = Vocabulary(tokenizer, len(tokenizer))
