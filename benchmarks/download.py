@@ -22,7 +22,7 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
-from catalens.catalog.downloading import Downloader, DownloadSpec
+from catalens.preparing.downloading import Downloader, DownloadSpec
 
 SERVER = Path(__file__).parents[1] / "tests" / "hostile.py"
 

@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from catalens.catalog.checking.estimates import ModelShape, Setup, sample_flops, step_memory
 from catalens.checkpoint import compute_dtype, device, load_model
 from catalens.collation import Collator
 from catalens.config import TrainingSpec
+from catalens.estimates import ModelShape, Setup, sample_flops, step_memory
 from catalens.training.optimizers import make_optimizer
 from catalens.training.parts import prepare_parts
 from catalens.training.throughput import device_peak

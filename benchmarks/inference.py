@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rounds import ratio, take_turns
 
-from catalens.catalog.drawing import draw_catalog
 from catalens.checkpoint import load_run, load_untrained
 from catalens.config import PromptSpec
 from catalens.examples import answer_space
 from catalens.inference.decoding import Written
 from catalens.inference.writer import Writer
+from catalens.sampling.drawing import draw_catalog
 
 TOGETHER = 64
 WAYS = {

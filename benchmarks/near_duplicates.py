@@ -19,11 +19,11 @@ from PIL import Image, ImageEnhance, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from catalens.catalog.drawing import draw_catalog
 from catalens.catalog.duplicates import THRESHOLD, fingerprint, near_pairs
 from catalens.catalog.pictures import open_picture
 from catalens.catalog.splits import components
 from catalens.catalog.storage import Catalog
+from catalens.sampling.drawing import draw_catalog
 
 THRESHOLDS = (16, 20, THRESHOLD, 28, 32)
 

@@ -22,10 +22,10 @@ from rich.table import Table
 from rounds import Times, ratio, take_turns
 from torch.nn import functional as F
 
-from catalens.catalog.drawing import draw_catalog
 from catalens.checkpoint import device, load_model, load_processor
 from catalens.collation import IGNORED, Collator, Encoder
 from catalens.config import PartSpec, PartsSpec, PromptSpec, TrainingSpec
+from catalens.sampling.drawing import draw_catalog
 from catalens.training.optimizers import make_optimizer
 from catalens.training.parts import prepare_parts
 

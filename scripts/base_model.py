@@ -19,15 +19,15 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, set_seed
 
-from catalens.catalog.drawing import BASE
-from catalens.catalog.sampling import sample_catalog
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import DEMO_RECIPE, TINY
 from catalens.config import PromptSpec, Recipe, TrackingSpec, load_recipe, make_recipe
-from catalens.evaluation import evaluate, flatten, validation_scorer
+from catalens.evaluation.evaluate import evaluate, flatten, validation_scorer
 from catalens.examples import render_answer, render_prompt
 from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
-from catalens.training import train
+from catalens.sampling.drawing import BASE
+from catalens.sampling.sample import sample_catalog
+from catalens.training.train import train
 
 SEED = 20_260
 SPECIAL = (

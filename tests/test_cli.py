@@ -112,9 +112,9 @@ def test_a_calibration_that_fails_leaves_a_finished_run_and_one_sentence(error, 
     def fails(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr("catalens.evaluation.validation_scorer", lambda recipe: None)
-    monkeypatch.setattr("catalens.training.train", lambda *args: None)
-    monkeypatch.setattr("catalens.evaluation.calibrate", fails)
+    monkeypatch.setattr("catalens.evaluation.evaluate.validation_scorer", lambda recipe: None)
+    monkeypatch.setattr("catalens.training.train.train", lambda *args: None)
+    monkeypatch.setattr("catalens.evaluation.evaluate.calibrate", fails)
     (tmp_path / "recipe.yaml").write_text("catalog: shop")
     ended = CliRunner().invoke(app, ["train", str(tmp_path / "recipe.yaml"), "--out", "runs/a"])
     assert ended.exit_code == 0

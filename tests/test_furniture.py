@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from catalens.catalog.preparing import prepare
-from catalens.catalog.roles import Columns
 from catalens.catalog.storage import Catalog
 from catalens.config import Kind, load_recipe
-from catalens.evaluation import evaluate, validation_scorer
-from catalens.training import train
+from catalens.evaluation.evaluate import evaluate, validation_scorer
+from catalens.preparing.prepare import prepare
+from catalens.preparing.roles import Columns
+from catalens.training.train import train
 
 ROOT = Path(__file__).parents[1]
 TABLE = Path(os.environ.get("CATALENS_FURNITURE") or ROOT.parent / "shared/data/furniture") / "furniture.csv"

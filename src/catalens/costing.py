@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from catalens.catalog.checking import Plan
-from catalens.catalog.checking.estimates import NUM_CROPS, PHI3_VISION, ModelShape
-from catalens.catalog.checking.scanning import Cost, Describe, Description
-from catalens.catalog.mimicking.profile import Needs
 from catalens.catalog.storage import Catalog, Roles
+from catalens.checking.check import Plan
+from catalens.checking.scanning import Cost, Describe, Description
 from catalens.checkpoint import TINY, load_model, load_processor
 from catalens.collation import Collator, Encoder
 from catalens.config import FieldSpec, Kind, PromptSpec, Recipe, TrainingSpec
 from catalens.errors import CheckpointError, PromptError, RecipeError
+from catalens.estimates import NUM_CROPS, PHI3_VISION, ModelShape
 from catalens.examples import format_number, parse_number, render_answer, render_prompt
+from catalens.mimicking.profile import Needs
 from catalens.model import Phi3VConfig, Phi3VImageProcessor, Phi3VProcessor
 
 CHARACTERS_PER_TOKEN = 2.8

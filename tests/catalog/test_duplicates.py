@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from catalens.catalog.drawing import draw_catalog
 from catalens.catalog.duplicates import BITS, THRESHOLD, fingerprint, near_pairs
 from catalens.catalog.pictures import open_picture
 from catalens.catalog.splits import components
+from catalens.sampling.drawing import draw_catalog
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from catalens.catalog.pictures import open_picture
 from catalens.catalog.storage import Catalog, CatalogWriter
 from catalens.config import METRICS, PromptSpec
 from catalens.errors import CatalogError
-from catalens.evaluation import evaluate, flatten
+from catalens.evaluation.evaluate import evaluate, flatten
 from catalens.evaluation.image_use import blanked
 from catalens.evaluation.rows import truth_of
 from catalens.inference.writer import Memory, Writer
@@ -90,7 +90,7 @@ def test_a_split_that_the_memory_cannot_hold_is_evaluated_all_the_same(result, r
         rooms.append(Memory(60_000))  # of a few pictures
         return rooms[-1]
 
-    monkeypatch.setattr("catalens.evaluation.Memory", small)
+    monkeypatch.setattr("catalens.evaluation.evaluate.Memory", small)
     shutil.copytree(run, tmp_path / "run")
     found = evaluate(tmp_path / "run").metrics
     assert 0 < len(rooms[0].kept) < result["rows"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from catalens.config import EvaluationSpec, PromptSpec
-from catalens.evaluation import _Judge
+from catalens.evaluation.evaluate import _Judge
 from catalens.evaluation.image_use import MARGIN, image_use, partners
 from catalens.metrics import score
 

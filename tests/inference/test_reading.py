@@ -8,7 +8,7 @@ import pytest
 from catalens.catalog.storage import Catalog
 from catalens.config import PromptSpec
 from catalens.errors import RecipeError
-from catalens.evaluation import calibrate
+from catalens.evaluation.evaluate import calibrate
 from catalens.inference import load_predictor, record_columns, record_of
 from catalens.inference.calibration import FieldScore, fit_calibration
 from catalens.inference.confidence import field_scores

@@ -17,12 +17,12 @@ import pytest
 from guessing import PROMPT, Guesser, guess
 from hostile import Hostile, hostile_server, jpeg  # noqa: F401
 
-from catalens.catalog.downloading import DownloadSpec
 from catalens.errors import CatalensError, CatalogError, InferenceError, RecipeError
 from catalens.inference import Predictor, record_of
 from catalens.inference.inputs import Input, InputSpec, open_input
 from catalens.inference.parts import _disarmed, open_parts, schema_of
 from catalens.inference.volume import Outcome, VolumeSpec, predict_lines, predict_to, run_version
+from catalens.preparing.downloading import DownloadSpec
 
 ROOT = Path(__file__).parents[2]
 SMALL = VolumeSpec(batch_size=2, download=DownloadSpec(allow_private_hosts=True))

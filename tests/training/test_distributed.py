@@ -17,8 +17,8 @@ from catalens.checkpoint import load_model, load_processor
 from catalens.collation import Collator, Encoder
 from catalens.config import PromptSpec, TrainingSpec, dump_recipe
 from catalens.errors import TrainingError
-from catalens.evaluation import evaluate, validation_scorer
-from catalens.training import train
+from catalens.evaluation.evaluate import evaluate, validation_scorer
+from catalens.training.train import train
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("gloo")]  # in one worker: they share runs
 
@@ -134,7 +134,8 @@ def test_sharded_weights_train_the_same_and_are_saved_whole(single, shared, tmp_
 IN_BF16 = """
 import sys, torch
 from catalens.config import load_recipe
-from catalens.training import parts, train
+from catalens.training import parts
+from catalens.training.train import train
 
 def exact(parameters, spec):
     sums = [p.grad.to_local() for _, p in parameters if p.grad is not None]

@@ -14,8 +14,9 @@ from catalens.checkpoint import load_model, load_processor
 from catalens.collation import Collator, DecodedPictures, Encoder, ProductDataset
 from catalens.config import PromptSpec, TrainingSpec
 from catalens.errors import TrainingError
-from catalens.training import features, train
+from catalens.training import features
 from catalens.training.features import Estimate, FeatureCache
+from catalens.training.train import train
 
 
 @pytest.fixture(autouse=True)

@@ -19,16 +19,16 @@ from safetensors.torch import load_file
 from catalens import checkpoint
 from catalens.config import TrainingSpec, dump_recipe
 from catalens.errors import TrainingError
-from catalens.evaluation import evaluate
-from catalens.training import train
+from catalens.evaluation.evaluate import evaluate
 from catalens.training.checkpoints import last_checkpoint, step_of
+from catalens.training.train import train
 
 pytestmark = pytest.mark.integration
 
 TRAIN = """
 import sys
 from catalens.config import load_recipe
-from catalens.training import train
+from catalens.training.train import train
 train(load_recipe(sys.argv[1]), sys.argv[2], resume=sys.argv[3] == "resume")
 """
 

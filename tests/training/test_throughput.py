@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from catalens.catalog.checking.estimates import PHI3_VISION, Setup, sample_flops
 from catalens.collation import IGNORED, Collator
+from catalens.estimates import PHI3_VISION, Setup, sample_flops
 from catalens.training import throughput
 from catalens.training.throughput import Meter, device_peak, peak_memory, row_lengths
 

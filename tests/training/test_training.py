@@ -25,10 +25,11 @@ from catalens.errors import (
     TooManyBadRowsError,
     TrainingError,
 )
-from catalens.evaluation import ValidationScorer, evaluate, validation_scorer
-from catalens.training import train, trainer
+from catalens.evaluation.evaluate import ValidationScorer, evaluate, validation_scorer
+from catalens.training import trainer
 from catalens.training.machine import check_machine
 from catalens.training.run_folder import explain
+from catalens.training.train import train
 
 pytestmark = pytest.mark.integration
 

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from catalens.catalog.appearance import Seen
-from catalens.catalog.storage import Roles
-from catalens.catalog.values import is_missing
+from catalens.catalog.storage import Roles, is_missing
 
 LARGEST = 1e300
 """Size to which numbers are cut, so that sums and differences stay finite."""

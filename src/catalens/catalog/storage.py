@@ -14,10 +14,12 @@ replaced only where it is known for a catalogue of ours that nobody has touched.
 
 import hashlib
 import json
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -27,7 +29,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from catalens.catalog.folders import (
+from catalens.catalog.splits import key
+from catalens.config import Frozen, Kind
+from catalens.errors import CatalogError
+from catalens.files import (
     Manifests,
     locked,
     partial_of,
@@ -37,9 +42,6 @@ from catalens.catalog.folders import (
     sweep,
     writing,
 )
-from catalens.catalog.splits import key
-from catalens.config import Frozen, Kind
-from catalens.errors import CatalogError
 
 SPLITS = ("train", "validation", "test")
 SHARD_BYTES = 256 * 2**20
@@ -369,3 +371,10 @@ def _version(card: CatalogCard) -> str:
     columns = json.dumps([card.content_hash, card.roles.model_dump(), card.integer_fields])
     digest = hashlib.sha256(columns.encode()).digest()
     return f"1.{int.from_bytes(digest[:4], 'big')}.{int.from_bytes(digest[4:8], 'big')}"
+
+
+def is_missing(value: object) -> bool:
+    """Tell a cell that holds nothing: None, NaN, or blank text."""
+    if isinstance(value, float | Decimal):
+        return math.isnan(value) if isinstance(value, float) else value.is_nan()
+    return value is None or (isinstance(value, str) and not value.strip())

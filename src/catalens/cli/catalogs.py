@@ -43,7 +43,7 @@ def sample(
             raise RecipeError("--noise: leave it out, with --like the noise comes from the profile")
         _sample_like(out, like, rows, seed, fractions_of(splits) if splits else None, workers)
         return
-    from catalens.catalog.sampling import sample_catalog
+    from catalens.sampling.sample import sample_catalog
 
     fractions, noise, rows = fractions_of(splits or "0.8,0.1,0.1"), 0.08 if noise is None else noise, rows or 1000
     with stages() as heard:
@@ -107,9 +107,9 @@ def prepare(
     A run that was stopped goes on from where it was; a second run, also of a table or flags that have changed, asks
     only for pictures that it has not seen.
     """
-    from catalens.catalog.preparing import PrepareSpec
-    from catalens.catalog.preparing import prepare as prepare_source
-    from catalens.catalog.roles import Columns
+    from catalens.preparing.prepare import PrepareSpec
+    from catalens.preparing.prepare import prepare as prepare_source
+    from catalens.preparing.roles import Columns
 
     fields: list[tuple[str, Kind]] = [
         *((name, "text") for name in text or []),
@@ -163,8 +163,8 @@ def check(
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a title beyond the model's length is a finding
-    from catalens.catalog.checking import check_catalog
-    from catalens.catalog.checking.terminal import print_check
+    from catalens.checking.check import check_catalog
+    from catalens.checking.terminal import print_check
     from catalens.costing import plan_check
 
     plan = plan_check(catalog, load_recipe(recipe) if recipe else None)
@@ -177,9 +177,9 @@ def check(
 
 
 def _sample_like(out: Path, like: Path, rows: int | None, seed: int, fractions: Any, workers: int) -> None:
-    from catalens.catalog.mimicking import mimic_catalog
-    from catalens.catalog.mimicking.terminal import print_fidelity
     from catalens.costing import TinyMeter
+    from catalens.mimicking.mimic import mimic_catalog
+    from catalens.mimicking.terminal import print_fidelity
 
     with stages() as heard:
         made = mimic_catalog(

@@ -29,10 +29,10 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Say whether a run is really better than the first one: paired differences on the same rows, and a page."""
-    from catalens.catalog.page import refuse_to_overwrite
     from catalens.evaluation.compare import compare as compare_runs
     from catalens.evaluation.compare import figures, write_comparison
     from catalens.evaluation.evaluated import read_evaluation
+    from catalens.pages.base import refuse_to_overwrite
 
     with stages() as heard:
         evaluated = []

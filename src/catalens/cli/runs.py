@@ -83,7 +83,7 @@ def evaluate(
 ) -> None:
     """Score a run by free generation, beside baselines, the untrained model, blanked and shuffled pictures."""
     from catalens.checkpoint import processes
-    from catalens.evaluation import evaluate as evaluate_run
+    from catalens.evaluation.evaluate import evaluate as evaluate_run
     from catalens.evaluation.terminal import print_scores
 
     sets = [f"evaluation.split={split}"] if split else []
@@ -102,8 +102,8 @@ def recipe_schema() -> None:
 
 
 def _train(recipe: Recipe, out: Path, resume: bool = False) -> None:
-    from catalens.evaluation import calibrate, validation_scorer
-    from catalens.training import train as train_run
+    from catalens.evaluation.evaluate import calibrate, validation_scorer
+    from catalens.training.train import train as train_run
 
     train_run(recipe, out, validation_scorer(recipe), console, resume)
     try:

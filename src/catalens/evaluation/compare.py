@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from catalens import metrics
-from catalens.catalog.page import write_page
 from catalens.config import LOWER_IS_BETTER, METRICS, FieldSpec, Kind
 from catalens.errors import RecipeError
 from catalens.evaluation.evaluated import Evaluated, common_fields, common_rows, with_pictures
@@ -26,6 +25,7 @@ from catalens.evaluation.tables import COSTS
 from catalens.evaluation.wording import METRIC_NAMES, cell, listed, number, rows_of
 from catalens.intervals import Figure, holm
 from catalens.metrics import PRIMARY
+from catalens.pages.base import write_page
 
 RESAMPLES = 10_000
 

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from catalens.catalog.page import embedded, shown, thumbnail
 from catalens.config import FieldSpec
 from catalens.evaluation.judged import Judged, as_float, distance, is_right
 from catalens.evaluation.wording import percent
+from catalens.pages.base import embedded, shown, thumbnail
 
 MOST_ROWS = 5000
 PICTURE_BYTES = 3_800_000

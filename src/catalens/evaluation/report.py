@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from catalens.catalog.page import write_page
 from catalens.config import LOWER_IS_BETTER, METRICS, FieldSpec
 from catalens.evaluation.gallery import Card, card, gallery, most_frequent
 from catalens.evaluation.judged import Judged, as_float, distance
@@ -28,6 +27,7 @@ from catalens.evaluation.wording import (
     tiles,
     verdict,
 )
+from catalens.pages.base import write_page
 
 __all__ = ["SCRIPT", "Judged", "write_report"]
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from catalens.catalog.records import TableRow
-from catalens.catalog.roles import PICTURE_NAME, guess_id, guess_image
-from catalens.catalog.sources import Row, is_table, open_source
-from catalens.catalog.storage import SPLITS, Catalog
-from catalens.catalog.values import is_missing, picture_reason, read_id, read_picture
+from catalens.catalog.storage import SPLITS, Catalog, is_missing
 from catalens.config import Frozen
 from catalens.errors import CatalogError, RecipeError
+from catalens.preparing.journal import TableRow
+from catalens.preparing.roles import PICTURE_NAME, guess_id, guess_image
+from catalens.preparing.sources import Row, is_table, open_source
+from catalens.preparing.values import picture_reason, read_id, read_picture
 
 
 class InputSpec(Frozen):

@@ -23,10 +23,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalens.catalog.folders import locked
 from catalens.config import PromptSpec
 from catalens.config.characters import visible_json
 from catalens.errors import InferenceError, RecipeError
+from catalens.files import locked
 from catalens.inference.prediction import record_columns
 
 FORMATS = (".jsonl", ".csv", ".parquet")

@@ -25,14 +25,14 @@ from typing import Any, Literal, NamedTuple, Protocol
 from anyio.from_thread import start_blocking_portal
 from pydantic import Field
 
-from catalens.catalog.collecting import CollectSpec, join_ray, receive
-from catalens.catalog.downloading import Downloader, DownloadSpec
-from catalens.catalog.records import TableRow
 from catalens.config import Frozen, PromptSpec
 from catalens.errors import CatalogError, InferenceError, RecipeError
 from catalens.inference.inputs import Input
 from catalens.inference.parts import Record, line, open_parts, schema_of
 from catalens.inference.prediction import Prediction, Predictor, record_of
+from catalens.preparing.collecting import CollectSpec, join_ray, receive
+from catalens.preparing.downloading import Downloader, DownloadSpec
+from catalens.preparing.journal import TableRow
 
 BATCHES = 8
 """Batches in a chunk."""

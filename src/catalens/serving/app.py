@@ -28,9 +28,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from catalens import __version__
-from catalens.catalog.downloading import Network
 from catalens.config import PromptSpec
 from catalens.inference import Prediction, Predictor
+from catalens.preparing.downloading import Network
 from catalens.serving.answers import (
     Answer,
     PictureAnswer,

@@ -21,10 +21,10 @@ from python_multipart.multipart import File, FormParser, parse_options_header
 from starlette.requests import Request
 
 from catalens import __version__
-from catalens.catalog.downloading import Downloader, DownloadSpec, Network
 from catalens.catalog.pictures import declared_pixels
 from catalens.config import Frozen
 from catalens.errors import PictureError
+from catalens.preparing.downloading import Downloader, DownloadSpec, Network
 from catalens.serving.limits import BODIES_HELD, ServeSettings
 
 MULTIPART, JSON = "multipart/form-data", "application/json"

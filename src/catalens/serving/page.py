@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from catalens.catalog.page import render_page
 from catalens.checkpoint import TINY
 from catalens.config import FieldSpec, PromptSpec
+from catalens.pages.base import render_page
 from catalens.serving.limits import GROUP, ServeSettings
 
 

@@ -15,10 +15,10 @@ import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
-from catalens.catalog.checking.estimates import ModelShape, Setup, step_memory
 from catalens.checkpoint import AMPERE, allows_tf32, product_dtype
 from catalens.config import LOWER_IS_BETTER, Recipe, TrainingSpec
 from catalens.errors import RecipeError, TrainingError
+from catalens.estimates import ModelShape, Setup, step_memory
 from catalens.training.batching import Plan
 
 USABLE = 0.92

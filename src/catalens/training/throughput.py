@@ -17,8 +17,8 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from catalens.catalog.checking.estimates import ModelShape, Setup, sample_flops
 from catalens.collation import IGNORED
+from catalens.estimates import ModelShape, Setup, sample_flops
 
 PEAKS = {
     "B200": 2250e12,

@@ -1,0 +1,1 @@
+"""A check of a catalogue before an expensive run."""

@@ -1,0 +1,85 @@
+"""Pages that open offline, all with one look: the base is `page.html.j2`.
+
+    write_page(Path("catalogs/demo/check.html"), Path(__file__).with_name("page.html.j2"), name="demo", rows=3040)
+
+A page is one file that asks for nothing outside itself. It has no script, or one of ours that the page's own policy
+knows by its hash. Titles, ids and pictures are hostile: text is escaped by the template or by `embedded`, a picture
+is decoded, made small and encoded again, so that none of its metadata leaves.
+"""
+
+import base64
+import errno
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from catalens.catalog.pictures import open_picture
+from catalens.config.characters import visible
+from catalens.errors import PictureError
+from catalens.files import is_page
+
+THUMBNAIL = 160
+"""Pixels of a picture's longer side in a page."""
+INERT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
+"""What could end a script element or a line of one, as JSON writes it."""
+
+
+def write_page(path: Path, template: Path, script: Path | None = None, **values: Any) -> None:
+    """Fill a template and write the page; the same values give the same bytes."""
+    path.write_text(render_page(template, script, **values), encoding="utf-8", newline="\n")
+
+
+def refuse_to_overwrite(path: Path) -> None:
+    """Raise FileExistsError where something stands in the place of a page that is none of ours."""
+    if path.exists() and not (path.is_file() and is_page(path)):
+        raise FileExistsError(errno.EEXIST, "it is there already, and no page of catalens")
+
+
+def render_page(template: Path, script: Path | None = None, **values: Any) -> str:
+    """Fill a template, which extends `page.html.j2`; `script`, after all else, is the only code that it may run."""
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shown"] = shown
+    code = script.read_text(encoding="utf-8") if script else ""
+    digest = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode("ascii")
+    return environment.get_template(template.name).render(script=Markup(code), script_hash=digest, **values)
+
+
+def embedded(data: object) -> Markup:
+    """JSON that may stand in a script element: no text in it can end the element, `JSON.parse` reads it back."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return Markup(text.translate(INERT))
+
+
+def shown(value: object, most: int = 160, lines: bool = False) -> str:
+    """Text that is safe to lay out: cut to `most` characters, control characters and surrogates replaced.
+
+    `lines` keeps line breaks. A filter of every template; escaping is the template's part.
+    """
+    text = str(value)
+    text = text if len(text) <= most else text[: most - 1].rstrip() + "\u2026"
+    return visible(text if lines else text.replace("\n", "\ufffd"))
+
+
+def thumbnail(picture: bytes, side: int = THUMBNAIL) -> str | None:
+    """A small WebP data URI of pixels alone, at most `side` pixels; None where the bytes are no picture."""
+    try:
+        image = open_picture(picture)
+    except PictureError:
+        return None
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    bare = Image.frombytes("RGB", image.size, image.tobytes())  # Pillow would carry comments over
+    buffer = io.BytesIO()
+    bare.save(buffer, "WEBP", quality=65)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

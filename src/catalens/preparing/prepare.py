@@ -1,0 +1,370 @@
+"""A table with pictures -> a catalogue.
+
+    imageurl,product_code,title,category3_code,full_price
+    https://shop.example/8043.jpg,8043,Check Scarf,ACCESSORIES,390.0
+
+    catalogs/shop.work/   journal.sqlite   the rows, and what came of their pictures (`records`)
+    catalogs/shop/        the catalogue
+
+Four passes, none of which holds the table: rows are read into the journal; their pictures are fetched, decoded and
+recorded; splits are assigned from short keys of all rows; rows and pictures go into the catalogue in the table's
+order. The work folder stays, so that a later run, also of a table or flags that have changed, asks only for pictures
+that it has not seen; it may be removed.
+"""
+
+import shlex
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from catalens.catalog.duplicates import near_pairs
+from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key
+from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, LeftOut, Roles, refuse_double_roles
+from catalens.config import Frozen
+from catalens.errors import CatalogError, TooManyBadRowsError, first_line
+from catalens.files import locked, manifest, occupied, recover, refuse_existing, refuse_taken, writing
+from catalens.preparing.collecting import CollectSpec, collect, collect_on_ray, picture_key
+from catalens.preparing.downloading import DownloadSpec
+from catalens.preparing.journal import Journal, TableRow
+from catalens.preparing.roles import Columns, guess_columns
+from catalens.preparing.sources import Row, Source, open_source
+from catalens.preparing.values import Numbers, picture_reason, read_picture, read_values, storable
+
+LONGEST_SOURCE = 200
+"""Characters that are shown of a URL or path."""
+BATCH_ROWS = 1000
+BATCH_BYTES = 16 * 2**20
+"""Bytes of pictures that came with their rows, from which on they are written down."""
+TIED = "tied to products of two splits"
+TIED_FIX = "give variants of one product one id, or raise --max-bad to leave them out"
+
+Progress = Callable[[str, int, int | None, str], None]
+"""Called with a stage's name, rows done, rows in all where known, and failures by reason."""
+
+
+class PrepareSpec(Frozen):
+    """How a table becomes a catalogue."""
+
+    fractions: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_FRACTIONS))
+    """Shares of train, validation and test."""
+    max_bad: float = 0.05
+    """Largest share of rows that may be left out."""
+    numbers: Numbers = Numbers()
+    download: DownloadSpec = DownloadSpec()
+    max_side: int | None = None
+    """Longest side of a stored picture in pixels; unset: as it came."""
+    strip_metadata: bool = False
+    """Take EXIF with its position, XMP and comments out of stored pictures."""
+    encoding: str | None = None
+    delimiter: str | None = None
+    engine: Literal["local", "ray"] = "local"
+    """Where pictures are worked on; the result is the same."""
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """Short keys of all rows with a picture."""
+
+    ties: Ties
+    categories: tuple[str, ...]
+    """Names of the categories by their numbers in `ties`."""
+    integers: tuple[str, ...]
+    """Number columns in which every value is whole."""
+    splits: tuple[str | None, ...]
+    """Of an earlier preparation."""
+
+
+def prepare(
+    where: str,
+    out: Path | str | None = None,
+    columns: Columns | None = None,
+    spec: PrepareSpec | None = None,
+    retry_failed: bool = False,
+    progress: Progress = lambda stage, done, total, note: None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> tuple[Path, CatalogCard]:
+    """Make the catalogue `out`, by default `catalogs/<name of the source>`, of any source of `open_source`.
+
+    Goes on from where an earlier run was stopped, and keeps the pictures of earlier runs whatever else is asked;
+    `retry_failed` asks again for those that failed. `tell` hears what was guessed and found. Raises CatalogError
+    where the table cannot be read, lacks a column or has no rows, where `out` is something else, or another process
+    is at it; RecipeError where a column's role cannot be told; and TooManyBadRowsError above `max_bad` or where no
+    row is left, with what was fetched kept.
+    """
+    spec = spec or PrepareSpec()
+    source = open_source(where, spec.encoding, spec.delimiter)
+    if source.told:
+        tell(source.told)
+    out = Path("catalogs") / source.name if out is None else Path(out)
+    columns = _columns(source, columns or Columns(), spec.numbers, tell)
+    with _work(out, source, columns, spec, tell) as work:
+        work.read(progress)
+        if retry_failed:
+            tell(f"{work.journal.forget_failed()} rows failed before and are asked for again")
+        elif (done := work.finished()) is not None:
+            tell(f"{out} is complete; --retry failed asks again for the {sum(done.left_out.values())} rows left out")
+            return out, done
+        work.collect(progress)
+        return out, work.write(progress)
+
+
+def _columns(source: Source, given: Columns, numbers: Numbers, tell: Callable[[str], None]) -> Columns:
+    first = source.first(given.image, given.id, *given.fields)
+    columns = guess_columns(source.columns, first, given, numbers)
+    flags = {columns.image: "--image", columns.id: "--id"} | {
+        name: f"--{kind}" for name, kind in columns.fields.items()
+    }
+    guessed = {name for name in flags if name not in (given.image, given.id, *given.fields)}
+    if guessed:
+        said = shlex.join(str(word) for name, flag in flags.items() if name in guessed for word in (flag, name))
+        tell(f"guessed from names and values: {said}")
+    return columns
+
+
+@contextmanager
+def _work(
+    out: Path, source: Source, columns: Columns, spec: PrepareSpec, tell: Callable[[str], None]
+) -> Iterator["_Work"]:
+    """The work folder of a catalogue, held by this process until the block ends."""
+    roles = Roles(id=str(columns.id), fields=dict(columns.fields))
+    refuse_double_roles(roles)
+    if out.name in ("", ".."):
+        refuse_existing(out)
+    folder = out.with_name(f"{out.name}.work")
+    with ExitStack() as held:
+        with writing(folder):
+            if not held.enter_context(locked(folder)):
+                raise CatalogError(
+                    f"{folder} is being worked on by another process: wait for it or choose another --out"
+                )
+            recover(out)
+            path = folder / "journal.sqlite"
+            if not path.is_file():
+                _refuse_begun(out, folder)
+        journal = held.enter_context(Journal(path))
+        with journal.explained():
+            yield _Work(out, source, str(columns.image), roles, spec, journal, tell)
+
+
+def _refuse_begun(out: Path, folder: Path) -> None:
+    """Raise CatalogError where a catalogue and its work folder cannot be begun."""
+    if (folder / "plan.json").exists():
+        raise CatalogError(f"{folder} is of an earlier version of catalens: remove it, or choose another --out")
+    refuse_existing(out)
+    if occupied(folder):
+        raise CatalogError(f"{folder} is in the way: move it away or choose another --out")
+
+
+class _Work:
+    """The passes over a journal."""
+
+    def __init__(
+        self,
+        out: Path,
+        source: Source,
+        image: str,
+        roles: Roles,
+        spec: PrepareSpec,
+        journal: Journal,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.out, self.source, self.image, self.roles, self.spec = out, source, image, roles, spec
+        self.journal, self._tell = journal, tell
+        base = source.base if "://" in source.base else str(Path(source.base).absolute())
+        self._collecting = CollectSpec(
+            base=base, download=spec.download, max_side=spec.max_side, strip_metadata=spec.strip_metadata
+        )
+        self._key_of = partial(picture_key, embedded=None, base=base)
+        self._asked = {
+            "version": source.version,
+            "image": image,
+            "roles": roles.model_dump(mode="json"),
+            **spec.model_dump(mode="json", include={"numbers", "encoding", "delimiter"}),
+        }
+        where = (
+            source.where
+            if "://" in source.where or not Path(source.where).exists()
+            else str(Path(source.where).absolute())
+        )
+        if (before := journal.state("table")) not in ({}, {"where": where}):
+            raise CatalogError(
+                f"{journal.path.parent} is of another table ({before.get('where')}): choose another --out, or remove "
+                "it to start again"
+            )
+        refuse_taken(out, journal)
+        journal.note("table", {"where": where})
+
+    def finished(self) -> CatalogCard | None:
+        """The card of the catalogue, where it is complete and as asked."""
+        done = self.journal.state("complete")
+        pictures, recorded = self.journal.pictures(self._collecting.made)
+        if recorded < pictures or done.get("asked") != self._complete or not occupied(self.out):
+            return None
+        if manifest(self.out) != done.get("manifest"):
+            return None
+        card = Catalog(self.out).card
+        return card if self._few(sum(card.left_out.values())) else None
+
+    @property
+    def _complete(self) -> dict[str, Any]:
+        return {
+            "rows": self._asked,
+            "made": self._collecting.made,
+            "fractions": [[split, share] for split, share in self.spec.fractions.items()],  # their order counts
+        }
+
+    def _few(self, bad: int) -> bool:
+        return bad <= self.spec.max_bad * self.journal.total()
+
+    def read(self, progress: Progress) -> None:
+        """Read the table into the journal, unless it is there as it is now."""
+        before = self.journal.state("asked")
+        if before == self._asked:
+            self.journal.readdress(self._key_of)
+            return
+        if before:
+            self._tell(f"read anew, for another {_difference(before, self._asked)}; pictures that are there are kept")
+        self.journal.read(self._batches(progress), self._asked)
+
+    def _batches(self, progress: Progress) -> Iterator[list[tuple[TableRow, str | None]]]:
+        """Rows with the keys of their pictures, some at a time."""
+        batch: list[tuple[TableRow, str | None]] = []
+        read = size = 0
+        columns = [self.image, self.roles.id, *self.roles.fields]
+        for read, cells in enumerate(self.source.rows(columns), start=1):
+            row = self._row(read, cells)
+            key = None if row.reason else picture_key(row.picture, row.embedded, self._collecting.base)
+            batch.append((row, key))
+            size += len(row.embedded or b"")
+            if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
+                yield batch
+                progress("reading", read, None, "")
+                batch, size = [], 0
+        yield batch
+        progress("reading", read, read, "")
+        where, spec = self.source.where, self.spec
+        if Path(where).exists() and open_source(where, spec.encoding, spec.delimiter).version != self.source.version:
+            raise CatalogError(f"{where} changed while it was read: give the same command again")
+
+    def collect(self, progress: Progress) -> None:
+        """Give every picture a record."""
+        total, done = self.journal.pictures(self._collecting.made)
+        progress("pictures", done, total, "")
+        run = collect_on_ray if self.spec.engine == "ray" else collect
+
+        def heard(more: int, failures: Mapping[str, int]) -> None:
+            worst = sorted(failures.items(), key=lambda item: -item[1])[:3]
+            progress("pictures", done + more, total, ", ".join(f"{count} {reason}" for reason, count in worst))
+
+        run(self.journal, self._collecting, heard)
+
+    def write(self, progress: Progress) -> CatalogCard:
+        """Assign splits and write the catalogue, in the place of an earlier one."""
+        keys, total = self._keys(), self.journal.total()
+        shares = dict(self.spec.fractions)
+        kept = keys.splits if self.journal.state("shares") == shares else ()  # other shares are asked for: all anew
+        assigned = assign_splits(keys.ties, shares, kept, self._tell)
+        self._refuse_many(total, assigned)
+        splits = iter(assigned)
+        provenance = {
+            "command": "prepare",
+            "table": Path(self.source.where).name if "://" not in self.source.where else self.source.where,
+            "version": self.source.version,
+            "image_column": self.image,
+            "fractions": shares,
+        }
+        floats = [name for name in self.roles.columns("number") if name not in keys.integers]
+        with CatalogWriter(self.out, self.roles, provenance, keys.integers, self.journal) as writer:
+            for row, stored in self.journal.results():
+                left_out = LeftOut(row=row.number, id=row.id, url=row.picture, reason=row.reason or TIED)
+                if stored is None or (split := next(splits)) is None:
+                    writer.leave_out(left_out)
+                else:
+                    writer.add(split, stored, row.id, {**row.fields, **{n: float(row.fields[n]) for n in floats}})
+                progress("storing", row.number, total, "")
+        self.journal.assign(assigned, shares)
+        self.journal.note("complete", {"asked": self._complete, "manifest": manifest(self.out)})
+        if rare := _rare(keys, assigned, [split for split, share in self.spec.fractions.items() if share]):
+            self._tell(f"categories too rare to be in every split: {rare}")
+        self._tell(f"{self.journal.path.parent} keeps what was fetched for a later run; it may be removed")
+        return writer.card
+
+    def _refuse_many(self, total: int, assigned: Sequence[str | None]) -> None:
+        """Raise TooManyBadRowsError where too few rows are left."""
+        tied = assigned.count(None)
+        bad = total - len(assigned) + tied
+        if bad < total and self._few(bad):
+            return
+        counts, some = Counter({TIED: tied} if tied else {}), []
+        for row in self.journal.failures():
+            counts[str(row.reason).split(":")[0]] += 1
+            if len(some) < 5:
+                shown = f" ({row.picture[:LONGEST_SOURCE]})" if row.picture else ""
+                some.append(f"row {row.number} ({row.id}): {row.reason}{shown}")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        raise TooManyBadRowsError(
+            f"{bad} of {total} rows of {self.source.where} cannot be used, "
+            + (f"more than --max-bad {self.spec.max_bad * 100:g}%" if bad < total else "no row is left")
+            + f": {reasons}"
+            + (f"; such as {'; '.join(some)}" if some else "")
+            + ("; rows that are tied share an id or a picture: " + TIED_FIX if tied else "")
+        )
+
+    def _row(self, number: int, row: Row) -> TableRow:
+        """A row that can be kept, whatever the table holds."""
+        if isinstance(row, str):
+            return TableRow(number, "", {}, "", reason=storable(row))
+        try:
+            id, fields, reason = read_values(row, self.roles, self.spec.numbers)
+            picture, embedded = read_picture(row.get(self.image))
+            reason = reason or picture_reason(row.get(self.image), self.image)
+        except Exception as error:  # cells may hold anything, and make their reading raise anything
+            return TableRow(number, "", {}, "", reason=storable(f"cannot be read: {first_line(error)}"))
+        largest = self.spec.download.max_bytes
+        if reason is None and embedded is not None and len(embedded) > largest:
+            reason = f"too large: more than {largest:,} bytes"
+        if reason is not None:
+            return TableRow(number, id, {}, picture, reason=storable(reason))
+        return TableRow(number, id, fields, picture, embedded)
+
+    def _keys(self) -> _Keys:
+        products, contents, categories, prints = array("Q"), array("Q"), array("q"), bytearray()
+        column = self.roles.leading
+        numbered: dict[str, int] = {}
+        broken: set[str] = set()
+        splits: list[str | None] = []
+        numbers = self.roles.columns("number")
+        for id, fields, sha256, fingerprint, split in self.journal.keys_of_pictures(self.roles.fields):
+            products.append(key(id))
+            contents.append(int.from_bytes(sha256[:8], "big"))
+            prints += fingerprint
+            splits.append(split)
+            categories.append(numbered.setdefault(fields[column], len(numbered)) if column else 0)
+            broken |= {name for name in numbers if not isinstance(fields[name], int)}
+        ties = Ties(
+            np.array(products, np.uint64),
+            np.array(contents, np.uint64),
+            near_pairs(np.array(prints, np.uint8).reshape(-1, 32)),
+            np.array(categories, np.intp),
+        )
+        return _Keys(ties, tuple(numbered), tuple(name for name in numbers if name not in broken), tuple(splits))
+
+
+def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) -> str:
+    """Categories that some split has no row of, with their rows; empty where there are none."""
+    counts = Counter(zip(keys.ties.categories.tolist(), assigned, strict=True))
+    rows = {number: [counts[number, split] for split in splits] for number in range(len(keys.categories))}
+    rare = [f"{keys.categories[number]} ({sum(found)})" for number, found in rows.items() if not all(found)]
+    return ", ".join(rare[:10]) + (f" and {len(rare) - 10} more" if len(rare) > 10 else "")
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    return ", ".join(name for name in other if one.get(name) != other[name])
