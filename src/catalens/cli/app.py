@@ -4,21 +4,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any
+from collections.abc import Iterable
+from typing import Annotated
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.segment import Segment
 
 from catalens import __version__
@@ -101,32 +92,6 @@ def say(text: str) -> None:
 def answer(text: str) -> None:
     """Print a line that may hold anything, on standard output."""
     Terminal().print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def stages() -> Iterator[Callable[[str, int, int | None, str], None]]:
-    """A bar for each stage of a long command, with its rate and what goes wrong."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("[yellow]{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        tasks: dict[str, Any] = {}
-
-        def heard(stage: str, done: int, total: int | None, note: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(stage, total=total, completed=done, rate="", note="")
-            speed = bar.tasks[tasks[stage]].speed
-            rate = f"{speed:.0f}/s" if speed else ""
-            bar.update(tasks[stage], completed=done, total=total, rate=rate, note=escape(note))
-
-        yield heard
 
 
 def fractions_of(text: str) -> dict[str, float]:

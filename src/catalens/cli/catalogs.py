@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from catalens.cli.app import Terminal, answer, app, console, fractions_of, say, share_of, stages
+from catalens.cli.app import Terminal, answer, app, console, fractions_of, say, share_of
 from catalens.config import Kind, from_flags, load_recipe
 from catalens.errors import CheckError, RecipeError
+from catalens.progress import bars
 
 if TYPE_CHECKING:
     from catalens.catalog.storage import CatalogCard
@@ -46,7 +47,7 @@ def sample(
     from catalens.sampling.sample import sample_catalog
 
     fractions, noise, rows = fractions_of(splits or "0.8,0.1,0.1"), 0.08 if noise is None else noise, rows or 1000
-    with stages() as heard:
+    with bars(console) as heard:
         card = sample_catalog(
             out,
             rows,
@@ -142,7 +143,7 @@ def prepare(
         },
     )
     columns = Columns(image, id, dict(fields))
-    with stages() as heard:
+    with bars(console) as heard:
         folder, card = prepare_source(source, out, columns, spec, retry == "failed", heard, say)
     _report_catalog(folder, card)
 
@@ -168,7 +169,7 @@ def check(
     from catalens.costing import plan_check
 
     plan = plan_check(catalog, load_recipe(recipe) if recipe else None)
-    with stages() as heard:
+    with bars(console) as heard:
         checked = check_catalog(catalog, out, plan, lambda done, all: heard("checking", done, all, ""))
     print_check(checked, Terminal())
     answer(f"page: {checked.page}")
@@ -181,7 +182,7 @@ def _sample_like(out: Path, like: Path, rows: int | None, seed: int, fractions: 
     from catalens.mimicking.mimic import mimic_catalog
     from catalens.mimicking.terminal import print_fidelity
 
-    with stages() as heard:
+    with bars(console) as heard:
         made = mimic_catalog(
             out, like, rows, seed, fractions, workers, TinyMeter, lambda stage, done, all: heard(stage, done, all, "")
         )

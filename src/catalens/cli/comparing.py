@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from catalens.cli.app import Terminal, answer, app, stages
+from catalens.cli.app import Terminal, answer, app, console
 from catalens.config.characters import visible_json
 from catalens.errors import RecipeError
+from catalens.progress import bars
 
 if TYPE_CHECKING:
     from catalens.evaluation.compare import Comparison
@@ -34,7 +35,7 @@ def compare(
     from catalens.evaluation.evaluated import read_evaluation
     from catalens.pages.base import refuse_to_overwrite
 
-    with stages() as heard:
+    with bars(console) as heard:
         evaluated = []
         for done, run in enumerate(runs):
             heard("reading", done, len(runs), run.name)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from catalens.cli.app import accept_error_of, app, say, share_of, stages
+from catalens.cli.app import accept_error_of, app, console, say, share_of
 from catalens.config import from_flags
 from catalens.errors import PictureError, RecipeError
+from catalens.progress import bars
 
 if TYPE_CHECKING:
     from catalens.inference.inputs import Input
@@ -114,7 +115,7 @@ def _printed(source: "Input", load: "Load", spec: "VolumeSpec") -> "Outcome":
 
     if stdout.isatty():
         return predict_lines(source, load, spec, write)
-    with stages() as heard:
+    with bars(console) as heard:
         return predict_lines(source, load, spec, write, partial(heard, "pictures"))
 
 
@@ -123,7 +124,7 @@ def _written(
 ) -> "Outcome":
     from catalens.inference.volume import predict_to
 
-    with stages() as heard:
+    with bars(console) as heard:
         return predict_to(out, source, load, spec, made_by, overwrite, partial(heard, "pictures"))
 
 
