@@ -1,8 +1,13 @@
 """Prove that a refactoring changed nothing: keep what the commands make, change the code, compare.
 
-    python scripts/golden.py keep ../golden           # before the first move, about three minutes
-    python scripts/golden.py compare ../golden        # after each move; --only prepare train-full for some cases
-    python scripts/golden.py keep ../golden --only demo     # the whole demo, some minutes more; asked for by name
+    python scripts/golden.py keep ../golden                 # before the first move, eight minutes of one core
+    python scripts/golden.py keep ../golden --only demo     # the whole demo too, which is asked for by name
+    python scripts/golden.py compare ../golden --only sample prepare prepare-urls             # after each move
+
+     case          compared                                  files  largest difference  verdict  seconds
+     sample        catalogues of three seeds                 15     0                   same     109
+     prepare       catalogues from CSV, JSONL, Parquet       23     0                   same     109
+     prepare-urls  catalogue from a hostile server; kill -9  12     0                   same     124
 
 The cases stand in golden_cases.py: `python -m catalens` in an empty folder, one thread each. Equal bytes are "same",
 "equal" files that differ only in what IGNORED names. A change that is meant is kept anew: keep FOLDER --only CASE.
