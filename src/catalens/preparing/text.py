@@ -1,22 +1,36 @@
-"""The encoding of a text table, told from its bytes, or asked for.
+"""Tables as text: their encoding and delimiter, told from the bytes, and records one by one.
 
     "sku;título\\n1;Niño azul"   in UTF-8, in UTF-16 with or without a mark   ->  told from the bytes alone
     the same in Windows-1252    ->  "cp1252": read as cp1250 it would be "Nińo", which no language writes
     one word, "Niño"            ->  an error that shows both readings and asks for --encoding
+    "sku;title\\n1;\\"open\\n2;Bag\\n"   ->   ["sku", "title"], "a quote that is not closed", ["2", "Bag"]
 
 A code page has no mark: the languages that could have written the bytes are compared by `chardet`, among the pages
 that spreadsheets write. A reading is taken only where it stands out from every other that gives other text.
+
+Python's csv reads the records; what cannot be read costs its own row. A quote that opens in one record and closes in
+another would swallow all rows between them, so a record of several lines is taken apart where it cannot be one cell
+with line breaks.
 """
 
 import codecs
+import csv
+import errno
+import io
 import itertools
+import json
 import re
 import unicodedata
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
 
 import chardet
+import fsspec
 
-from catalens.errors import CatalogError
+from catalens.errors import CatalogError, first_line
 
 PAGES = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp874"),
@@ -38,6 +52,16 @@ INSIDE_WORDS = frozenset("’·®™")  # noqa: RUF001
 DAMAGED = "\udcff"
 """What stands for bytes that are not of the encoding: half a character, so that no text that holds it is accepted."""
 
+MAX_DIGITS = 100
+"""Digits from which a whole number in JSON is read as a double: nothing of use is as large."""
+DELIMITERS = ",;\t|"
+MAX_RECORD = 2**20
+"""Characters of a record of several lines; a longer one is a quote that is never closed."""
+NOT_CLOSED = "a quote that is not closed"
+SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
+"""A line that Excel writes above the header to say the delimiter."""
+
+csv.field_size_limit(2**31 - 1)  # a cell that nobody uses may be of any length; those that are used are limited
 codecs.register_error("catalens.damaged", lambda error: (DAMAGED, getattr(error, "end", 0)))
 
 
@@ -50,6 +74,13 @@ class _Reading:
     def words(self) -> list[str]:
         """Words beyond ASCII."""
         return [word for word in re.findall(r'[^\s;,|"]+', self.text) if not word.isascii()]
+
+
+def open_bytes(path: str) -> IO[bytes]:
+    """Open a local path or URL for reading, decompressed where its name says so."""
+    if "://" not in path and Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+        raise OSError(errno.EISDIR, "Is a folder, a pipe or a device")
+    return fsspec.open(path, "rb", compression="infer").open()  # type: ignore[return-value]
 
 
 def detect_encoding(where: str, sample: bytes) -> str:
@@ -128,10 +159,10 @@ def _is_odd(word: str) -> bool:
             continue
         if one.isalpha() and two.isalpha() and (_script(one) != _script(two) or (one.islower() and two.isupper())):
             return True
-    for place, char in enumerate(word):
+    for index, char in enumerate(word):
         if char.isascii() or unicodedata.category(char)[0] in "LM" or _script(char) == "wide":
             continue
-        between = 0 < place < len(word) - 1 and word[place - 1].isalpha() and word[place + 1].isalpha()
+        between = 0 < index < len(word) - 1 and word[index - 1].isalpha() and word[index + 1].isalpha()
         if char not in SYMBOLS or (between and char not in INSIDE_WORDS):
             return True
     return False
@@ -140,3 +171,101 @@ def _is_odd(word: str) -> bool:
 def _script(char: str) -> str:
     """`LATIN`, `CYRILLIC` and so on; the scripts of East Asia, which mix, are one."""
     return "wide" if ord(char) >= 0x2E80 else unicodedata.name(char, "?").partition(" ")[0]
+
+
+def detect_delimiter(sample: str) -> str:
+    """Detect the delimiter: what Excel's `sep=` line says, or the most frequent sign of the header outside quotes."""
+    if said := SEPARATOR_LINE.match(sample):
+        return said.group(1)
+    header = re.match(r'(?:"(?:[^"]|"")*+"|[^"\r\n])*', sample.lstrip("\r\n"))
+    plain = re.sub(r'"(?:[^"]|"")*+"', "", header.group() if header else "")
+    return max(DELIMITERS, key=lambda sign: (plain.count(sign), -DELIMITERS.index(sign)))
+
+
+def csv_rows(where: str, encoding: str, delimiter: str) -> Iterator[Mapping[Any, Any] | str]:
+    """Yield the rows of a CSV by column, or why one cannot be read."""
+    found = csv_records(where, encoding, delimiter)
+    header = next(found)
+    for cells in found:
+        if isinstance(cells, list):
+            fits = len(cells) <= len(header)
+            yield dict(zip(header, cells, strict=False)) if fits else "more values than the table has columns"
+        else:
+            yield cells
+
+
+def csv_records(where: str, encoding: str, delimiter: str) -> Iterator[list[str] | str]:
+    """Yield the records of a CSV, the header first, as `records` does."""
+    with open_bytes(where) as file:
+        yield from records(_lines(file, encoding), delimiter)
+
+
+def json_rows(where: str, encoding: str) -> Iterator[Mapping[Any, Any] | str]:
+    """Yield the rows of a JSON Lines file, or why one cannot be read."""
+    with open_bytes(where) as file:
+        for line in filter(str.strip, _lines(file, encoding)):
+            try:
+                row = json.loads(line, parse_int=lambda digits: (int if len(digits) <= MAX_DIGITS else float)(digits))
+            except (ValueError, RecursionError) as error:
+                yield f"not JSON: {first_line(error)}"
+            else:
+                yield row if isinstance(row, dict) else "not a JSON object"
+
+
+def _lines(file: IO[bytes], encoding: str) -> Iterator[str]:
+    """Lines with their ends, as csv wants them; what is not of the encoding is marked in them."""
+    with io.TextIOWrapper(file, encoding=encoding, errors="catalens.damaged", newline="") as text:
+        yield next(text, "").removeprefix("\ufeff")
+        yield from text
+
+
+def records(lines: Iterable[str], delimiter: str) -> Iterator[list[str] | str]:
+    """Yield the cells of each record, the header's first, or why it cannot be read; blank lines are left out."""
+    source, width = _Lines(lines), 0
+    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    while True:
+        source.taken, source.length = [], 0
+        try:
+            cells, reason = next(reader), None
+        except StopIteration:
+            return
+        except csv.Error as error:
+            closed = not str(error).startswith(("unexpected end", NOT_CLOSED))
+            cells, reason = [], f"a stray quote: {error}" if closed else NOT_CLOSED
+        if width and len(source.taken) > 1 and (reason or _are_rows(source.taken, delimiter, width)):
+            reason = NOT_CLOSED
+            source.again.extendleft(reversed(source.taken[1:]))
+        if reason:
+            yield reason
+        elif cells:
+            width = width or len(cells)
+            yield cells
+
+
+def _are_rows(lines: list[str], delimiter: str, width: int) -> bool:
+    """Tell lines that each have the cells of a row of their own: quotes of two rows met there."""
+    return width > 2 and all(line.count(delimiter) == width - 1 for line in lines)
+
+
+class _Lines:
+    """Lines for csv that can be given back."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        first = next(self._lines, "")
+        self.again = deque([] if SEPARATOR_LINE.fullmatch(first) else [first])
+        """Lines that come before those that are left."""
+        self.taken: list[str] = []
+        """Lines of the record that is being read, of `length` characters."""
+        self.length = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self.taken and self.length > MAX_RECORD:
+            raise csv.Error(NOT_CLOSED)
+        line = self.again.popleft() if self.again else next(self._lines)
+        self.taken.append(line)
+        self.length += len(line)
+        return line
