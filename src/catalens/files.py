@@ -50,7 +50,7 @@ def locked(folder: Path) -> Iterator[bool]:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
     def is_there() -> bool:
-        """Whether the folder is still the one that was opened: whoever had it may have removed it."""
+        """Tell whether the folder is still the one that was opened: whoever had it may have removed it."""
         try:
             return os.path.samestat(os.fstat(handle), folder.stat())
         except FileNotFoundError:

@@ -46,15 +46,15 @@ def manifest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def occupied(place: Path) -> bool:
-    """Tell whether anything but an empty folder stands at a place; a link always does."""
-    if place.is_symlink() or not place.exists():
-        return place.is_symlink()
-    return not place.is_dir() or any(place.iterdir())
+def occupied(path: Path) -> bool:
+    """Tell whether anything but an empty folder stands at a path; a link always does."""
+    if path.is_symlink() or not path.exists():
+        return path.is_symlink()
+    return not path.is_dir() or any(path.iterdir())
 
 
 def partial_of(folder: Path) -> Path:
-    """Where a catalogue is written before it is whole."""
+    """Path at which a catalogue is written before it is whole."""
     return folder.with_name(f".{folder.name}.partial")
 
 

@@ -149,7 +149,7 @@ def _bare_webp(data: bytes) -> bytes | None:
 
 
 def _decode(data: bytes) -> tuple[Image.Image, bool, str | None]:
-    """What is seen, whether every reader sees it in these bytes, and their format."""
+    """The picture as seen, whether every reader sees it in these bytes, and their format."""
     if not data:
         raise PictureError("no bytes")
     try:

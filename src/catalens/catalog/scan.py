@@ -45,7 +45,7 @@ class ImageStats:
     reason: str = ""
     """Why it cannot be decoded."""
     position: bool = False
-    """Whether its metadata says where it was taken."""
+    """Its metadata says where it was taken."""
 
 
 def look_at(data: bytes, decode: bool = True) -> ImageStats:

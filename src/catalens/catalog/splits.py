@@ -1,4 +1,4 @@
-"""Which split a row belongs to: rows that are tied go together, by the hash of their first product.
+"""Splits of rows: those that are tied go together, by the hash of their first product.
 
     row  product  photo        split
     1    P1       a.jpg        train       by the hash of P1
@@ -35,7 +35,7 @@ ENOUGH = 0.5
 
 @dataclass(frozen=True)
 class Ties:
-    """What ties rows to one another, in the order of the table; n rows."""
+    """Ties between rows, in the order of the table; n rows."""
 
     products: NDArray[np.uint64]
     """`key` of the product id, [n]."""

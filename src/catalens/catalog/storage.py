@@ -46,7 +46,7 @@ EXTENSIONS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", 
 
 
 class Roles(Frozen):
-    """What each column is for."""
+    """Roles of a catalogue's columns."""
 
     id: str
     """Column that names the product; rows that share it are variants of one product."""
@@ -85,7 +85,7 @@ class CatalogCard(Frozen):
     name: str
     roles: Roles
     provenance: dict[str, Any]
-    """Where the rows come from: the command's settings, the source and its hash."""
+    """Origin of the rows: the command's settings, the source and its hash."""
     rows: dict[str, int]
     """Rows by split."""
     products: dict[str, int]
@@ -180,7 +180,7 @@ class CatalogWriter:
 
     @cached_property
     def card(self) -> CatalogCard:
-        """What `catalog.json` says; complete once the block has ended."""
+        """Content of `catalog.json`; complete once the block has ended."""
         return CatalogCard(
             name=self.folder.name,
             roles=self.roles,

@@ -42,19 +42,25 @@ Take = Callable[[Wanted, Record], None]
 
 
 class CollectSpec(Frozen):
-    """How pictures are fetched and stored."""
+    """Settings by which pictures are fetched and stored."""
 
-    base: str
+    base: str = "."
     """Folder or URL that paths are relative to."""
     download: DownloadSpec = DownloadSpec()
     max_side: int | None = None
     """Longest side of a stored picture in pixels; unset: as it came."""
     strip_metadata: bool = False
-    """Whether EXIF, XMP and comments are taken out of what is stored."""
+    """Take EXIF with its position, XMP and comments out of stored pictures."""
+    engine: Literal["local", "ray"] = "local"
+    """Where pictures are worked on; the result is the same.
+
+    `ray` is the cluster of `RAY_ADDRESS`, or a local one: files must be where all workers see them, the requests to
+    one host are shared out among the workers.
+    """
 
     @property
     def made(self) -> str:
-        """What decides about a stored picture, in words; other words: it is made again of what was received."""
+        """Settings of a stored picture, in words; other words: it is made again of what was received."""
         return f"max_side={self.max_side} strip_metadata={self.strip_metadata}"
 
     def shared(self, workers: int) -> Self:
@@ -71,12 +77,10 @@ def collect(
     journal: Journal,
     spec: CollectSpec,
     on_progress: Callable[[int, Mapping[str, int]], None] = lambda done, failures: None,
-    engine: Literal["local", "ray"] = "local",
 ) -> None:
     """Give every picture that the journal's rows lack a record; `on_progress` hears how many, and failures by reason.
 
-    `ray` is the cluster of `RAY_ADDRESS`, or a local one: files must be where all workers see them, the requests to
-    one host are shared out among the workers. Raises CatalogError where Ray is not installed.
+    Raises CatalogError where the engine is Ray and Ray is not installed.
     """
     done, failures = 0, Counter[str]()
 
@@ -88,7 +92,7 @@ def collect(
             failures[record.reason.split(":")[0]] += 1
         on_progress(done, failures)
 
-    if engine == "ray":
+    if spec.engine == "ray":
         _collect_on_ray(journal, spec, take)
     else:
         asyncio.run(_collect(journal.pending(spec.made), journal.received, take, spec))
@@ -98,7 +102,7 @@ async def _collect(
     wanted: Iterable[Wanted], kept: Callable[[int], bytes | None], take: Take, spec: CollectSpec
 ) -> None:
     """Hand the record of each wanted picture to `take`; raises what `kept` and `take` raise."""
-    cores = os.cpu_count() or 1
+    cores, loop = os.cpu_count() or 1, asyncio.get_running_loop()
     queue, here = iter(wanted), asyncio.Semaphore(2 * cores)
     with ThreadPoolExecutor(cores) as threads:
         async with Downloader(spec.download) as downloader:
@@ -109,7 +113,7 @@ async def _collect(
                     async with nullcontext() if web else here:  # the downloader has slots of its own
                         data = kept(one.number) if one.kept else None
                         async with _received(one.source, data, spec, downloader, threads) as got:
-                            take(one, await _record(got, spec, threads, web, one.kept))
+                            take(one, await loop.run_in_executor(threads, _record, got, spec, web, one.kept))
 
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -119,25 +123,21 @@ async def _collect(
                 raise group.exceptions[0] from None
 
 
-async def _record(got: Fetched, spec: CollectSpec, threads: ThreadPoolExecutor, web: bool, kept: bool) -> Record:
+def _record(got: Fetched, spec: CollectSpec, web: bool, kept: bool) -> Record:
     """Decode a picture; never raises. One of the web is kept as it came, for other settings."""
-    record = Record(got.reason)
-    if got.body is not None:
-        record = await asyncio.get_running_loop().run_in_executor(threads, _checked, got.body, spec)
-        same = record.stored == got.body
-        if record.reason is None and (web or kept):
-            record = replace(record, received=got.body if web else None, stored=None if same else record.stored)
-    return replace(record, status=got.status, final_url=got.final_url, attempts=got.attempts)
-
-
-def _checked(data: bytes, spec: CollectSpec) -> Record:
+    data = got.body
+    record = Record(got.reason, None, None, None, None, len(data or b""), got.status, got.final_url, got.attempts)
+    if data is None:
+        return record
     try:
         stored, seen = storable_picture(data, spec.max_side, spec.strip_metadata)
-        return Record(None, stored, hashlib.sha256(stored).digest(), fingerprint(seen), size=len(data))
+        record = replace(record, sha256=hashlib.sha256(stored).digest(), fingerprint=fingerprint(seen))
     except PictureError as error:
-        return Record(f"picture: {error}", size=len(data))
+        return replace(record, reason=f"picture: {error}")
     except Exception as error:  # hostile bytes make libraries raise anything
-        return Record(f"picture: cannot be decoded ({type(error).__name__})", size=len(data))
+        return replace(record, reason=f"picture: cannot be decoded ({type(error).__name__})")
+    same = stored == data and (web or kept)
+    return replace(record, stored=None if same else stored, received=data if web else None)
 
 
 # On a cluster ----------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ def _collect_on_ray(journal: Journal, spec: CollectSpec, take: Take) -> None:
 
 
 def _tasks(journal: Journal, spec: CollectSpec) -> Iterator[list[tuple[Wanted, bytes | None]]]:
-    """What is wanted, with the bytes that are there, a task's at a time."""
+    """Wanted pictures, with the bytes that are there, a task's at a time."""
     some: list[tuple[Wanted, bytes | None]] = []
     size = 0
     for wanted in journal.pending(spec.made):
@@ -193,7 +193,7 @@ def _collected(some: list[tuple[Wanted, bytes | None]], spec: CollectSpec) -> li
 
 
 def picture_key(picture: str, embedded: bytes | None, base: str) -> str:
-    """What a picture is known by: its URL; a file's path, size and time; the hash of bytes that came with the row."""
+    """Identity of a picture: its URL; a file's path, size and time; the hash of bytes that came with the row."""
     if embedded is not None:
         return EMBEDDED + hashlib.sha256(embedded).hexdigest()
     if (url := _url(picture, base)) is not None:
@@ -236,7 +236,7 @@ async def _received(
 
 
 def _url(picture: str, base: str) -> str | None:
-    """Where the web has the picture; None where it is a file."""
+    """URL of a picture of the web; None of a file."""
     if urlsplit(base).scheme in ("http", "https"):
         return urljoin(f"{base}/", picture)
     return picture if picture.lower().startswith(("http://", "https://")) else None

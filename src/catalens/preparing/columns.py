@@ -58,7 +58,7 @@ class Unreadable:
 
 
 class Numbers(Frozen):
-    """How the table writes its numbers."""
+    """Signs by which the table writes its numbers."""
 
     decimal: Literal[".", ","] = "."
     """Sign before the digits after the point."""
@@ -175,7 +175,7 @@ def storable(text: str) -> str:
 
 
 def _kind(value: object) -> str | None:
-    """What a cell holds, where that is nothing to write down."""
+    """Name what a cell holds, where that is nothing to write down."""
     if isinstance(value, Unreadable):
         return "damaged data"
     if isinstance(value, bytes | bytearray | memoryview):
@@ -190,7 +190,7 @@ def _kind(value: object) -> str | None:
 
 
 def _no_text(value: object, name: str, wanted: str, max_chars: int | None = MAX_TEXT) -> str | None:
-    """Why a cell cannot be written down; None where it can."""
+    """Explain why a cell cannot be written down; None where it can."""
     if isinstance(value, Unreadable):
         return f"cannot be read in {name!r}: {value.reason}"
     if kind := _kind(value):
@@ -254,7 +254,7 @@ def guess_columns(
     given: Columns,
     numbers: Numbers,
 ) -> Columns:
-    """What is given, and for the rest what names and values of some first `rows` tell.
+    """Complete what is given by what names and values of some first `rows` tell.
 
     Fields are guessed only where none is given: a title, a category and a number, as many as there are. Raises
     RecipeError where a column for the picture, the product or any field cannot be told.
@@ -293,7 +293,7 @@ def guess_image(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]]) -> st
 
 
 def guess_id(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]]) -> str | None:
-    """The column that names the product, told likewise; None where there is none."""
+    """The column that names the product, guessed likewise; None where there is none."""
     return _pick(columns, rows, PRODUCTS, lambda found: _mostly(map(_is_id, found)))
 
 

@@ -70,7 +70,7 @@ AddressInfo = tuple[int | socket.AddressFamily, int | socket.SocketKind, int, st
 
 
 class DownloadSpec(Frozen):
-    """How pictures are asked for."""
+    """Settings of downloads."""
 
     concurrency: int = Field(default=64, ge=1, le=4096)
     """Requests at a time, to all hosts together."""
@@ -106,17 +106,17 @@ class DownloadSpec(Frozen):
     user_agent: str = Field(
         default=f"catalens/{__version__} (product picture preparation)", pattern=r"^[!-~][ -~]*$", max_length=200
     )
-    """Who asks: sent with every request, and the name by which X-Robots-Tag can address us."""
+    """Name of the client: sent with every request, and the name by which X-Robots-Tag can address us."""
 
 
 class Failure(NamedTuple):
-    """Why there is no body."""
+    """Reason for having no body."""
 
     reason: str
     again: bool = False
-    """Whether asking again at once may do better."""
+    """Asking again at once may do better."""
     counts: bool = False
-    """Whether it counts against the hosts asked: after many in a row they are given up."""
+    """It counts against the hosts asked: after many in a row they are given up."""
 
 
 # Addresses -------------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def open_session(spec: DownloadSpec, network: Network) -> tuple[aiohttp.ClientSe
 
 
 class Answer(NamedTuple):
-    """What came of one request."""
+    """Outcome of one request."""
 
     status: int | None
     outcome: bytes | URL | Failure

@@ -1,4 +1,4 @@
-"""What is known of a table's rows and of their pictures, durable at every moment: one SQLite file.
+"""Journal of a table's rows and of their pictures, durable at every moment: one SQLite file.
 
     rows      3, "8043", {"title": "Check Scarf", ...}, "https://shop.example/8043.jpg", picture 2
     pictures  2, "https://shop.example/8043.jpg", 200, 1 attempt, sha256, fingerprint
@@ -69,12 +69,12 @@ class Wanted(NamedTuple):
     source: str
     """URL or path, as the table has it."""
     kept: bool
-    """Whether its bytes are there and have only to be decoded."""
+    """Its bytes are there and have only to be decoded."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What came of a picture."""
+    """Outcome of fetching and decoding a picture."""
 
     reason: str | None
     """Why there is none; None where there is one."""
@@ -135,7 +135,7 @@ class Journal:
         return self._database.execute(sql, values).fetchone()
 
     def _pages(self, sql: str, *values: object) -> Iterator[list[Any]]:
-        """What a query finds, some at a time, so that others may write; its first value is the last number found."""
+        """Rows of a query, some at a time, so that others may write; its first value is the last number found."""
         last = 0
         while page := self._database.execute(f"{sql} LIMIT {PAGE}", (last, *values)).fetchall():
             yield page
@@ -144,7 +144,7 @@ class Journal:
     # What was asked for, and what was written
 
     def state(self, name: str) -> dict[str, Any]:
-        """What is noted under a name; empty where nothing is."""
+        """Look up what is noted under a name; empty where nothing is."""
         found = self._one("SELECT value FROM state WHERE name = ?", name)
         return _mapping(found[0]) if found else {}
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -27,8 +27,15 @@ from pydantic import Field
 from catalens.catalog.duplicates import near_pairs
 from catalens.catalog.folder import manifest, occupied, recover, refuse_taken
 from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key
-from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, RejectedRow, Roles, refuse_double_roles
-from catalens.config import Frozen
+from catalens.catalog.storage import (
+    GROUP_BYTES,
+    Catalog,
+    CatalogCard,
+    CatalogWriter,
+    RejectedRow,
+    Roles,
+    refuse_double_roles,
+)
 from catalens.errors import CatalogError, TooManyBadRowsError, first_line
 from catalens.files import locked, writing
 from catalens.preparing.collect import CollectSpec, collect, picture_key
@@ -41,7 +48,6 @@ from catalens.preparing.columns import (
     read_values,
     storable,
 )
-from catalens.preparing.fetch import DownloadSpec
 from catalens.preparing.journal import Journal, TableRow, open_journal
 from catalens.preparing.sources import Row, Source, open_source
 from catalens.progress import Progress, silent
@@ -49,30 +55,22 @@ from catalens.progress import Progress, silent
 MAX_SOURCE = 200
 """Characters that are shown of a URL or path."""
 BATCH_ROWS = 1000
-BATCH_BYTES = 16 * 2**20
-"""Bytes of pictures that came with their rows, from which on they are written down."""
+"""Rows that are written down together, or fewer with `GROUP_BYTES` of pictures that came with them."""
 TIED = "tied to products of two splits"
 TIED_FIX = "give variants of one product one id, or raise --max-bad to leave them out"
 Notice = Callable[[str], None]
 
 
-class PrepareSpec(Frozen):
-    """How a table becomes a catalogue."""
+class PrepareSpec(CollectSpec):
+    """Settings of `prepare`; `base` is that of the source."""
 
     fractions: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_FRACTIONS))
     """Shares of train, validation and test."""
     max_bad: float = 0.05
     """Largest share of rows that may be left out."""
     numbers: Numbers = Numbers()
-    download: DownloadSpec = DownloadSpec()
-    max_side: int | None = None
-    """Longest side of a stored picture in pixels; unset: as it came."""
-    strip_metadata: bool = False
-    """Take EXIF with its position, XMP and comments out of stored pictures."""
     encoding: str | None = None
     delimiter: str | None = None
-    engine: Literal["local", "ray"] = "local"
-    """Where pictures are worked on; the result is the same."""
 
 
 def prepare(
@@ -171,14 +169,10 @@ class _Work:
         journal: Journal,
         notice: Notice,
     ) -> None:
-        self.out, self.source, self.image, self.roles, self.spec = out, source, image, roles, spec
+        base = source.base if "://" in source.base else str(Path(source.base).absolute())
+        self.spec = spec.model_copy(update={"base": base})
+        self.out, self.source, self.image, self.roles = out, source, image, roles
         self.journal, self._notice = journal, notice
-        self._collecting = CollectSpec(
-            base=source.base if "://" in source.base else str(Path(source.base).absolute()),
-            download=spec.download,
-            max_side=spec.max_side,
-            strip_metadata=spec.strip_metadata,
-        )
         self._asked = {
             "version": source.version,
             "image": image,
@@ -198,7 +192,7 @@ class _Work:
     def finished(self) -> CatalogCard | None:
         """The card of the catalogue, where it is complete and as asked."""
         done = self.journal.state("complete")
-        pictures, recorded = self.journal.pictures(self._collecting.made)
+        pictures, recorded = self.journal.pictures(self.spec.made)
         if recorded < pictures or done.get("asked") != self._complete or not occupied(self.out):
             return None
         if manifest(self.out) != done.get("manifest"):
@@ -210,7 +204,7 @@ class _Work:
     def _complete(self) -> dict[str, Any]:
         return {
             "rows": self._asked,
-            "made": self._collecting.made,
+            "made": self.spec.made,
             "fractions": [[split, share] for split, share in self.spec.fractions.items()],  # their order counts
         }
 
@@ -221,7 +215,7 @@ class _Work:
         """Read the table into the journal, unless it is there as it is now."""
         before = self.journal.state("asked")
         if before == self._asked:
-            self.journal.readdress(lambda picture: picture_key(picture, None, self._collecting.base))
+            self.journal.readdress(lambda picture: picture_key(picture, None, self.spec.base))
             return
         if before:
             other = ", ".join(name for name in self._asked if before.get(name) != self._asked[name])
@@ -235,10 +229,10 @@ class _Work:
         columns = [self.image, self.roles.id, *self.roles.fields]
         for read, cells in enumerate(self.source.rows(columns), start=1):
             row = self._row(read, cells)
-            key = None if row.reason else picture_key(row.picture, row.embedded, self._collecting.base)
+            key = None if row.reason else picture_key(row.picture, row.embedded, self.spec.base)
             batch.append((row, key))
             size += len(row.embedded or b"")
-            if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
+            if len(batch) == BATCH_ROWS or size >= GROUP_BYTES:
                 yield batch
                 progress("reading", read)
                 batch, size = [], 0
@@ -266,14 +260,14 @@ class _Work:
 
     def collect(self, progress: Progress) -> None:
         """Give every picture a record."""
-        total, done = self.journal.pictures(self._collecting.made)
+        total, done = self.journal.pictures(self.spec.made)
         progress("pictures", done, total)
 
         def on_progress(more: int, failures: Mapping[str, int]) -> None:
             worst = sorted(failures.items(), key=lambda item: -item[1])[:3]
             progress("pictures", done + more, total, ", ".join(f"{count} {reason}" for reason, count in worst))
 
-        collect(self.journal, self._collecting, on_progress, self.spec.engine)
+        collect(self.journal, self.spec, on_progress)
 
     def write(self, progress: Progress) -> CatalogCard:
         """Assign splits and write the catalogue, in the place of an earlier one."""

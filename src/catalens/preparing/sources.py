@@ -1,4 +1,4 @@
-"""Where rows come from: a table, a folder of pictures, a dataset; read row by row, never as a whole.
+"""Sources of rows: a table, a folder of pictures, a dataset; read row by row, never as a whole.
 
     open_source("burberry.csv")
     open_source("s3://shop/products.parquet")
@@ -42,7 +42,7 @@ FORMATS = {
     ".ndjson": "jsonl",
 }
 SAMPLE_BYTES = 2**18
-"""How much of a text table is looked at to tell its encoding and delimiter."""
+"""Beginning of a text table that tells its encoding and delimiter."""
 FIRST_BYTES = 2**26
 """Most bytes of pictures that are held to guess columns."""
 DATASET_ROWS = 64
@@ -53,7 +53,7 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"
 """Column of a metadata file that names the picture, by the imagefolder convention of Hugging Face datasets."""
 IDENTITIES = ("ETag", "etag", "Content-MD5", "md5Hash", "blob_id")
-"""What file systems call a mark of a file's content."""
+"""Names of a mark of a file's content, in the file systems of fsspec."""
 
 Row = Mapping[Any, Any] | str
 """A row by column, or why it cannot be read."""
@@ -66,9 +66,9 @@ class Source:
     """Rows that can be read again and again, in the same order."""
 
     where: str
-    """What the user gave."""
+    """Path, URL or id, as the user gave it."""
     name: str
-    """What a catalogue made of it is called by default."""
+    """Default name of a catalogue made of it."""
     base: str
     """Folder or URL that picture paths are relative to."""
     columns: tuple[str, ...]
@@ -102,7 +102,7 @@ class Source:
         return sum(1 for _ in self.rows(self.columns[:1])) if self.length is None else self.length
 
     def changed(self) -> bool:
-        """Whether a local file is another than when the source was opened."""
+        """Tell whether a local file is another than when the source was opened."""
         return any(_state(path) != state for path, state in self.files)
 
     def first(self, *named: str | None) -> list[Mapping[Any, Any]]:
@@ -288,9 +288,10 @@ def _folder(folder: Path, encoding: str | None, delimiter: str | None) -> Source
     def rows(columns: Collection[str] | None) -> Iterator[Row]:
         for inner, _, read in parts:
             for row in read(columns):
-                name = row.get(FILE_NAME) if isinstance(row, Mapping) and inner != "." else None
-                named = isinstance(row, Mapping) and isinstance(name, str) and name
-                yield {**row, FILE_NAME: f"{inner}/{name}"} if named and isinstance(row, Mapping) else row
+                if inner != "." and isinstance(row, Mapping):
+                    name = row.get(FILE_NAME)
+                    row = {**row, FILE_NAME: f"{inner}/{name}"} if name and isinstance(name, str) else row
+                yield row
 
     columns = dict.fromkeys(name for _, names, _ in parts for name in names)
     version = _version_of(tables, folder)
@@ -355,7 +356,7 @@ def _states(files: Iterable[Path]) -> tuple[tuple[Path, object], ...]:
 
 
 def _state(path: Path) -> object:
-    """What differs when a file is written anew; None where it is gone."""
+    """Size, time and inode, which differ when a file is written anew; None where it is gone."""
     try:
         found = path.stat()
     except OSError:
@@ -364,7 +365,7 @@ def _state(path: Path) -> object:
 
 
 def _remote_version(where: str) -> str:
-    """What a server says of a file's content, or else its SHA-256."""
+    """Mark that a server gives a file's content, or else its SHA-256."""
     system, path = fsspec.core.url_to_fs(where)
     info = system.info(path)
     marks = [str(info[name]) for name in IDENTITIES if info.get(name)]

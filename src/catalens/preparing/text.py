@@ -50,7 +50,7 @@ DAMAGED_SHARE = 0.1
 SYMBOLS = frozenset("€£¥©®™°•·–—‘’“”„«»‹›…½¼¾²³×±µ¿¡ªº§№´\u00a0\u202f\u2009")  # noqa: RUF001
 INSIDE_WORDS = frozenset("’·®™")  # noqa: RUF001
 DAMAGED = "\udcff"
-"""What stands for bytes that are not of the encoding: half a character, so that no text that holds it is accepted."""
+"""Stands for bytes that are not of the encoding: half a character, so that no text that holds it is accepted."""
 
 MAX_DIGITS = 100
 """Digits from which a whole number in JSON is read as a double: nothing of use is as large."""
@@ -175,8 +175,8 @@ def _script(char: str) -> str:
 
 def detect_delimiter(sample: str) -> str:
     """Detect the delimiter: what Excel's `sep=` line says, or the most frequent sign of the header outside quotes."""
-    if said := SEPARATOR_LINE.match(sample):
-        return said.group(1)
+    if given := SEPARATOR_LINE.match(sample):
+        return given.group(1)
     header = re.match(r'(?:"(?:[^"]|"")*+"|[^"\r\n])*', sample.lstrip("\r\n"))
     plain = re.sub(r'"(?:[^"]|"")*+"', "", header.group() if header else "")
     return max(DELIMITERS, key=lambda sign: (plain.count(sign), -DELIMITERS.index(sign)))
