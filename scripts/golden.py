@@ -41,6 +41,8 @@ IGNORED = re.compile(
 )
 """Keys of JSON that may differ. Absolute paths are masked, and lines of metrics.jsonl with the whole run's duration
 are left out. Not kept at all: recipe.yaml and versions.json of a run, checkpoints, pages."""
+SETS = {"target_modules"}
+"""Keys of JSON with lists in any order: PEFT writes a set of names, as they are hashed in that process."""
 NOT_KEPT = {"recipe.yaml", "versions.json", "checkpoints", ".html"}
 
 
@@ -81,7 +83,8 @@ def values(one: Any, other: Any, where: str = "") -> Iterator[Difference]:
             if key not in one or key not in other:
                 yield Difference(f"{where}.{key}", "only in the kept one" if key in one else "only in the new one")
             else:
-                yield from values(one[key], other[key], f"{where}.{key}")
+                pair = (sorted(one[key]), sorted(other[key])) if key in SETS else (one[key], other[key])
+                yield from values(*pair, f"{where}.{key}")
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         for number, pair in enumerate(zip(one, other, strict=True)):
             yield from values(*pair, f"{where}[{number}]")
