@@ -1,7 +1,7 @@
 """Costs of an epoch at 1, 4 and 16 crops, as the recipe trains: tokens, steps, operations, and the GPUs that hold it.
 
-num_crops 16: 2,569 tokens a row, 17 crops; LoRA, frozen tower: 46.2 TFLOP a row, 8 rows take 163 GB,
-              with gradient checkpointing 28 GB: fits 48 GB and more with gradient checkpointing
+num_crops 16: 2,569 tokens a row, 17 crops; LoRA, frozen tower: 46.2 TFLOP a row, 8 rows take 170 GB,
+              with gradient checkpointing 29 GB: fits GPUs from 48 GB checkpointed
 """
 
 import math
@@ -47,14 +47,14 @@ class CropCost:
     """GB at the peak of a step, without (False) and with gradient checkpointing, as far as the recipe allows each."""
 
     def fits(self) -> str:
-        """Name the common GPUs that hold a step: `48 GB and more, 24 GB and more with gradient checkpointing`."""
+        """Name the smallest of the common GPUs that hold a step: `80 GB, 24 GB checkpointed`."""
         fitting, below = [], math.inf
         for checkpointing, gb in self.memory.items():
             smallest = next((gpu for gpu in GPUS if gb <= gpu), math.inf)
             if smallest < below:
-                fitting.append(f"{smallest} GB and more{' with gradient checkpointing' if checkpointing else ''}")
+                fitting.append(f"{smallest} GB{' checkpointed' if checkpointing else ''}")
                 below = smallest
-        return ", ".join(fitting) or f"no GPU of up to {GPUS[-1]} GB"
+        return ", ".join(fitting) or f"none of up to {GPUS[-1]} GB"
 
 
 def method_name(training: TrainingSpec) -> str:

@@ -44,7 +44,7 @@ def _costs(check: Check) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title=title)
     for heading in ("num_crops", "tokens\na row", "steps\nan epoch", "TFLOP\na row", *memory):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("fits GPUs of")
+    table.add_column("fits GPUs\nfrom")
     for cost in check.costs:
         figures = (f"{cost.tokens:,.0f}", f"{cost.steps:,}", f"{cost.tflop:,.3g}")
         table.add_row(str(cost.num_crops), *figures, *(f"{gb:,.1f}" for gb in cost.memory.values()), cost.fits())
