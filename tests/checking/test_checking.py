@@ -33,7 +33,7 @@ from catalens.config import PARTS, PartSpec, TrainingSpec, make_recipe
 from catalens.costing import plan_check
 from catalens.errors import CatalogError, RecipeError
 from catalens.estimates import PHI3_VISION
-from catalens.pages.histograms import Scale, histogram
+from catalens.pages.charts import Scale, histogram
 
 ROLES = Roles(id="sku", fields={"title": "text", "kind": "category", "price": "number"})
 PROMPT = {

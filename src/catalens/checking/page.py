@@ -18,7 +18,7 @@ from catalens.checking.evidence import Evidence, Finding
 from catalens.checking.scanning import pictures_of
 from catalens.estimates import GPUS
 from catalens.pages.base import thumbnail, write_page
-from catalens.pages.histograms import Scale, histogram
+from catalens.pages.charts import Scale, histogram
 
 CATEGORY_BARS = 20
 STRIPS = 14

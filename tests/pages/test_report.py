@@ -17,13 +17,11 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import Page
 
 from catalens.config import REFERENCE_FIELDS, FieldSpec
-from catalens.evaluation.gallery import MOST_ROWS, SIDES, gallery
-from catalens.evaluation.judged import is_right
-from catalens.evaluation.plots import reliability, risk_coverage
-from catalens.evaluation.report import Judged, write_report
-from catalens.evaluation.scatter import VECTOR_POINTS, scatter
-from catalens.evaluation.tables import groups
-from catalens.metrics import PRIMARY, majority, score
+from catalens.metrics import majority, primary, score
+from catalens.pages.charts import VECTOR_POINTS, reliability, risk_coverage, scatter
+from catalens.pages.gallery import MOST_ROWS, SIDES, gallery, is_right
+from catalens.pages.report import groups, write_report
+from catalens.predictions import ScoredRow
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -54,7 +52,7 @@ FIGURE = {"value": 0.031, "low": 0.02, "high": 0.05}
 PICTURES = [picture(seed) for seed in range(8)]
 
 
-def judged(count: int, seed: int = 0) -> list[Judged]:
+def evaluated(count: int, seed: int = 0) -> list[ScoredRow]:
     """Rows as a fair model would leave them: most right, some wrong, some answers that do not parse."""
     draw = random.Random(seed)
     rows = []
@@ -75,22 +73,22 @@ def judged(count: int, seed: int = 0) -> list[Judged]:
         interval = {"full_price": (price * 0.9, price * 1.1)} if parsed else {}
         review = ("title",) if i % 10 == 3 else ()
         rows.append(
-            Judged(
-                f"row-{i}",
-                truth,
-                said if parsed else None,
-                answer,
-                error,
-                PICTURES[i % 8],
-                confidence,
-                interval,
-                review,
+            ScoredRow(
+                id=f"row-{i}",
+                truth=truth,
+                values=said if parsed else None,
+                answer=answer,
+                error=error,
+                picture=PICTURES[i % 8],
+                confidence=confidence,
+                intervals=interval,
+                needs_review=review,
             )
         )
     return rows
 
 
-def measured(rows: list[Judged]) -> dict[str, Any]:
+def measured(rows: list[ScoredRow]) -> dict[str, Any]:
     """The parts of `metrics.json` about confidence and cost, in their form; the figures are made up."""
     figure = FIGURE
     bins = [
@@ -125,10 +123,10 @@ def rows_of(page: str) -> list[Any]:
     return json.loads(found[0])
 
 
-def scored(fields: tuple[FieldSpec, ...], rows: list[Judged], **more: Any) -> dict[str, Any]:
+def scored(fields: tuple[FieldSpec, ...], rows: list[ScoredRow], **more: Any) -> dict[str, Any]:
     kinds = {field.column: field.kind for field in fields}
     truths = [row.truth for row in rows]
-    model = score(kinds, truths, [row.prediction for row in rows], resamples=50)
+    model = score(kinds, truths, [row.values for row in rows], resamples=50)
     base = score(kinds, truths, majority(kinds, truths, len(rows)), resamples=50)
     baselines = {"majority": base, "nearest_neighbour": base}
     counts = {"rows": len(rows), "products": len({row.id for row in rows})}
@@ -137,7 +135,7 @@ def scored(fields: tuple[FieldSpec, ...], rows: list[Judged], **more: Any) -> di
 
 def written(
     tmp_path: Path,
-    rows: list[Judged],
+    rows: list[ScoredRow],
     fields: tuple[FieldSpec, ...] = REFERENCE_FIELDS,
     run: str = "demo",
     **more: Any,
@@ -146,29 +144,29 @@ def written(
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def hostile_rows() -> list[Judged]:
-    rows = judged(60)
+def hostile_rows() -> list[ScoredRow]:
+    rows = evaluated(60)
     for i, text in enumerate(HOSTILE):
         truth = {"title": text, "category3_code": text, "full_price": 129.0}
         said = {"title": text[::-1], "category3_code": text + "!", "full_price": 1e99}
-        rows[i * 2] = Judged(text, truth, said, text, None, b"no picture")
-        rows[i * 2 + 1] = Judged(text, truth, None, text * 20, text, b"")
+        rows[i * 2] = ScoredRow(id=text, truth=truth, values=said, answer=text, picture=b"no picture")
+        rows[i * 2 + 1] = ScoredRow(id=text, truth=truth, values=None, answer=text * 20, error=text)
     return rows
 
 
-def image_use(rows: list[Judged], verdict: str, telling: bool = True) -> dict[str, Any]:
+def image_use(rows: list[ScoredRow], verdict: str, telling: bool = True) -> dict[str, Any]:
     blank = scored(REFERENCE_FIELDS, rows)["baselines"]["majority"]
     uses = verdict == "uses_image"
     loss = {"value": 0.6, "low": 0.5, "high": 0.7, "p": 0.002} if uses else {"value": 0, "low": -0.01, "high": 0.031}
     fields = {
-        field.column: {"metric": PRIMARY[field.kind], "loss": loss, "shown": uses, "telling": telling}
+        field.column: {"metric": primary(field.kind), "loss": loss, "shown": uses, "telling": telling}
         for field in REFERENCE_FIELDS
     }
     return {"verdict": verdict, "margin": 0.05, "fields": fields, "blank": blank, "shuffled": blank}
 
 
 def test_page_shows_verdict_scores_and_every_section(tmp_path):
-    rows = judged(100)
+    rows = evaluated(100)
     metrics = scored(REFERENCE_FIELDS, rows)
     page = written(
         tmp_path,
@@ -195,7 +193,7 @@ def test_page_shows_verdict_scores_and_every_section(tmp_path):
 
 
 def test_banner_and_headline_where_the_pictures_are_ignored(tmp_path):
-    rows = judged(50)
+    rows = evaluated(50)
     page = written(tmp_path, rows, image_use=image_use(rows, "ignores_image"))
     assert 'role="alert"' in page
     assert "This model ignores the pictures." in page
@@ -205,7 +203,7 @@ def test_banner_and_headline_where_the_pictures_are_ignored(tmp_path):
 
 
 def test_too_few_rows_are_no_alarm(tmp_path):
-    rows = judged(50)
+    rows = evaluated(50)
     page = written(tmp_path, rows, image_use=image_use(rows, "undecided"))
     assert 'role="alert"' not in page
     assert "These rows are too few to tell whether it uses the pictures." in page
@@ -217,18 +215,16 @@ def test_too_few_rows_are_no_alarm(tmp_path):
 
 
 def test_rows_and_products_are_both_counted(tmp_path):
-    rows = [replace(row, id=f"P{n // 3}") for n, row in enumerate(judged(30))]
+    rows = [replace(row, id=f"P{n // 3}") for n, row in enumerate(evaluated(30))]
     assert "30 rows of 10 products" in written(tmp_path, rows)
     assert "1 row of 1 product," in written(tmp_path, rows[:1])
 
 
 def test_headline_claims_no_field_that_a_baseline_reaches(tmp_path):
-    rows = [
-        Judged(r.id, r.truth, {"title": "?", "category3_code": "KIND 0", "full_price": 200.0}, "", None, b"")
-        for r in judged(60)
-    ]
+    wrong: Any = {"title": "?", "category3_code": "KIND 0", "full_price": 200.0}
+    rows = [replace(row, values=wrong) for row in evaluated(60)]
     assert "Is not shown to do better than the baselines." in written(tmp_path, rows)
-    some = [Judged(r.id, r.truth, dict(r.truth) | {"full_price": 200.0}, "", None, b"") for r in judged(60)]
+    some = [replace(row, values=dict(row.truth) | {"full_price": 200.0}) for row in evaluated(60)]
     page = written(tmp_path, some)
     assert "Reads Product and Category." in page
     assert "Not clearly better than the best baseline: Full Price." in page
@@ -236,7 +232,7 @@ def test_headline_claims_no_field_that_a_baseline_reaches(tmp_path):
 
 
 def test_absent_parts_leave_no_trace(tmp_path):
-    page = written(tmp_path, judged(30), baselines={})
+    page = written(tmp_path, evaluated(30), baselines={})
     for name in (
         "Before fine-tuning",
         "Nearest neighbour",
@@ -256,7 +252,7 @@ def test_any_fields_in_any_order(tmp_path, kinds):
     fields = tuple(FieldSpec(column=f"c{i}", label=f"Label {i}", kind=kind) for i, kind in enumerate(kinds))
     values = {"text": "walnut", "category": "DESK", "number": -3.5}
     truth = {field.column: values[field.kind] for field in fields}
-    page = written(tmp_path, [Judged("a", truth, truth, "", None, PICTURES[0])] * 3, fields)
+    page = written(tmp_path, [ScoredRow(id="a", truth=truth, values=truth, picture=PICTURES[0])] * 3, fields)
     assert page.count("one point a row") == kinds.count("number")
     assert page.count('class="confusion"') == kinds.count("category")
     assert ("<code>exact</code>" in page) == ("text" in kinds)
@@ -264,7 +260,7 @@ def test_any_fields_in_any_order(tmp_path, kinds):
 
 
 def test_a_run_where_nothing_parsed(tmp_path):
-    rows = [Judged(r.id, r.truth, None, "", "is empty", r.picture) for r in judged(20)]
+    rows = [replace(row, values=None, answer="", error="is empty") for row in evaluated(20)]
     page = written(tmp_path, rows)
     assert "<svg" not in page
     assert "20 of 20" in page
@@ -299,7 +295,7 @@ def test_the_gallerys_rows_are_read_back_whole_and_end_no_element(tmp_path):
 
 
 def test_only_our_script_may_run(tmp_path):
-    page = written(tmp_path, judged(3))
+    page = written(tmp_path, evaluated(3))
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
     code = re.search(r"<script>(.*?)</script>", page, flags=re.DOTALL)
     assert policy
@@ -311,7 +307,7 @@ def test_only_our_script_may_run(tmp_path):
 
 
 def test_nothing_outside_is_named(tmp_path):
-    page = written(tmp_path, judged(60))
+    page = written(tmp_path, evaluated(60))
     assert "http:" not in page
     assert "https:" not in page
     assert "@import" not in page
@@ -319,11 +315,11 @@ def test_nothing_outside_is_named(tmp_path):
 
 
 def test_gallery_is_bounded_and_says_what_it_shows(tmp_path):
-    rows = [replace(row, picture=b"") for row in judged(MOST_ROWS + 100)]
+    rows = [replace(row, picture=b"") for row in evaluated(MOST_ROWS + 100)]
     found = gallery(REFERENCE_FIELDS, [(row,) for row in rows])
     assert (found.shown, found.total) == (MOST_ROWS, MOST_ROWS + 100)
     assert len(json.loads(found.rows)) == MOST_ROWS
-    assert "All 30 rows." in written(tmp_path, judged(30))
+    assert "All 30 rows." in written(tmp_path, evaluated(30))
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(3000, marks=pytest.mark.slow)])
@@ -334,12 +330,12 @@ def test_thousands_of_rows_make_a_few_megabytes(count):
         buffer = io.BytesIO()
         Image.frombytes("RGB", (24, 24), noise.randbytes(24 * 24 * 3)).resize((240, 240)).save(buffer, "JPEG")
         pictures.append(buffer.getvalue())
-    rows = [replace(row, picture=pictures[i % 8]) for i, row in enumerate(judged(count))]
+    rows = [replace(row, picture=pictures[i % 8]) for i, row in enumerate(evaluated(count))]
     assert len(gallery(REFERENCE_FIELDS, [(row,) for row in rows]).rows) < 6_000_000
 
 
 def test_rows_are_found_by_what_they_are():
-    rows = judged(100)
+    rows = evaluated(100)
     found = gallery(REFERENCE_FIELDS, [(row,) for row in rows])
     entries = json.loads(found.rows)
     show, category = found.choices
@@ -370,15 +366,15 @@ def test_rows_are_found_by_what_they_are():
     for row, entry in zip(rows, entries, strict=True):
         tags, keys = entry[6], entry[7]
         assert (4 in tags[0]) is not is_right(price, row)
-        assert (5 in tags[0]) is bool(row.review)
+        assert (5 in tags[0]) is bool(row.needs_review)
         assert (6 in tags[0]) is (row.error is not None)
         assert category[1][tags[1][0]] == row.truth["category3_code"]
-        assert (keys[1] is None) is (row.prediction is None)
-        assert keys[5] == (row.confidence["full_price"] if row.prediction else None)
+        assert (keys[1] is None) is (row.values is None)
+        assert keys[5] == (row.confidence["full_price"] if row.values else None)
 
 
 def test_errors_by_group_are_those_of_its_rows():
-    rows = judged(200)
+    rows = evaluated(200)
     by_category, by_price = groups(REFERENCE_FIELDS, rows)
     assert [label for label, _ in by_category["columns"]] == ["Product", "Category", "Full Price"]
     name, count, cells = by_category["lines"][1]
@@ -392,7 +388,7 @@ def test_errors_by_group_are_those_of_its_rows():
 
 
 def test_a_median_over_few_products_has_no_interval():
-    rows = judged(200)
+    rows = evaluated(200)
     some = [n for n, row in enumerate(rows) if row.truth["category3_code"] == rows[0].truth["category3_code"]]
     for products, claimed in ((5, False), (6, True)):
         few = [rows[n] if n not in some else replace(rows[n], id=f"P{n % products}") for n in range(200)]
@@ -403,7 +399,7 @@ def test_a_median_over_few_products_has_no_interval():
 
 
 def test_confidence_review_and_cost_are_shown(tmp_path):
-    rows = judged(60)
+    rows = evaluated(60)
     page = written(tmp_path, rows, **measured(rows))
     for section in ("confidence", "cost"):
         assert f'<section id="{section}">' in page
@@ -420,9 +416,9 @@ def test_confidence_review_and_cost_are_shown(tmp_path):
 
 
 def test_errors_by_group_count_products():
-    rows = judged(200)
+    rows = evaluated(200)
     for n, row in enumerate(rows):  # all photos of a product are right, or none
-        rows[n] = replace(row, prediction=dict(row.truth) | ({"title": "Shoe"} if n // 8 % 3 == 0 else {}))
+        rows[n] = replace(row, values=dict(row.truth) | ({"title": "Shoe"} if n // 8 % 3 == 0 else {}))
     several = [replace(row, id=f"P{n // 8}") for n, row in enumerate(rows)]
     widths = []
     for given in (several, rows):
@@ -435,7 +431,7 @@ def test_errors_by_group_count_products():
 
 
 def test_intervals_without_a_width_are_shown(tmp_path):
-    rows = judged(60)
+    rows = evaluated(60)
     block = measured(rows)
     block["confidence"]["fields"]["full_price"]["interval"]["width"] = None
     page = written(tmp_path, rows, **block)
@@ -450,8 +446,8 @@ def test_plots_of_confidence_stand_odd_input():
 
 
 def test_same_arguments_same_bytes(tmp_path):
-    rows = judged(40)
-    assert written(tmp_path, rows, **measured(rows)) == written(tmp_path, judged(40), **measured(judged(40)))
+    rows = evaluated(40)
+    assert written(tmp_path, rows, **measured(rows)) == written(tmp_path, evaluated(40), **measured(evaluated(40)))
 
 
 def test_thumbnails_are_small_and_carry_no_metadata(tmp_path):
@@ -459,8 +455,8 @@ def test_thumbnails_are_small_and_carry_no_metadata(tmp_path):
     exif[0x010E] = "secret place"
     data = picture(side=900, exif=exif, comment=b"secret remark", icc_profile=b"secret profile")
     assert data.count(b"secret") == 3
-    row = judged(1)[0]
-    page = written(tmp_path, [Judged(row.id, row.truth, row.prediction, "", None, data)])
+    row = evaluated(1)[0]
+    page = written(tmp_path, [replace(row, picture=data)])
     found = re.search(r"data:image/webp;base64,([^\"]+)", page)
     assert found
     small = base64.b64decode(found[1])
@@ -534,12 +530,12 @@ def ids(page: Page) -> list[str | None]:
 @pytest.mark.browser
 @needs_chromium
 def test_rows_are_sorted_filtered_and_searched(tmp_path):
-    rows = judged(100)
+    rows = evaluated(100)
     written(tmp_path, rows)
     errors = {
-        row.id: abs(row.prediction["full_price"] - row.truth["full_price"]) / row.truth["full_price"]
+        row.id: abs(row.values["full_price"] - row.truth["full_price"]) / row.truth["full_price"]
         for row in rows
-        if row.prediction
+        if row.values
     }
     with opened((tmp_path / "report.html").as_uri()) as (page, problems):
         assert ids(page) == [row.id for row in rows[:24]]
@@ -554,10 +550,10 @@ def test_rows_are_sorted_filtered_and_searched(tmp_path):
         order.select_option("id")
         assert ids(page) == sorted(row.id for row in rows)[:24]
         show.select_option("marked for review")
-        assert ids(page) == sorted(row.id for row in rows if row.review)
+        assert ids(page) == sorted(row.id for row in rows if row.needs_review)
         assert page.get_by_role("status").text_content() == "10 of 100 rows"
         page.locator("#finder").get_by_label("Category").select_option("KIND 0")
-        assert ids(page) == sorted(r.id for r in rows if r.review and r.truth["category3_code"] == "KIND 0")
+        assert ids(page) == sorted(r.id for r in rows if r.needs_review and r.truth["category3_code"] == "KIND 0")
         page.locator("#finder").get_by_label("Category").select_option("all")
         show.select_option("did not parse")
         assert page.get_by_role("status").text_content() == "4 of 100 rows"
@@ -574,7 +570,7 @@ def test_rows_are_sorted_filtered_and_searched(tmp_path):
 @pytest.mark.browser
 @needs_chromium
 def test_gallery_and_dialog_by_keyboard_alone(tmp_path):
-    rows = judged(60)
+    rows = evaluated(60)
     written(tmp_path, rows)
     with opened((tmp_path / "report.html").as_uri(), width=390) as (page, problems):
         focused = "document.activeElement"
