@@ -19,8 +19,10 @@ from playwright.sync_api import Page
 from catalens.config import REFERENCE_FIELDS, FieldSpec
 from catalens.metrics import majority, primary, score
 from catalens.pages.charts import VECTOR_POINTS, reliability, risk_coverage, scatter
+from catalens.pages.format import rows_of
 from catalens.pages.gallery import MOST_ROWS, SIDES, gallery, is_right
-from catalens.pages.report import groups, write_report
+from catalens.pages.report import confidence, groups, review, write_report
+from catalens.pages.scores import costs, noise_floor, score_table, verdict
 from catalens.predictions import ScoredRow
 
 HOSTILE = (
@@ -116,7 +118,7 @@ def measured(rows: list[ScoredRow]) -> dict[str, Any]:
     }
 
 
-def rows_of(page: str) -> list[Any]:
+def gallery_rows(page: str) -> list[Any]:
     """The gallery's rows, as a browser's JSON.parse would have them."""
     found = re.findall(r'<script type="application/json" id="rows">(.*?)</script>', page, flags=re.DOTALL)
     assert len(found) == 1
@@ -165,28 +167,35 @@ def image_use(rows: list[ScoredRow], verdict: str, telling: bool = True) -> dict
     return {"verdict": verdict, "margin": 0.05, "fields": fields, "blank": blank, "shuffled": blank}
 
 
-def test_page_shows_verdict_scores_and_every_section(tmp_path):
+def says(rows: list[ScoredRow], **more: Any) -> dict[str, Any]:
+    return verdict(scored(REFERENCE_FIELDS, rows, **more), REFERENCE_FIELDS)
+
+
+def test_verdict_and_scores_are_those_of_the_metrics():
     rows = evaluated(100)
-    metrics = scored(REFERENCE_FIELDS, rows)
-    page = written(
-        tmp_path,
-        rows,
-        image_use=image_use(rows, "uses_image"),
-        before=metrics["baselines"]["majority"],
-        noise_floor={"mdape": 0.054, "rows": 3000.0},
-        seconds={"generation": 12.34},
-    )
-    assert "Reads Product, Category and Full Price from the picture alone." in page
-    assert "The pictures do the work" in page
-    for name in ("This model", "Before fine-tuning", "Nearest neighbour", "Majority", "Blanked", "Shuffled"):
-        assert f">{name}" in page
-    exact = metrics["model"]["fields"]["title"]["exact"]
-    assert f"{100 * exact['value']:.1f}\u00a0%<small>{100 * exact['low']:.1f}\u2013" in page
-    assert f">{metrics['model']['fields']['full_price']['mae']['value']:.3g}<small>" in page, "no percentage"
-    for section in ("scores", "numbers", "groups", "categories", "worst", "gallery", "reading"):
-        assert f'<section id="{section}">' in page
-    assert "Noise floor" in page
-    assert "5.4\u00a0%" in page
+    metrics = scored(REFERENCE_FIELDS, rows, image_use=image_use(rows, "uses_image"))
+    metrics |= {"before": metrics["baselines"]["majority"], "noise_floor": {"mdape": 0.054, "rows": 3000.0}}
+    found = verdict(metrics, REFERENCE_FIELDS)
+    assert found["headline"] == "Reads Product, Category and Full Price from the picture alone."
+    assert found["remarks"].startswith("The pictures do the work")
+    table = score_table(metrics, REFERENCE_FIELDS)
+    names = ["This model", "Before fine-tuning", "Nearest neighbour", "Majority"]
+    assert [row["name"] for row in table] == [*names, "Blanked pictures", "Shuffled pictures"]
+    exact, mae = metrics["model"]["fields"]["title"]["exact"], metrics["model"]["fields"]["full_price"]["mae"]
+    cells = table[0]["cells"]
+    assert cells[1]["value"] == f"{100 * exact['value']:.1f}\u00a0%"
+    assert cells[1]["interval"] == f"{100 * exact['low']:.1f}\u2013{100 * exact['high']:.1f}"
+    assert cells[1]["best"]
+    assert cells[5]["value"] == f"{mae['value']:.3g}", "no percentage"
+    assert table[2]["cells"][0] == {"value": "\u2013", "interval": "", "best": False}, "it writes no answers"
+    assert noise_floor(metrics, REFERENCE_FIELDS) == ["", "", "", "", "", "", "5.4\u00a0%", ""]
+
+
+def test_a_page_has_every_section(tmp_path):
+    rows = evaluated(100)
+    page = written(tmp_path, rows, seconds={"generation": 12.34}, **measured(rows))
+    sections = ["scores", "numbers", "groups", "categories", "confidence", "worst", "gallery", "cost", "reading"]
+    assert re.findall(r'<section id="(\w+)">', page) == sections
     assert "generation 12.3" in page
     assert "has no &#39;Category&#39;" in page
     assert 'role="alert"' not in page
@@ -194,57 +203,49 @@ def test_page_shows_verdict_scores_and_every_section(tmp_path):
 
 def test_banner_and_headline_where_the_pictures_are_ignored(tmp_path):
     rows = evaluated(50)
-    page = written(tmp_path, rows, image_use=image_use(rows, "ignores_image"))
-    assert 'role="alert"' in page
-    assert "This model ignores the pictures." in page
-    assert "Ignores the pictures." in page
-    assert "With other products\u2019 pictures it loses at most 3.1 points." in page
-    assert "from the picture alone" not in page
+    use = image_use(rows, "ignores_image")
+    assert 'role="alert"' in written(tmp_path, rows, image_use=use)
+    found = says(rows, image_use=use)
+    assert found["headline"] == "Ignores the pictures."
+    assert "With other products\u2019 pictures it loses at most 3.1 points." in found["remarks"]
 
 
 def test_too_few_rows_are_no_alarm(tmp_path):
     rows = evaluated(50)
-    page = written(tmp_path, rows, image_use=image_use(rows, "undecided"))
-    assert 'role="alert"' not in page
-    assert "These rows are too few to tell whether it uses the pictures." in page
-    assert "from the picture alone" not in page
-    nothing_right = written(tmp_path, rows, image_use=image_use(rows, "undecided", telling=False))
-    assert "cannot be told: no field has more than 5 points to lose." in nothing_right
-    nothing_compared = image_use(rows, "undecided") | {"fields": {}}
-    assert "too few to tell" in written(tmp_path, rows, image_use=nothing_compared)
+    use = image_use(rows, "undecided")
+    assert 'role="alert"' not in written(tmp_path, rows, image_use=use)
+    found = says(rows, image_use=use)
+    assert found["remarks"].endswith("These rows are too few to tell whether it uses the pictures.")
+    assert "from the picture alone" not in found["headline"]
+    nothing_right = says(rows, image_use=image_use(rows, "undecided", telling=False))
+    assert "cannot be told: no field has more than 5 points to lose." in nothing_right["remarks"]
+    assert "too few to tell" in says(rows, image_use=use | {"fields": {}})["remarks"]
 
 
-def test_rows_and_products_are_both_counted(tmp_path):
-    rows = [replace(row, id=f"P{n // 3}") for n, row in enumerate(evaluated(30))]
-    assert "30 rows of 10 products" in written(tmp_path, rows)
-    assert "1 row of 1 product," in written(tmp_path, rows[:1])
+def test_rows_and_products_are_both_counted():
+    assert rows_of(1234, 10, "test") == "1,234 test rows of 10 products"
+    assert rows_of(1, 1) == "1 row of 1 product"
 
 
-def test_headline_claims_no_field_that_a_baseline_reaches(tmp_path):
+def test_headline_claims_no_field_that_a_baseline_reaches():
     wrong: Any = {"title": "?", "category3_code": "KIND 0", "full_price": 200.0}
     rows = [replace(row, values=wrong) for row in evaluated(60)]
-    assert "Is not shown to do better than the baselines." in written(tmp_path, rows)
-    some = [replace(row, values=dict(row.truth) | {"full_price": 200.0}) for row in evaluated(60)]
-    page = written(tmp_path, some)
-    assert "Reads Product and Category." in page
-    assert "Not clearly better than the best baseline: Full Price." in page
-    assert "Whether it uses the pictures was not checked" in page
+    assert says(rows)["headline"] == "Is not shown to do better than the baselines."
+    found = says([replace(row, values=dict(row.truth) | {"full_price": 200.0}) for row in evaluated(60)])
+    assert found["headline"] == "Reads Product and Category."
+    assert found["remarks"].startswith("Not clearly better than the best baseline: Full Price.")
+    assert "Whether it uses the pictures was not checked" in found["remarks"]
 
 
 def test_absent_parts_leave_no_trace(tmp_path):
-    page = written(tmp_path, evaluated(30), baselines={})
-    for name in (
-        "Before fine-tuning",
-        "Nearest neighbour",
-        "Blanked pictures",
-        "Noise floor",
-        "Seconds",
-        "Constrained",
-    ):
-        assert f">{name}" not in page
-    for section in ("confidence", "cost"):
-        assert f'<section id="{section}">' not in page
-    assert "was not checked" in page
+    rows = evaluated(30)
+    metrics = scored(REFERENCE_FIELDS, rows, baselines={})
+    assert [row["name"] for row in score_table(metrics, REFERENCE_FIELDS)] == ["This model"]
+    assert noise_floor(metrics, REFERENCE_FIELDS) == review(metrics, REFERENCE_FIELDS) == costs(metrics) == []
+    assert confidence(metrics, REFERENCE_FIELDS) is None
+    page = written(tmp_path, rows, baselines={})
+    assert not {"confidence", "cost"} & set(re.findall(r'<section id="(\w+)">', page))
+    assert "Seconds" not in page
 
 
 @pytest.mark.parametrize("kinds", [("text",), ("category",), ("number",), ("number", "text", "number", "category")])
@@ -286,7 +287,7 @@ def test_everything_from_data_is_escaped(tmp_path):
 def test_the_gallerys_rows_are_read_back_whole_and_end_no_element(tmp_path):
     page = written(tmp_path, hostile_rows())
     assert not set("<>&\u2028\u2029") & set(page.split('id="rows">')[1].split("</script>")[0])
-    rows = rows_of(page)
+    rows = gallery_rows(page)
     assert len(rows) == 60
     titles = [row[3][0][0] for row in rows]
     assert HOSTILE[0] in titles
@@ -398,21 +399,20 @@ def test_a_median_over_few_products_has_no_interval():
         assert [bool(cell.interval) for cell in cells] == [True, True, claimed], name
 
 
-def test_confidence_review_and_cost_are_shown(tmp_path):
+def test_confidence_review_and_cost_as_text():
     rows = evaluated(60)
-    page = written(tmp_path, rows, **measured(rows))
-    for section in ("confidence", "cost"):
-        assert f'<section id="{section}">' in page
-    assert "calibrated on 158 validation products" in page
-    assert "calibration error 3.1\u00a0% (2.0\u20135.0\u00a0%)" in page
-    assert page.count("with the rows behind each dot") == 3
-    assert "held it on <b>88.7\u00a0%</b>" in page
-    assert "narrower than 21.0\u00a0%" in page
-    assert "3.1\u00a0% \u2713" in page
-    assert "every value goes to review" in page
-    assert "9.21\u00a0ms" in page
-    assert "pictures a second" not in page
-    assert ">Constrained" in page
+    metrics = measured(rows)
+    found: Any = confidence(metrics, REFERENCE_FIELDS)
+    assert found["calibrated_on"] == 158
+    assert [ece for _, ece, _ in found["panels"]] == [("3.1\u00a0%", "2.0\u20135.0\u00a0%")] * 3
+    ((field, *interval),) = found["intervals"]
+    assert field.kind == "number"
+    assert interval == ["90.0\u00a0%", ("88.7\u00a0%", "2.0\u20135.0\u00a0%"), "21.0\u00a0%"]
+    kept, refused = review(metrics, REFERENCE_FIELDS)
+    assert (kept["error"][0], kept["verdict"]) == ("3.1\u00a0%", "kept")
+    assert (refused["threshold"], refused["error"], refused["verdict"]) == (None, None, "")
+    assert ("a picture, written freely", ["9.21\u00a0ms"]) in costs(metrics)
+    assert "pictures a second" not in dict(costs(metrics))
 
 
 def test_errors_by_group_count_products():
@@ -434,8 +434,7 @@ def test_intervals_without_a_width_are_shown(tmp_path):
     rows = evaluated(60)
     block = measured(rows)
     block["confidence"]["fields"]["full_price"]["interval"]["width"] = None
-    page = written(tmp_path, rows, **block)
-    assert "held it on <b>88.7\u00a0%</b> (2.0\u20135.0\u00a0%).</li>" in page
+    assert "are narrower than" not in written(tmp_path, rows, **block)
 
 
 def test_plots_of_confidence_stand_odd_input():

@@ -161,11 +161,7 @@ def _grouped(field: FieldSpec, rows: Sequence[ScoredRow]) -> list[tuple[str, lis
         values = np.array(truths, float)
         edges = np.unique(np.quantile(values, np.linspace(0, 1, BANDS + 1)[1:-1], method="nearest"))
         texts = [f"{edge:,.12g}" for edge in edges]
-        names = [
-            f"under {texts[0]}",
-            *(f"{a} to {b}" for a, b in pairwise(texts)),
-            f"from {texts[-1]}",
-        ]
+        names = [f"under {texts[0]}", *(f"{a} to {b}" for a, b in pairwise(texts)), f"from {texts[-1]}"]
         group = [names[n] for n in np.searchsorted(edges, values, side="right")]
     members = {name: [row for row, of in zip(rows, group, strict=True) if of == name] for name in names}
     return [(name, found) for name, found in members.items() if found]
