@@ -91,7 +91,8 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     result["seconds"] = {"generation": seconds, "evaluation": time.monotonic() - started}
     result["cost"] = _cost(free, constrained, seconds / len(set(rows.pictures)))
     folder = loaded.folder / _folder_name(loaded.recipe, recipe)
-    evaluation = Evaluation(loaded.folder.resolve().name, folder, loaded.recipe, result, scored)
+    own = loaded.recipe.model_copy(update={"prompt": loaded.prompt})
+    evaluation = Evaluation(loaded.folder.resolve().name, folder, own, result, scored)
     if processes().is_main_process:
         evaluation.save()
         write_report(folder / "report.html", evaluation.name, result, loaded.prompt.fields, scored)

@@ -43,7 +43,7 @@ VECTOR_POINTS = 2000
 
 
 def drawn(inches: tuple[float, float], paint: Callable[[Figure], object]) -> Markup:
-    """What `paint` draws on an empty figure, as a bare `<svg>`; the same drawing gives the same text."""
+    """Draw on an empty figure, and give it as a bare `<svg>`; the same drawing gives the same text."""
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "catalens", "font.size": 9.0}
     with mpl.rc_context(settings):
         figure = Figure(figsize=inches, dpi=200, layout="constrained")
@@ -54,7 +54,7 @@ def drawn(inches: tuple[float, float], paint: Callable[[Figure], object]) -> Mar
 
 
 def dress(axes: Axes) -> None:
-    """Colours of the page, no frame, the grid behind."""
+    """Set the colours of the page, no frame, the grid behind."""
     axes.xaxis.label.set_color(TEXT)
     axes.yaxis.label.set_color(TEXT)
     axes.tick_params(colors=TEXT, color=GRID, length=3)
@@ -64,7 +64,7 @@ def dress(axes: Axes) -> None:
 
 
 def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
-    """Share right against confidence, a dot with its interval for each bin that has rows; below, the rows."""
+    """Plot share right against confidence, a dot with its interval for each bin that has rows; below, the rows."""
     full = [one for one in bins if one["rows"]]
 
     def paint(figure: Figure) -> None:
@@ -96,7 +96,7 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
 
 
 def risk_coverage(curves: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> Markup:
-    """Error among the most confident rows against their share: (colour, points) of each curve."""
+    """Plot the error among the most confident rows against their share: (colour, points) of each curve."""
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
