@@ -35,8 +35,7 @@ from catalens.checkpoint import compute_dtype, device, load_model
 from catalens.collation import Collator
 from catalens.config import TrainingSpec
 from catalens.estimates import ModelShape, Setup, sample_flops, step_memory
-from catalens.training.optimizers import make_optimizer
-from catalens.training.parts import prepare_parts
+from catalens.training.modules import make_optimizer, prepare_parts
 from catalens.training.throughput import device_peak
 
 Record = dict[str, Any]

@@ -32,8 +32,7 @@ from torch.nn import functional as F
 from catalens.checkpoint import device
 from catalens.collation import IGNORED, Collator
 from catalens.config import TrainingSpec
-from catalens.training.optimizers import make_optimizer
-from catalens.training.parts import prepare_parts
+from catalens.training.modules import make_optimizer, prepare_parts
 
 Batch = Mapping[str, torch.Tensor]
 ALLOWED = 1e-4

@@ -22,7 +22,7 @@ from catalens.checkpoint import (
 from catalens.config import PromptSpec, Recipe, TrainingSpec, dump_recipe
 from catalens.errors import CheckpointError
 from catalens.examples import AnswerSpace
-from catalens.training.parts import prepare_parts
+from catalens.training.modules import prepare_parts
 
 
 def test_tiny_is_small_trained_and_complete():

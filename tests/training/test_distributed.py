@@ -134,7 +134,7 @@ def test_sharded_weights_train_the_same_and_are_saved_whole(single, shared, tmp_
 IN_BF16 = """
 import sys, torch
 from catalens.config import load_recipe
-from catalens.training import parts
+from catalens.training import loop
 from catalens.training.train import train
 
 def exact(parameters, spec):
@@ -142,7 +142,7 @@ def exact(parameters, spec):
     assert {one.dtype for one in sums} == {torch.float32}
     assert any(bool((one != one.bfloat16()).any()) for one in sums)
 
-parts.check_gradients = exact
+loop.check_gradients = exact
 train(load_recipe(sys.argv[1]), sys.argv[2])
 """
 

@@ -26,10 +26,9 @@ from catalens.errors import (
     TrainingError,
 )
 from catalens.evaluation.evaluate import ValidationScorer, evaluate, validation_scorer
-from catalens.training import trainer
-from catalens.training.machine import check_machine
-from catalens.training.run_folder import explain
-from catalens.training.train import train
+from catalens.training import loop
+from catalens.training.run import anchored
+from catalens.training.train import check_machine, train
 
 pytestmark = pytest.mark.integration
 
@@ -56,8 +55,7 @@ def test_a_run_is_understood_from_any_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "shop")
     for model, kept in (("tiny", "tiny"), ("model", str(tmp_path / "shop" / "model")), ("some/id", "some/id")):
         relative = make_recipe({"catalog": "catalogs/shop", "model": model})
-        explain(tmp_path / "shop", relative, {}, {}, [])
-        written = load_recipe(tmp_path / "shop" / "recipe.yaml")
+        written = anchored(relative)
         assert (written.catalog, written.model) == (str(tmp_path / "shop" / "catalogs" / "shop"), kept)
         assert written.model_copy(update={"catalog": relative.catalog, "model": model}) == relative
 
@@ -294,7 +292,7 @@ def test_packing_trains_as_padding_does(recipe, tmp_path):
 def test_rounds_of_generation_keep_to_their_budget_unless_they_choose_the_best(recipe, tmp_path, monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=time.perf_counter)
     clock.monotonic = lambda: clock.now
-    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
 
     class Slow(Given):
         def __call__(self, model, processor):
