@@ -29,9 +29,9 @@ from rich.table import Table
 from rounds import Times, ratio, take_turns
 from torch.nn import functional as F
 
-from catalens.checkpoint import device
-from catalens.collation import IGNORED, Collator
 from catalens.config import TrainingSpec
+from catalens.data import IGNORED, Collator
+from catalens.devices import device
 from catalens.training.modules import make_optimizer, prepare_parts
 
 Batch = Mapping[str, torch.Tensor]

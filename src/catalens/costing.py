@@ -13,8 +13,8 @@ from catalens.catalog.storage import Catalog, Roles
 from catalens.checking.check import Plan
 from catalens.checking.scanning import Cost, Describe, Description
 from catalens.checkpoint import TINY, load_model, load_processor
-from catalens.collation import Collator, Encoder
 from catalens.config import FieldSpec, Kind, PromptSpec, Recipe, TrainingSpec
+from catalens.data import Collator, Encoder
 from catalens.errors import CheckpointError, PromptError, RecipeError
 from catalens.estimates import NUM_CROPS, PHI3_VISION, ModelShape
 from catalens.examples import format_number, parse_number, render_answer, render_prompt

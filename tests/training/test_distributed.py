@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import load_model, load_processor
-from catalens.collation import Collator, Encoder
 from catalens.config import PromptSpec, TrainingSpec, dump_recipe
+from catalens.data import Collator, Encoder
 from catalens.errors import TrainingError
 from catalens.evaluation.evaluate import evaluate, validation_scorer
 from catalens.training.train import train

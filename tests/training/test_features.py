@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import load_model, load_processor
-from catalens.collation import Collator, DecodedPictures, Encoder, ProductDataset
 from catalens.config import PromptSpec, TrainingSpec
+from catalens.data import Collator, DecodedPictures, Encoder, ProductDataset
 from catalens.errors import TrainingError
 from catalens.training import features
 from catalens.training.features import Estimate, FeatureCache

@@ -13,9 +13,10 @@ from tracked import artifacts, history, records
 
 from catalens import metrics
 from catalens.catalog.storage import Catalog, CatalogWriter, Roles
-from catalens.checkpoint import TINY, allows_tf32, load_model, load_processor, load_run
-from catalens.collation import Collator, DecodedPictures, Encoder, ProductDataset
+from catalens.checkpoint import TINY, load_model, load_processor, load_run
 from catalens.config import PartsSpec, PromptSpec, TrackingSpec, load_recipe, make_recipe
+from catalens.data import Collator, DecodedPictures, Encoder, ProductDataset
+from catalens.devices import allows_tf32
 from catalens.errors import (
     CatalogError,
     CheckpointError,
@@ -370,11 +371,11 @@ def test_what_a_gpu_cannot_compute_is_refused_and_what_it_can_is_allowed(recipe,
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (8, 0))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     check_machine(bf16)
-    assert allows_tf32(bf16)
-    assert not allows_tf32(changed(recipe, precision="fp32").training)
+    assert allows_tf32("bf16")
+    assert not allows_tf32("fp32")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (7, 5))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert not allows_tf32(bf16)
+    assert not allows_tf32("bf16")
     with pytest.raises(RecipeError, match=r"training\.precision is bf16, which this GPU does not compute: set it to"):
         check_machine(bf16)
     with pytest.raises(RecipeError, match=r"training\.attention is flash_attention_2, which is not for this GPU"):

@@ -15,9 +15,10 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import Run, load_run, processes
-from catalens.collation import Encoder, usable_rows
+from catalens.checkpoint import Run, load_run
 from catalens.config import EvaluationSpec
+from catalens.data import Encoder, load_examples
+from catalens.devices import processes
 from catalens.errors import CatalogError
 from catalens.evaluation.rows import sampled, truth_of
 from catalens.examples import parse_answer
@@ -66,7 +67,7 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
     if catalog.card.content_hash != run.versions.get("catalog"):
         raise CatalogError(f"{catalog.folder} has changed since {run.folder} was trained: train again")
     roles, encoder = catalog.card.roles, Encoder(run.processor, run.prompt)
-    everything, _ = usable_rows(catalog, encoder, "validation")
+    everything, _ = load_examples(catalog, encoder, "validation")
     rows = sampled(one_a_product(everything, roles.id, roles.image), PRODUCTS)
     writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
     with Progress(console=console) as progress:

@@ -30,9 +30,10 @@ from rich.progress import Progress
 
 from catalens import metrics
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import Run, load_model, load_processor, load_run, processes, product_dtype
-from catalens.collation import Encoder, usable_rows
+from catalens.checkpoint import Run, load_model, load_processor, load_run
 from catalens.config import EvaluationSpec, Kind, PromptSpec, Recipe
+from catalens.data import Encoder, load_examples
+from catalens.devices import compute_dtype, processes
 from catalens.errors import CatalogError
 from catalens.evaluation.calibrating import calibrate, run_predictor
 from catalens.evaluation.evaluated import FORMAT, record_of
@@ -81,7 +82,7 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     catalog = _unchanged(loaded, recipe)
     roles = catalog.card.roles
     encoder = Encoder(loaded.processor, prompt)
-    rows, left_out = usable_rows(catalog, encoder, spec.split)
+    rows, left_out = load_examples(catalog, encoder, spec.split)
     rows = sampled(rows, spec.rows)
     pictures = [row[roles.image] for row in rows]
     truths = [truth_of(prompt, row) for row in rows]
@@ -108,7 +109,9 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
             result["image_use"] = judge.image_use(values) | {"blank": judge.score(judge.read(blank))}
         if spec.before:
             loaded.model.to("cpu")  # a GPU need not hold both
-            base = load_model(recipe.model, product_dtype(recipe.training), recipe.training.attention).eval()
+            base = load_model(
+                recipe.model, compute_dtype(recipe.training.precision), recipe.training.attention
+            ).eval()
             longest, space = spec.max_new_tokens, loaded.space
             untrained = Writer(base, loaded.processor, prompt, spec.batch_size, longest, space)
             before = _written(progress, "as it was before training", untrained, pictures)
@@ -131,14 +134,14 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
 class ValidationScorer:
     """What `training` calls at each validation round: free generation on a fixed sample of validation rows.
 
-    Raises CatalogError and TooManyBadRowsError as `usable_rows`.
+    Raises CatalogError and TooManyBadRowsError as `load_examples`.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.prompt, self.spec = recipe.prompt, recipe.evaluation
         catalog = Catalog(recipe.catalog)
         encoder = Encoder(load_processor(recipe.model, recipe.num_crops), recipe.prompt)
-        rows = sampled(usable_rows(catalog, encoder, "validation")[0], recipe.training.validation_rows)
+        rows = sampled(load_examples(catalog, encoder, "validation")[0], recipe.training.validation_rows)
         self.ids = [row[catalog.card.roles.id] for row in rows]
         self.pictures = [row[catalog.card.roles.image] for row in rows]
         self.truths = [truth_of(recipe.prompt, row) for row in rows]
@@ -240,7 +243,7 @@ def _baselines(
     progress: Progress,
 ) -> dict[str, Any]:
     """Score the most frequent values, and those of the training picture with the nearest features of the tower."""
-    train = sampled(usable_rows(catalog, encoder, "train")[0], NEIGHBOURS)
+    train = sampled(load_examples(catalog, encoder, "train")[0], NEIGHBOURS)
     truths = [truth_of(encoder.prompt, row) for row in train]
     own = writer.features(pictures)  # first: the memory has them
     task = progress.add_task("features of training pictures", total=len(train))

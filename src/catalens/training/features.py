@@ -24,8 +24,8 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from catalens.checkpoint import agreed, processes
-from catalens.collation import DecodedPictures, Picture
+from catalens.data import DecodedPictures, Picture
+from catalens.devices import broadcast, processes
 from catalens.errors import TrainingError
 from catalens.progress import bars
 
@@ -196,7 +196,7 @@ def fill_where_it_pays(
     """
     state = processes()
     estimate = cache.estimate(pictures, views / len(pictures))
-    used = agreed(always or estimate.pays)
+    used = broadcast(always or estimate.pays)
     console.print(f"{estimate}: {'on' if used else 'off'}", highlight=False)
     if used:
         share = pictures[state.local_process_index :: int(os.environ.get("LOCAL_WORLD_SIZE", "1"))]

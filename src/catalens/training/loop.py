@@ -24,9 +24,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from transformers import get_scheduler, set_seed
 
-from catalens.checkpoint import agreed, processes, product_dtype
-from catalens.collation import IGNORED, Collator, ProductDataset
 from catalens.config import LOWER_IS_BETTER, TrainingSpec
+from catalens.data import IGNORED, Collator, ProductDataset
+from catalens.devices import broadcast, compute_dtype, processes
 from catalens.errors import TrainingError
 from catalens.metrics import Figure, ImageUse
 from catalens.model import Phi3VProcessor
@@ -240,7 +240,7 @@ class Loop:
         now = time.monotonic()
         share = (self._scored + self._last) / max(now - self._begun + self._last, 1e-9)
         always = self.spec.best_by != "loss" or self.state.step == len(self.plan)
-        if not agreed(always or not self._last or share <= self.spec.evaluation_budget):
+        if not broadcast(always or not self._last or share <= self.spec.evaluation_budget):
             return {}
         figures, shown = self.score(self.model, self.run.processor)
         self.tracker.examples(shown, self.state.step)
@@ -297,7 +297,7 @@ class Loop:
 
 def start_accelerator(spec: TrainingSpec) -> Accelerator:
     """accelerate for a run: the precision of products, FSDP2 where several processes are to share the weights."""
-    bf16 = product_dtype(spec) == torch.bfloat16
+    bf16 = compute_dtype(spec.precision) == torch.bfloat16
     plugin = None
     if spec.fsdp and processes().num_processes > 1:
         plugin = FullyShardedDataParallelPlugin(

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from catalens.catalog.storage import Catalog
-from catalens.collation import DecodedPictures, Encoder, ProductDataset, usable_rows
 from catalens.config import Part, Recipe, dump_recipe
+from catalens.data import DecodedPictures, Encoder, ProductDataset, load_examples
 from catalens.errors import TrainingError
 from catalens.examples import answer_space, render_answer
 from catalens.inference.grammar import Constraint, Vocabulary
@@ -95,7 +95,7 @@ def load_data(
     rows = {}
     left_out: list[dict[str, str]] = []
     for split in ("train", "validation"):
-        rows[split], bad = usable_rows(catalog, encoder, split, pictures.look)
+        rows[split], bad = load_examples(catalog, encoder, split, pictures.look)
         left_out += [{"split": split, "reason": reason} for reason in bad]
         if not rows[split]:
             raise TrainingError(f"{catalog.folder} has no {split} rows: prepare it with other --splits")

@@ -17,8 +17,8 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from catalens.collation import IGNORED
 from catalens.config import TrainingSpec
+from catalens.data import IGNORED
 from catalens.estimates import ModelShape, Setup, sample_flops, step_memory
 
 USABLE = 0.92

@@ -29,9 +29,10 @@ from rich.table import Column, Table
 from transformers import set_seed
 
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import AMPERE, load_model, load_processor, processes, product_dtype, save_best, set_precision
-from catalens.collation import DecodedPictures, Encoder
+from catalens.checkpoint import load_model, load_processor, save_best
 from catalens.config import Part, Recipe, TrainingSpec
+from catalens.data import DecodedPictures, Encoder
+from catalens.devices import AMPERE, compute_dtype, processes, set_precision
 from catalens.errors import RecipeError, TrainingError
 from catalens.estimates import ModelShape
 from catalens.examples import answer_space
@@ -141,14 +142,14 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     """Load model and rows and plan the steps; `setup` is the one of a run that goes on."""
     spec, count = recipe.training, processes().num_processes
     set_seed(spec.seed)
-    set_precision(spec)
+    set_precision(spec.precision)
     processor = load_processor(recipe.model, recipe.num_crops)
     encoder = Encoder(processor, recipe.prompt)
     base, model = _trainable(recipe)
     pictures: DecodedPictures | FeatureCache = DecodedPictures(encoder, int(spec.picture_cache_gb * 2**30))
     wanted = spec.feature_cache if setup is None else setup.cached_features
     if wanted and spec.resolved_parts["vision"].train == "frozen":
-        pictures = FeatureCache(base.model, pictures, product_dtype(spec))
+        pictures = FeatureCache(base.model, pictures, compute_dtype(spec.precision))
     data = load_data(recipe, catalog, encoder, pictures, console)
     lengths = data.train.lengths()
     training = plan_training(lengths, spec, setup.processes if setup else count)
@@ -167,7 +168,9 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
         setup = RunSetup(count, cached, checkpointing)
     if setup.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    meter = Meter(shape, estimator_setup(spec, cached), device_peak(base.device, product_dtype(spec)), count, _total)
+    meter = Meter(
+        shape, estimator_setup(spec, cached), device_peak(base.device, compute_dtype(spec.precision)), count, _total
+    )
     return PreparedRun(recipe, catalog, processor, model, data, (training, validation), setup, meter, console)
 
 
@@ -176,7 +179,7 @@ def _trainable(recipe: Recipe) -> tuple[Any, Any]:
     spec = recipe.training
     # weights that train are fp32 under autocast; FSDP2 wants one type for all
     frozen = spec.method != "full" and not spec.fsdp
-    dtype = product_dtype(spec) if frozen else torch.float32
+    dtype = compute_dtype(spec.precision) if frozen else torch.float32
     base = load_model(recipe.model, dtype, spec.attention, spec.method == "qlora")
     if spec.liger:
         use_liger(base)

@@ -97,7 +97,7 @@ class Encoder:
         return self.processor.tokenize(self._opening + answer, [size])
 
 
-def usable_rows(
+def load_examples(
     catalog: Catalog, encoder: Encoder, split: str, look: Callable[[bytes], object] = open_picture
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of a split that a model can learn from and be judged by, and the reasons against the others.
