@@ -113,7 +113,7 @@ def save_best(
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a trained model, or its adapter, with all that inference needs; `weights` where its own are sharded."""
-    model.config.use_cache = True  # Trainer switches it off
+    model.config.use_cache = True  # training switches it off
     model.save_pretrained(folder, state_dict=weights)
     greedy(processor).save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -131,6 +131,15 @@ def test_sharded_weights_train_the_same_and_are_saved_whole(single, shared, tmp_
     assert (folder / "checkpoints" / "checkpoint-5" / "optimizer.bin").is_file()
 
 
+def test_sharded_gradients_are_accumulated_as_in_one_process(alone, tmp_path):
+    asked = {"max_steps": 1, "evaluations": 1, "validation_rows": 0}
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(changed(alone, gradient_accumulation=4, **asked), one)
+    sharded = changed(alone, gradient_accumulation=2, fsdp=True, **asked)
+    torchrun("-m", "catalens", "train", recipe_file(sharded, two), "--out", two)
+    assert same_weights(one, two, tolerance=1e-5)
+
+
 IN_BF16 = """
 import sys, torch
 from catalens.config import load_recipe

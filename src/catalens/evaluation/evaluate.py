@@ -109,9 +109,8 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
             result["image_use"] = judge.image_use(values) | {"blank": judge.score(judge.read(blank))}
         if spec.before:
             loaded.model.to("cpu")  # a GPU need not hold both
-            base = load_model(
-                recipe.model, compute_dtype(recipe.training.precision), recipe.training.attention
-            ).eval()
+            dtype = compute_dtype(recipe.training.precision)
+            base = load_model(recipe.model, dtype, recipe.training.attention).eval()
             longest, space = spec.max_new_tokens, loaded.space
             untrained = Writer(base, loaded.processor, prompt, spec.batch_size, longest, space)
             before = _written(progress, "as it was before training", untrained, pictures)

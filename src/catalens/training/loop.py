@@ -68,7 +68,8 @@ class Loop:
         tracker: Tracker,
         progress: Progress,
     ) -> None:
-        self.run, self.folder, self.score, self.tracker, self.progress = run, folder, score, tracker, progress
+        self.run, self.folder, self.checkpoint = run, folder, checkpoint
+        self.score, self.tracker, self.progress = score, tracker, progress
         self.spec, self.meter = run.recipe.training, run.meter
         self.plan, self.validation_plan = run.plans
         set_seed(self.spec.seed)
@@ -88,14 +89,14 @@ class Loop:
         self.accumulation = PlannedBatches(self.plan, 0, accelerator.num_processes).accumulation
         self.collate = Collator(run.data.train.encoder.tokenizer.pad_token_id, self.spec.packing)
         self.log_every = max(1, min(10, steps // 20))
-        self.evaluate_every = max(1, math.ceil(steps / self.spec.evaluations))
+        self.validate_every = max(1, math.ceil(steps / self.spec.evaluations))
         self.save_every = math.ceil(steps / self.spec.checkpoints)
         self._seen = list(accumulate(sum(map(len, step)) for step in self.plan))  # rows, after each step
         self._loss = torch.zeros((), device=accelerator.device)  # of the steps since the last line of the log
         self._loss_sum, self._logged, self._note = 0.0, self.state.step, ""
         self._begun, self._scored, self._last = time.monotonic(), 0.0, 0.0
 
-    def fit(self, checkpoint: Path | None) -> float:
+    def fit(self) -> float:
         """Train to the end of the plan, or until nothing gets better; give the seconds that it took.
 
         The model is the best one then. Raises TrainingError where the loss is no number, no gradient reaches a part
@@ -109,8 +110,8 @@ class Loop:
             if self._stopped():
                 break
             micro_batches = self._fetch(batches)
-            if checkpoint and self.state.step == first:
-                self.training.load_random_state(checkpoint)
+            if self.checkpoint and self.state.step == first:
+                self.training.load_random_state(self.checkpoint)
             self._backward(micro_batches)
             norm: Any = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.spec.max_grad_norm)
             if self.state.step == first:
@@ -123,10 +124,10 @@ class Loop:
             if self.state.step % self.log_every == 0:
                 self._log(norm, rate)
             self.progress("training", self.state.step, total, self._note)
-            last = self.state.step == total
-            if last or self.state.step % self.evaluate_every == 0:
-                self._evaluate()
-            if last or self.state.step % self.evaluate_every == 0 or self.state.step % self.save_every == 0:
+            validate = self.state.step == total or self.state.step % self.validate_every == 0
+            if validate:
+                self._validate()
+            if validate or self.state.step % self.save_every == 0:
                 self._save()
         return self._finish(first, time.perf_counter() - started)
 
@@ -188,7 +189,7 @@ class Loop:
         self._note = f"loss {loss:.3f}" + (f", {speed['samples_per_second']:.3g} samples/s" if speed else "")
         self._check("training", loss)
 
-    def _evaluate(self) -> None:
+    def _validate(self) -> None:
         """Validate; keep in mind the best round and how long ago it was."""
         started = time.perf_counter()
         with self.meter.paused():

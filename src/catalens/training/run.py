@@ -18,11 +18,11 @@ from catalens.config import Part, Recipe, dump_recipe
 from catalens.data import DecodedPictures, Encoder, ProductDataset, load_examples
 from catalens.errors import TrainingError
 from catalens.examples import answer_space, render_answer
+from catalens.features import FeatureCache
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.model import Phi3VProcessor
 from catalens.training.batches import Plan
 from catalens.training.checkpoints import last_checkpoint, step_of
-from catalens.training.features import FeatureCache
 from catalens.training.modules import Coverage
 from catalens.training.throughput import Meter
 

@@ -36,11 +36,11 @@ from catalens.devices import AMPERE, compute_dtype, processes, set_precision
 from catalens.errors import RecipeError, TrainingError
 from catalens.estimates import ModelShape
 from catalens.examples import answer_space
+from catalens.features import FeatureCache, fill_where_it_pays
 from catalens.metrics import ImageUse
 from catalens.progress import bars
 from catalens.tracking import NoTracker, Tracker, start_tracker
 from catalens.training.batches import plan_training, plan_validation
-from catalens.training.features import FeatureCache, fill_where_it_pays
 from catalens.training.loop import Loop, Score
 from catalens.training.modules import Coverage, coverage, prepare_parts, use_liger
 from catalens.training.run import (
@@ -128,7 +128,7 @@ def train(
     try:
         with bars(console) as progress:
             loop = Loop(run, folder, checkpoint, score, tracker, progress)
-            seconds = loop.fit(checkpoint)
+            seconds = loop.fit()
         trained = _finish(run, loop, seconds)
         failed = False
     finally:
