@@ -19,11 +19,10 @@ import torch
 from random_models import drawn_rows, official_config, random_model
 
 from catalens.checkpoint import load_processor
-from catalens.collation import Collator, Encoder
 from catalens.config import LoraSpec, PromptSpec, TrainingSpec
+from catalens.data import Collator, Encoder
 from catalens.sampling.drawing import draw_catalog
-from catalens.training.optimizers import make_optimizer
-from catalens.training.parts import coverage, prepare_parts
+from catalens.training.modules import coverage, make_optimizer, prepare_parts
 
 FAMILY = "phi3_5_v"
 SPREAD = 0.01

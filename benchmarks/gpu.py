@@ -31,13 +31,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from catalens.checkpoint import compute_dtype, device, load_model
-from catalens.collation import Collator
+from catalens.checkpoint import load_model
 from catalens.config import TrainingSpec
+from catalens.data import Collator
+from catalens.devices import compute_dtype, device
 from catalens.estimates import Setup, sample_flops, step_memory
 from catalens.model import Phi3VConfig
-from catalens.training.optimizers import make_optimizer
-from catalens.training.parts import prepare_parts
+from catalens.training.modules import make_optimizer, prepare_parts
 from catalens.training.throughput import device_peak
 
 Record = dict[str, Any]

@@ -29,11 +29,10 @@ from rich.table import Table
 from rounds import Times, ratio, take_turns
 from torch.nn import functional as F
 
-from catalens.checkpoint import device
-from catalens.collation import IGNORED, Collator
 from catalens.config import TrainingSpec
-from catalens.training.optimizers import make_optimizer
-from catalens.training.parts import prepare_parts
+from catalens.data import IGNORED, Collator
+from catalens.devices import device
+from catalens.training.modules import make_optimizer, prepare_parts
 
 Batch = Mapping[str, torch.Tensor]
 ALLOWED = 1e-4

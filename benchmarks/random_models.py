@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from catalens.catalog.pictures import open_picture
-from catalens.collation import IGNORED
+from catalens.data import IGNORED
 from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
 from catalens.sampling.drawing import draw_catalog
 

@@ -22,12 +22,12 @@ from rich.table import Table
 from rounds import Times, ratio, take_turns
 from torch.nn import functional as F
 
-from catalens.checkpoint import device, load_model, load_processor
-from catalens.collation import IGNORED, Collator, Encoder
+from catalens.checkpoint import load_model, load_processor
 from catalens.config import PartSpec, PartsSpec, PromptSpec, TrainingSpec
+from catalens.data import IGNORED, Collator, Encoder
+from catalens.devices import device
 from catalens.sampling.drawing import draw_catalog
-from catalens.training.optimizers import make_optimizer
-from catalens.training.parts import prepare_parts
+from catalens.training.modules import make_optimizer, prepare_parts
 
 COOKBOOK_LENGTH = 512
 OFFICIAL_VOCABULARY = 32064

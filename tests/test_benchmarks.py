@@ -55,7 +55,7 @@ def test_drawn_rows_have_their_slots(tall: bool, crops: int, tokens: int):
 def test_the_cookbooks_way_computes_what_ours_does():
     """The same loss from filled-up crops, padding, every block and all logits as from none of them."""
     from catalens.checkpoint import load_model
-    from catalens.collation import Collator
+    from catalens.data import Collator
 
     model = load_model("tiny").eval()
     (row,) = drawn_rows(model.config, 1, num_crops=2, tall=True)

@@ -10,19 +10,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from catalens import checkpoint
-from catalens.checkpoint import (
-    TINY,
-    compute_dtype,
-    load_model,
-    load_processor,
-    load_run,
-    product_dtype,
-    save_best,
-)
+from catalens.checkpoint import TINY, load_model, load_processor, load_run, save_best
 from catalens.config import PromptSpec, Recipe, TrainingSpec, dump_recipe
+from catalens.devices import compute_dtype
 from catalens.errors import CheckpointError
 from catalens.examples import AnswerSpace
-from catalens.training.parts import prepare_parts
+from catalens.training.modules import prepare_parts
 
 
 def test_tiny_is_small_trained_and_complete():
@@ -122,7 +115,7 @@ def test_a_run_computes_in_the_precision_of_its_recipe_whatever_the_gpu_has(monk
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     expected = torch.float32 if precision == "fp32" else torch.bfloat16
-    assert product_dtype(TrainingSpec(precision=precision)) == expected
+    assert compute_dtype(precision) == expected
 
 
 @pytest.mark.parametrize(
@@ -144,7 +137,7 @@ def test_older_gpus_emulate_no_bf16_and_have_no_flash_attention(monkeypatch, cap
 def adapted_run(folder: Path, **training) -> Any:
     """A run with an adapter that is far from nothing; the model that it was, unmerged."""
     prompt, spec = PromptSpec(), TrainingSpec.model_validate(training)
-    dtype = product_dtype(spec)
+    dtype = compute_dtype(spec.precision)
     torch.manual_seed(0)
     base = load_model("tiny", dtype, spec.attention, spec.method == "qlora")
     model = prepare_parts(base, spec).eval()

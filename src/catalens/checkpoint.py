@@ -13,7 +13,6 @@ Weights are read from safetensors only, remote code is never run.
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,15 +22,14 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import PartialState
-from accelerate.utils import broadcast
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ValidationError
 from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
-from transformers.utils.import_utils import enable_tf32, is_flash_attn_2_available
+from transformers.utils.import_utils import is_flash_attn_2_available
 
-from catalens.config import PromptSpec, Recipe, TrainingSpec, load_recipe
+from catalens.config import PromptSpec, Recipe, load_recipe
+from catalens.devices import AMPERE, compute_dtype, device, set_precision
 from catalens.errors import CheckpointError, first_line
 from catalens.examples import END, AnswerSpace
 from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
@@ -42,8 +40,6 @@ logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERR
 ASSETS = Path(str(files("catalens"))) / "assets"
 TINY = ASSETS / "tiny"
 DEMO_RECIPE = ASSETS / "demo.yaml"
-AMPERE = (8, 0)
-"""The first capability of a GPU with bf16, TF32 and flash attention 2."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ def save_best(
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a trained model, or its adapter, with all that inference needs; `weights` where its own are sharded."""
-    model.config.use_cache = True  # Trainer switches it off
+    model.config.use_cache = True  # training switches it off
     model.save_pretrained(folder, state_dict=weights)
     greedy(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -158,8 +154,9 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool
         raise CheckpointError(f"{best}: prompt.json or answers.json is not of this version of catalens") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / 'versions.json'} cannot be read: the run is not whole") from error
-    set_precision(recipe.training)
-    model: Any = _best_model(best, recipe, dtype or product_dtype(recipe.training)).eval() if weights else None
+    precision = recipe.training.precision
+    set_precision(precision)
+    model: Any = _best_model(best, recipe, dtype or compute_dtype(precision)).eval() if weights else None
     return Run(folder, recipe, prompt, versions, model, load_processor(str(best)), space)
 
 
@@ -192,49 +189,6 @@ def _attention(dtype: torch.dtype) -> str:
     """The quickest that this machine has."""
     gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= AMPERE
     return "flash_attention_2" if gpu and is_flash_attn_2_available() and dtype == torch.bfloat16 else "sdpa"
-
-
-def device() -> torch.device:
-    """A GPU where there is one; under torchrun the one of this process."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-def processes() -> PartialState:
-    """The processes that share this work; under torchrun several, else one."""
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
-def agreed(decision: bool) -> bool:
-    """The first process's decision, in all: clocks and disks differ between them."""
-    told: Any = broadcast(torch.tensor(decision, device=processes().device))
-    return bool(told)
-
-
-def compute_dtype() -> torch.dtype:
-    """bf16 on a GPU that has it, and does not only emulate it; fp32 elsewhere."""
-    gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if gpu else torch.float32
-
-
-def product_dtype(spec: TrainingSpec) -> torch.dtype:
-    """Of matrix products, while training and after it; weights that train are fp32."""
-    if spec.precision == "auto":
-        return compute_dtype()
-    return torch.bfloat16 if spec.precision == "bf16" else torch.float32
-
-
-def allows_tf32(spec: TrainingSpec) -> bool:
-    """Whether what is computed in fp32 may round products to TF32: where most are of bf16 anyway."""
-    gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= AMPERE
-    return gpu and product_dtype(spec) == torch.bfloat16
-
-
-def set_precision(spec: TrainingSpec) -> None:
-    """Let a GPU use TF32 or not, by the recipe; torch's own choice is to use it in convolutions."""
-    if torch.cuda.is_available():
-        enable_tf32(allows_tf32(spec))
 
 
 def _source(name: str) -> str:

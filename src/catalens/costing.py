@@ -5,8 +5,8 @@ from typing import Any
 
 from catalens.catalog.storage import Roles
 from catalens.checkpoint import load_model, load_processor
-from catalens.collation import Collator, Encoder
 from catalens.config import FieldSpec, PromptSpec
+from catalens.data import Collator, Encoder
 from catalens.mimicking.profile import Needs
 
 

@@ -465,7 +465,7 @@ def test_costs_follow_the_recipe_and_its_tokenizer(tmp_path):
 def test_tokens_are_those_that_training_makes(tmp_path):
     from catalens.catalog.storage import Catalog
     from catalens.checkpoint import load_processor
-    from catalens.collation import Encoder
+    from catalens.data import Encoder
 
     rows = clean_rows()[:3]
     check = checked(tmp_path, rows)

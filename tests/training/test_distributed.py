@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import load_model, load_processor
-from catalens.collation import Collator, Encoder
 from catalens.config import PromptSpec, TrainingSpec, dump_recipe
+from catalens.data import Collator, Encoder
 from catalens.errors import TrainingError
 from catalens.evaluation.evaluate import evaluate, validation_scorer
 from catalens.training.train import train
@@ -131,10 +131,19 @@ def test_sharded_weights_train_the_same_and_are_saved_whole(single, shared, tmp_
     assert (folder / "checkpoints" / "checkpoint-5" / "optimizer.bin").is_file()
 
 
+def test_sharded_gradients_are_accumulated_as_in_one_process(alone, tmp_path):
+    asked = {"max_steps": 1, "evaluations": 1, "validation_rows": 0}
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(changed(alone, gradient_accumulation=4, **asked), one)
+    sharded = changed(alone, gradient_accumulation=2, fsdp=True, **asked)
+    torchrun("-m", "catalens", "train", recipe_file(sharded, two), "--out", two)
+    assert same_weights(one, two, tolerance=1e-5)
+
+
 IN_BF16 = """
 import sys, torch
 from catalens.config import load_recipe
-from catalens.training import parts
+from catalens.training import loop
 from catalens.training.train import train
 
 def exact(parameters, spec):
@@ -142,7 +151,7 @@ def exact(parameters, spec):
     assert {one.dtype for one in sums} == {torch.float32}
     assert any(bool((one != one.bfloat16()).any()) for one in sums)
 
-parts.check_gradients = exact
+loop.check_gradients = exact
 train(load_recipe(sys.argv[1]), sys.argv[2])
 """
 

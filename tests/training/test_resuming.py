@@ -90,13 +90,13 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(short, peace, tmp_p
     assert log(run) == log(peace)
 
 
-def test_in_bf16_beside_full_parts_it_goes_on_to_the_same_bits_and_is_scored(short, tmp_path, monkeypatch):
+def test_in_bf16_beside_full_parts_it_goes_on_to_the_same_bits_and_is_scored(short, tmp_path):
     """As on a GPU: the base and its products are bf16, what trains is fp32, inference is bf16."""
-    monkeypatch.setattr(checkpoint, "compute_dtype", lambda: torch.bfloat16)
     parts = {"projector": {"train": "full", "learning_rate": 1e-5}, "embeddings": "full"}
     asked = {
         "method": "lora",
         "optimizer": "adamw",
+        "precision": "bf16",
         "parts": parts,
         "max_steps": 4,
         "checkpoints": 2,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from catalens.collation import IGNORED, Collator
+from catalens.data import IGNORED, Collator
 from catalens.estimates import PHI3_VISION, Setup, sample_flops
 from catalens.training import throughput
 from catalens.training.throughput import Meter, device_peak, peak_memory, row_lengths

@@ -13,9 +13,10 @@ from tracked import artifacts, history, records
 
 from catalens import metrics
 from catalens.catalog.storage import Catalog, CatalogWriter, Roles
-from catalens.checkpoint import TINY, allows_tf32, load_model, load_processor, load_run
-from catalens.collation import Collator, DecodedPictures, Encoder, ProductDataset
+from catalens.checkpoint import TINY, load_model, load_processor, load_run
 from catalens.config import PartsSpec, PromptSpec, TrackingSpec, load_recipe, make_recipe
+from catalens.data import Collator, DecodedPictures, Encoder, ProductDataset
+from catalens.devices import allows_tf32
 from catalens.errors import (
     CatalogError,
     CheckpointError,
@@ -26,10 +27,9 @@ from catalens.errors import (
     TrainingError,
 )
 from catalens.evaluation.evaluate import ValidationScorer, evaluate, validation_scorer
-from catalens.training import trainer
-from catalens.training.machine import check_machine
-from catalens.training.run_folder import explain
-from catalens.training.train import train
+from catalens.training import loop
+from catalens.training.run import anchored
+from catalens.training.train import check_machine, train
 
 pytestmark = pytest.mark.integration
 
@@ -56,8 +56,7 @@ def test_a_run_is_understood_from_any_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "shop")
     for model, kept in (("tiny", "tiny"), ("model", str(tmp_path / "shop" / "model")), ("some/id", "some/id")):
         relative = make_recipe({"catalog": "catalogs/shop", "model": model})
-        explain(tmp_path / "shop", relative, {}, {}, [])
-        written = load_recipe(tmp_path / "shop" / "recipe.yaml")
+        written = anchored(relative)
         assert (written.catalog, written.model) == (str(tmp_path / "shop" / "catalogs" / "shop"), kept)
         assert written.model_copy(update={"catalog": relative.catalog, "model": model}) == relative
 
@@ -294,7 +293,7 @@ def test_packing_trains_as_padding_does(recipe, tmp_path):
 def test_rounds_of_generation_keep_to_their_budget_unless_they_choose_the_best(recipe, tmp_path, monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=time.perf_counter)
     clock.monotonic = lambda: clock.now
-    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
 
     class Slow(Given):
         def __call__(self, model, processor):
@@ -372,11 +371,11 @@ def test_what_a_gpu_cannot_compute_is_refused_and_what_it_can_is_allowed(recipe,
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (8, 0))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     check_machine(bf16)
-    assert allows_tf32(bf16)
-    assert not allows_tf32(changed(recipe, precision="fp32").training)
+    assert allows_tf32("bf16")
+    assert not allows_tf32("fp32")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (7, 5))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert not allows_tf32(bf16)
+    assert not allows_tf32("bf16")
     with pytest.raises(RecipeError, match=r"training\.precision is bf16, which this GPU does not compute: set it to"):
         check_machine(bf16)
     with pytest.raises(RecipeError, match=r"training\.attention is flash_attention_2, which is not for this GPU"):

@@ -17,8 +17,8 @@ from catalens.checking.costs import CropCost, crop_costs, default_prompt, load_s
 from catalens.checking.facts import read_facts
 from catalens.checking.page import page_view
 from catalens.checking.rules import Finding, find
-from catalens.collation import Encoder
 from catalens.config import Recipe, TrainingSpec
+from catalens.data import Encoder
 from catalens.errors import RecipeError
 from catalens.files import writing
 from catalens.model import Phi3VImageProcessor

@@ -22,8 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 from catalens.catalog.duplicates import BITS, near_pairs
 from catalens.catalog.scan import Scan, look_at
 from catalens.catalog.storage import Catalog, group_batches, open_parquet
-from catalens.collation import Encoder
 from catalens.config import PromptSpec
+from catalens.data import Encoder
 from catalens.errors import CatalogError, PromptError
 from catalens.examples import format_number, parse_number, render_answer, render_prompt
 from catalens.progress import Progress, silent

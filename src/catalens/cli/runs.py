@@ -82,7 +82,7 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Score a run by free generation, beside baselines, the untrained model, blanked and shuffled pictures."""
-    from catalens.checkpoint import processes
+    from catalens.devices import processes
     from catalens.evaluation.evaluate import evaluate as evaluate_run
     from catalens.pages.terminal import print_scores
 

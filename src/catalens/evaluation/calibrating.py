@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import Run, load_run, processes
-from catalens.collation import Encoder, usable_rows
+from catalens.checkpoint import Run, load_run
 from catalens.config import EvaluationSpec
+from catalens.data import Encoder, load_examples
+from catalens.devices import processes
 from catalens.errors import CatalogError
 from catalens.examples import parse_answer
 from catalens.inference.calibration import Calibration, fit_calibration, load_calibration
@@ -84,7 +85,7 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
     if catalog.card.content_hash != run.versions.get("catalog"):
         raise CatalogError(f"{catalog.folder} has changed since {run.folder} was trained: train again")
     roles, encoder = catalog.card.roles, Encoder(run.processor, run.prompt)
-    everything, _ = usable_rows(catalog, encoder, "validation")
+    everything, _ = load_examples(catalog, encoder, "validation")
     rows = sampled(one_a_product(everything, roles.id, roles.image), PRODUCTS)
     writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
     with bars(console) as progress:

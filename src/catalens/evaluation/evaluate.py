@@ -25,9 +25,10 @@ from rich.console import Console
 
 from catalens import metrics
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import Run, load_model, load_processor, load_run, processes, product_dtype
-from catalens.collation import Encoder, usable_rows
+from catalens.checkpoint import Run, load_model, load_processor, load_run
 from catalens.config import EvaluationSpec, PromptSpec, Recipe
+from catalens.data import Encoder, load_examples
+from catalens.devices import compute_dtype, processes
 from catalens.errors import CatalogError
 from catalens.evaluation.calibrating import calibrate, confidence_block, review_block, run_predictor, sampled
 from catalens.evaluation.image_use import blanked, image_use, partners
@@ -62,7 +63,7 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     spec = recipe.evaluation
     catalog = _unchanged(loaded, recipe)
     encoder = Encoder(loaded.processor, loaded.prompt)
-    usable, left_out = usable_rows(catalog, encoder, spec.split)
+    usable, left_out = load_examples(catalog, encoder, spec.split)
     rows = ScoringRows(loaded.prompt, catalog, sampled(usable, spec.rows), spec)
     memory = Memory()
     predictor = run_predictor(loaded, spec, console, memory)
@@ -153,14 +154,14 @@ class ScoringRows:
 class ValidationScorer:
     """Figures of a model at each validation round of `training`, by free generation on the same validation rows.
 
-    Raises CatalogError and TooManyBadRowsError as `usable_rows`.
+    Raises CatalogError and TooManyBadRowsError as `load_examples`.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.prompt, self.spec, self.shown = recipe.prompt, recipe.evaluation, recipe.tracking.examples
         catalog = Catalog(recipe.catalog)
         encoder = Encoder(load_processor(recipe.model, recipe.num_crops), recipe.prompt)
-        rows = sampled(usable_rows(catalog, encoder, "validation")[0], recipe.training.validation_rows)
+        rows = sampled(load_examples(catalog, encoder, "validation")[0], recipe.training.validation_rows)
         self.rows = ScoringRows(recipe.prompt, catalog, rows, recipe.evaluation)
 
     def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[dict[str, Figure], list[Shown]]:
@@ -233,7 +234,7 @@ def _baselines(
     catalog: Catalog, encoder: Encoder, rows: ScoringRows, writer: Writer, progress: Progress
 ) -> dict[str, Any]:
     """Score the most frequent values, and those of the training picture with the nearest features of the tower."""
-    train = sampled(usable_rows(catalog, encoder, "train")[0], NEIGHBOURS)
+    train = sampled(load_examples(catalog, encoder, "train")[0], NEIGHBOURS)
     truths = [truth_of(encoder.prompt, row) for row in train]
     own = writer.features(rows.pictures)  # first: the memory has them
     theirs = writer.features(
@@ -249,7 +250,7 @@ def _baselines(
 def _before(run: Run, recipe: Recipe, rows: ScoringRows, progress: Progress) -> dict[str, Any]:
     """Score the base model under the constraints of the run."""
     run.model.to("cpu")  # a GPU need not hold both
-    base = load_model(recipe.model, product_dtype(recipe.training), recipe.training.attention).eval()
+    base = load_model(recipe.model, compute_dtype(recipe.training.precision), recipe.training.attention).eval()
     spec = recipe.evaluation
     untrained = Writer(base, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
     return rows.score(rows.values(rows.answers(untrained, "as it was before training", progress)))

@@ -23,7 +23,7 @@ from accelerate.utils import reduce
 from transformers import DynamicCache
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
-from catalens.checkpoint import processes
+from catalens.devices import processes
 from catalens.inference.grammar import Constraint, Vocabulary
 
 

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
 from catalens.catalog.pictures import open_picture, picture_size
-from catalens.checkpoint import greedy, processes
+from catalens.checkpoint import greedy
 from catalens.config import PromptSpec
+from catalens.devices import processes
 from catalens.errors import InferenceError, PictureError
 from catalens.examples import AnswerSpace, render_prompt
 from catalens.inference.decoding import Decoder, Written, longrope_switch

@@ -17,10 +17,13 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from catalens.collation import IGNORED
-from catalens.estimates import Setup, sample_flops
+from catalens.config import TrainingSpec
+from catalens.data import IGNORED
+from catalens.estimates import Setup, sample_flops, step_memory
 from catalens.model import Phi3VConfig
 
+USABLE = 0.92
+"""Share of a GPU's memory that an estimate may take."""
 PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -124,6 +127,29 @@ class Meter:
             "peak_memory_gb": peak_memory() / 1e9,
             "waiting_for_data": counts.waited / counts.seconds,
         }
+
+
+def estimator_setup(spec: TrainingSpec, cached_features: bool) -> Setup:
+    """A recipe as `catalens check` reckons with it."""
+    return Setup(
+        spec.method,
+        frozen_tower=spec.resolved_parts["vision"].train == "frozen",
+        rank=spec.lora.rank,
+        dropout=spec.lora.dropout > 0,
+        cached_features=cached_features,
+    )
+
+
+def needs_checkpointing(
+    spec: TrainingSpec, shape: Phi3VConfig, tokens: int, crops: float, rows: int, cached_features: bool
+) -> bool:
+    """Whether activations are recomputed: as the recipe says, else where such rows would not fit a GPU."""
+    if spec.gradient_checkpointing != "auto":
+        return spec.gradient_checkpointing
+    if not torch.cuda.is_available():
+        return False
+    memory = step_memory(shape, estimator_setup(spec, cached_features), tokens, crops)
+    return memory.peak(rows) > USABLE * torch.cuda.get_device_properties(0).total_memory
 
 
 def row_lengths(batch: Mapping[str, torch.Tensor]) -> list[int]:

@@ -13,59 +13,64 @@ runs/demo/
   README.md       model card
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from accelerate.utils import reduce
 from accelerate.utils.memory import clear_device_cache
+from rich import box
 from rich.console import Console
 from rich.markup import escape
-from transformers import EarlyStoppingCallback, set_seed
+from rich.panel import Panel
+from rich.table import Column, Table
+from transformers import set_seed
 
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import load_model, load_processor, processes, product_dtype, save_best, set_precision
-from catalens.collation import Collator, DecodedPictures, Encoder
-from catalens.config import Recipe
-from catalens.errors import TrainingError
+from catalens.checkpoint import load_model, load_processor, save_best
+from catalens.config import Part, Recipe, TrainingSpec
+from catalens.data import DecodedPictures, Encoder
+from catalens.devices import AMPERE, compute_dtype, processes, set_precision
+from catalens.errors import RecipeError, TrainingError
 from catalens.examples import answer_space
+from catalens.features import FeatureCache, fill_where_it_pays
 from catalens.metrics import ImageUse
-from catalens.model import Phi3VProcessor
+from catalens.progress import bars
 from catalens.tracking import NoTracker, Tracker, start_tracker
-from catalens.training.batching import Plan, PlannedBatches, plan_training, plan_validation
-from catalens.training.callbacks import Bar, LastStep, Recorder, is_timing
-from catalens.training.checkpoints import SaveEvery
-from catalens.training.data import Data, fill_cache, load_data, loader_workers
-from catalens.training.features import FeatureCache
-from catalens.training.machine import (
+from catalens.training.batches import plan_training, plan_validation
+from catalens.training.loop import Loop, Score
+from catalens.training.modules import Coverage, coverage, prepare_parts, use_liger
+from catalens.training.run import (
+    PreparedRun,
     RunSetup,
-    check_machine,
-    estimator_setup,
-    needs_checkpointing,
-    trainer_arguments,
-    use_liger,
+    cut_log,
+    load_data,
+    model_card,
+    report_unwritable,
+    resume_from,
+    versions_of,
+    write_metadata,
 )
-from catalens.training.parts import GradientCheck, coverage, prepare_parts
-from catalens.training.run_folder import explain, model_card, take_back, take_back_log, versions_of
-from catalens.training.terminal import (
-    IGNORES_IMAGE,
-    IMAGE_USE,
-    print_coverage,
-    print_image_use,
-    print_throughput,
-)
-from catalens.training.throughput import Meter, device_peak
-from catalens.training.trainer import CatalensTrainer, Figures, Score
-from catalens.training.unwritable import report_unwritable
+from catalens.training.throughput import Meter, device_peak, estimator_setup, needs_checkpointing
+
+IMAGE_USE: Mapping[ImageUse, str] = {
+    "uses_image": "Its score on the validation sample falls with other products' pictures: it uses the pictures.",
+    "ignores_image": "Its score on the validation sample does not fall with other products' pictures: it ignores "
+    "them. See that pictures and texts belong together, train the projector or longer, or take more rows.",
+    "undecided": "The validation sample cannot tell whether it uses the pictures: `catalens evaluate` asks all test "
+    "rows, and a larger training.validation_rows asks more here.",
+}
+"""What the check of the pictures found, in words."""
+
+IGNORES_IMAGE = "the pictures are ignored"
+"""Title of the warning."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out of a run."""
+    """Result of a run."""
 
     folder: Path
     steps: int
@@ -77,21 +82,6 @@ class Trained:
     image_use: ImageUse | None
     """What the check of the pictures found for the best checkpoint; None where nothing was generated."""
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A run before its first step."""
-
-    recipe: Recipe
-    catalog: Catalog
-    processor: Phi3VProcessor
-    model: Any  # Phi3VForCausalLM, or one wrapped by PEFT
-    data: Data
-    plans: tuple[Plan, Plan]
-    """Of training and validation."""
-    setup: RunSetup
-    meter: Meter
 
 
 def train(
@@ -119,54 +109,53 @@ def train(
     catalog = Catalog(recipe.catalog)
     versions = versions_of(catalog)
     sharded = recipe.training.fsdp and state.num_processes > 1
-    checkpoint = take_back(folder, versions, sharded) if resume else None
-    prepared = _prepare(recipe, catalog, RunSetup.load(folder) if resume else None, console)
-    covered = coverage(prepared.model, recipe.training)
-    print_coverage(covered, {split: len(rows) for split, rows in prepared.data.splits.items()}, console)
+    checkpoint = resume_from(folder, versions, sharded) if resume else None
+    run = prepare_run(recipe, catalog, RunSetup.load(folder) if resume else None, console)
+    covered = coverage(run.model, recipe.training)
+    print_coverage(covered, {split: len(rows) for split, rows in run.data.splits.items()}, console)
+    tracker: Tracker = NoTracker()
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        take_back_log(folder / "metrics.jsonl", checkpoint)
-        prepared.setup.save(folder)
-        config = explain(folder, recipe, versions, covered, prepared.data.left_out)
-        report_unwritable(
-            folder, recipe.prompt, prepared.processor, prepared.data.splits, catalog.card.roles.id, console
-        )
+        cut_log(folder / "metrics.jsonl", checkpoint)
+        config = write_metadata(folder, run, versions, covered)
+        report_unwritable(folder, run)
         tracker = start_tracker(
             recipe.tracking, folder, config, lambda text: console.print(f"[yellow]{escape(text)}[/]")
         )
-    else:
-        tracker = NoTracker()
     state.wait_for_everyone()
     failed = True
     try:
-        trained = _fit(prepared, folder, checkpoint, score, tracker, console)
+        with bars(console) as progress:
+            loop = Loop(run, folder, checkpoint, score, tracker, progress)
+            seconds = loop.fit()
+        trained = _finish(run, loop, seconds)
         failed = False
     finally:
         tracker.finish(int(failed))
-    del prepared
-    clear_device_cache(garbage_collection=True)  # Trainer and model are a circle: nothing else frees them in time
+    del run, loop
+    clear_device_cache(garbage_collection=True)  # the model is a circle: nothing else frees it in time
     return trained
 
 
-def _prepare(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, console: Console) -> _Prepared:
-    """Model, rows and plan; `setup` is the one of a run that goes on."""
+def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, console: Console) -> PreparedRun:
+    """Load model and rows and plan the steps; `setup` is the one of a run that goes on."""
     spec, count = recipe.training, processes().num_processes
     set_seed(spec.seed)
-    set_precision(spec)
+    set_precision(spec.precision)
     processor = load_processor(recipe.model, recipe.num_crops)
     encoder = Encoder(processor, recipe.prompt)
     base, model = _trainable(recipe)
     pictures: DecodedPictures | FeatureCache = DecodedPictures(encoder, int(spec.picture_cache_gb * 2**30))
     wanted = spec.feature_cache if setup is None else setup.cached_features
     if wanted and spec.resolved_parts["vision"].train == "frozen":
-        pictures = FeatureCache(base.model, pictures, product_dtype(spec))
+        pictures = FeatureCache(base.model, pictures, compute_dtype(spec.precision))
     data = load_data(recipe, catalog, encoder, pictures, console)
     lengths = data.train.lengths()
     training = plan_training(lengths, spec, setup.processes if setup else count)
     validation = plan_validation(data.validation.lengths(), recipe.evaluation.batch_size, count)
     if isinstance(pictures, FeatureCache):
         views = sum(len(batch) for step in training for batch in step) + spec.evaluations * len(data.validation)
-        if not fill_cache(pictures, data, views, wanted is True, console):
+        if not fill_where_it_pays(pictures, data.pictures(), views, wanted is True, console):
             pictures = pictures.decoded
             data.train.pictures = data.validation.pictures = pictures
     cached = isinstance(pictures, FeatureCache)
@@ -178,8 +167,10 @@ def _prepare(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, console: 
         setup = RunSetup(count, cached, checkpointing)
     if setup.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    meter = Meter(shape, estimator_setup(spec, cached), device_peak(base.device, product_dtype(spec)), count, _total)
-    return _Prepared(recipe, catalog, processor, model, data, (training, validation), setup, meter)
+    meter = Meter(
+        shape, estimator_setup(spec, cached), device_peak(base.device, compute_dtype(spec.precision)), count, _total
+    )
+    return PreparedRun(recipe, catalog, processor, model, data, (training, validation), setup, meter, console)
 
 
 def _trainable(recipe: Recipe) -> tuple[Any, Any]:
@@ -187,113 +178,61 @@ def _trainable(recipe: Recipe) -> tuple[Any, Any]:
     spec = recipe.training
     # weights that train are fp32 under autocast; FSDP2 wants one type for all
     frozen = spec.method != "full" and not spec.fsdp
-    dtype = product_dtype(spec) if frozen else torch.float32
+    dtype = compute_dtype(spec.precision) if frozen else torch.float32
     base = load_model(recipe.model, dtype, spec.attention, spec.method == "qlora")
     if spec.liger:
         use_liger(base)
     return base, prepare_parts(base, spec)
 
 
-def _fit(
-    run: _Prepared, folder: Path, checkpoint: Path | None, score: Score | None, tracker: Tracker, console: Console
-) -> Trained:
-    """Train, keep the best model, check whether it uses its pictures, and say so everywhere."""
-    spec, state = run.recipe.training, processes()
-    batches = PlannedBatches(run.plans[0], state.process_index, state.num_processes)
-    arguments = trainer_arguments(run.recipe, folder, run.plans[0], batches.accumulation)
-    encoder, bar = run.data.train.encoder, Bar(console)
-    trainer: Any = None
-
-    def scored(model: Any) -> Figures:
-        assert score is not None
-        figures, shown = score(model, run.processor)
-        tracker.examples(shown, trainer.state.global_step)
-        return figures
-
-    callbacks = [LastStep(), bar, GradientCheck(spec), SaveEvery(math.ceil(arguments.max_steps / spec.checkpoints))]
-    if state.is_main_process:
-        callbacks.insert(1, Recorder(folder / "metrics.jsonl", tracker))
-    if spec.patience:
-        callbacks.append(EarlyStoppingCallback(spec.patience))
-    try:
-        trainer = CatalensTrainer(
-            spec,
-            (run.data.train, run.data.validation),
-            run.plans,
-            run.meter,
-            scored if score else None,
-            loader_workers(spec.workers),
-            model=run.model,
-            args=arguments,
-            data_collator=Collator(encoder.tokenizer.pad_token_id, spec.packing),
-            eval_dataset=run.data.validation,
-            callbacks=callbacks,
+def check_machine(spec: TrainingSpec) -> None:
+    """RecipeError where the recipe asks for what this machine has not."""
+    for name in ("compile", "liger"):
+        if getattr(spec, name) and not torch.cuda.is_available():
+            raise RecipeError(f"training.{name} is for GPUs, and there is none here: leave it out")
+    if not torch.cuda.is_available():
+        return
+    if spec.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise RecipeError("training.precision is bf16, which this GPU does not compute: set it to auto or fp32")
+    if spec.attention == "flash_attention_2" and torch.cuda.get_device_capability() < AMPERE:
+        raise RecipeError(
+            "training.attention is flash_attention_2, which is not for this GPU: set it to auto or sdpa"
         )
-        trainer.remove_callback(transformers.PrinterCallback)
-        run.meter.start()
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        bar.progress.stop()
-    use = _image_use(run, trainer.model, score, tracker)
-    trained = _outcome(trainer, folder, run.meter, use, result.metrics["train_runtime"])
-    _finish(run, trainer, trained, tracker)
+
+
+def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
+    """Check whether the best model uses its pictures, write it with its card, and say so everywhere."""
+    use: ImageUse | None = None
+    folder, state, tracker, console = loop.folder, loop.state, loop.tracker, run.console
+    if loop.score:
+        use, shuffled = loop.score.image_use(loop.model, run.processor)
+        tracker.summary({"image_use": use, **{f"shuffled/{name}": f["value"] for name, f in shuffled.items()}})
+        if use == "ignores_image":
+            tracker.warn(IGNORES_IMAGE, IMAGE_USE[use])
+    best = state.best_step or state.step
+    trained = Trained(folder, state.step, best, state.figures, run.meter.overall(), use, seconds)
+    model, weights = loop.training.whole()
+    if processes().is_main_process:
+        space = answer_space(run.recipe.prompt, run.data.train.rows)
+        save_best(folder / "best", model, run.processor, run.recipe.prompt, space, weights)
+        sentence = IMAGE_USE[use] if use else ""
+        sentence = f"**{sentence}**" if use == "ignores_image" else sentence
+        card = model_card(run.recipe, run.catalog, folder.name, trained.figures, (best, state.step), sentence)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        tracker.summary({f"best/{name}": value for name, value in {**trained.figures, **trained.throughput}.items()})
+        about = {"step": best, **trained.figures, "image_use": use, "catalog": run.catalog.card.content_hash}
+        tracker.model(folder / "best", best, about)
     console.print(
-        f"best checkpoint: step {trained.best_step} of {trained.steps} by {spec.best_by}, {trained.seconds:.0f} s; "
+        f"best checkpoint: step {best} of {state.step} by {run.recipe.training.best_by}, {seconds:.0f} s; "
         f"run in {folder}",
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
     print_throughput(trained.throughput, console)
-    if trained.image_use:
-        print_image_use(trained.image_use, console)
+    if use:
+        print_image_use(use, console)
     return trained
-
-
-def _image_use(run: _Prepared, model: Any, score: Score | None, tracker: Tracker) -> ImageUse | None:
-    """Check whether the best model uses its pictures."""
-    if score is None:
-        return None
-    use, shuffled = score.image_use(model, run.processor)
-    tracker.summary({"image_use": use, **{f"shuffled/{name}": f["value"] for name, f in shuffled.items()}})
-    if use == "ignores_image":
-        tracker.warn(IGNORES_IMAGE, IMAGE_USE[use])
-    return use
-
-
-def _outcome(trainer: CatalensTrainer, folder: Path, meter: Meter, use: ImageUse | None, seconds: float) -> Trained:
-    best = trainer.state.best_global_step or trainer.state.global_step
-    entries = [entry for entry in trainer.state.log_history if entry["step"] == best and "eval_loss" in entry]
-    figures = {
-        name.removeprefix("eval_"): float(value)
-        for name, value in entries[-1].items()
-        if "eval_" in name and "/" not in name and not is_timing(name)
-    }
-    return Trained(folder, trainer.state.global_step, best, figures, meter.overall(), use, seconds)
-
-
-def _finish(run: _Prepared, trainer: CatalensTrainer, trained: Trained, tracker: Tracker) -> None:
-    """Write the best model and its card, and hand both to the tracker."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    weights: Any = trainer.accelerator.get_state_dict(trainer.model) if run.recipe.training.fsdp else None  # from all
-    if not processes().is_main_process:
-        return
-    folder, catalog = trained.folder, run.catalog
-    space = answer_space(run.recipe.prompt, run.data.train.rows)
-    save_best(folder / "best", model, run.processor, run.recipe.prompt, space, weights)
-    use = IMAGE_USE[trained.image_use] if trained.image_use else ""
-    use = f"**{use}**" if trained.image_use == "ignores_image" else use
-    steps = (trained.best_step, trained.steps)
-    card = model_card(run.recipe, catalog, folder.name, trained.figures, steps, use)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    tracker.summary({f"best/{name}": value for name, value in {**trained.figures, **trained.throughput}.items()})
-    about = {
-        "step": trained.best_step,
-        **trained.figures,
-        "image_use": trained.image_use,
-        "catalog": catalog.card.content_hash,
-    }
-    tracker.model(folder / "best", trained.best_step, about)
 
 
 def _total(numbers: Sequence[float]) -> list[float]:
@@ -301,3 +240,35 @@ def _total(numbers: Sequence[float]) -> list[float]:
     state = processes()
     summed: Any = reduce(torch.tensor(numbers, dtype=torch.float64, device=state.device), "sum")
     return summed.tolist()
+
+
+def print_coverage(covered: Mapping[Part, Coverage], rows: Mapping[str, int], console: Console) -> None:
+    """Print what trains, by part."""
+    table = Table("part", "", *(Column(name, justify="right") for name in ("parameters", "train", "", "adapters")))
+    table.box, table.title = box.SIMPLE_HEAD, ", ".join(f"{count} {split}" for split, count in rows.items()) + " rows"
+    for part, entry in covered.items():
+        share = f"{entry.trained / max(1, entry.parameters):.1%}"
+        adapters = f"on {len(entry.adapted)} modules" if entry.adapted else ""
+        table.add_row(part, entry.train, f"{entry.parameters:,}", f"{entry.trained:,}", share, adapters)
+    console.print(table)
+
+
+def print_throughput(speed: Mapping[str, float], console: Console) -> None:
+    """Print how fast a run went, in one line."""
+    if speed:
+        console.print(
+            f"{speed['samples_per_second']:.3g} samples/s, {speed['tokens_per_second']:,.0f} tokens/s, "
+            f"{speed['useful_tokens']:.0%} of the positions useful, "
+            f"model FLOPs utilisation {speed['mfu']:.0%}, peak memory {speed['peak_memory_gb']:.1f} GB, "
+            f"{speed['waiting_for_data']:.0%} of the time waiting for data",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def print_image_use(found: ImageUse, console: Console) -> None:
+    """Print whether a model uses its pictures; loudly where it was shown to ignore them."""
+    if found == "ignores_image":
+        console.print(Panel(f"[bold]{IMAGE_USE[found]}[/]", title=IGNORES_IMAGE, style="red"))
+    else:
+        console.print(IMAGE_USE[found], highlight=False, markup=False, soft_wrap=True)

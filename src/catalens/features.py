@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from catalens.collation import DecodedPictures, Picture
+from catalens.data import DecodedPictures, Picture
+from catalens.devices import broadcast, processes
 from catalens.errors import TrainingError
+from catalens.progress import bars
 
 SHARD_BYTES = 256 * 2**20
 TOGETHER = 8
@@ -182,6 +185,27 @@ class FeatureCache:
         for path in sorted(self.folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as shard:
                 self._shards |= dict.fromkeys(shard.keys(), path)
+
+
+def fill_where_it_pays(
+    cache: FeatureCache, pictures: Sequence[bytes], views: int, always: bool, console: Console
+) -> bool:
+    """Fill the cache where it pays, or `always`; whether it is to be used.
+
+    `views` is how often the run looks at a picture, all in all. Each host fills its own disk, its processes share.
+    """
+    state = processes()
+    estimate = cache.estimate(pictures, views / len(pictures))
+    used = broadcast(always or estimate.pays)
+    console.print(f"{estimate}: {'on' if used else 'off'}", highlight=False)
+    if used:
+        share = pictures[state.local_process_index :: int(os.environ.get("LOCAL_WORLD_SIZE", "1"))]
+        with bars(console) as progress:
+            cache.fill(share, lambda done: progress("features of the frozen tower", done, len(share)))
+        state.wait_for_everyone()
+        cache.refresh()
+        cache.decoded.forget()
+    return used
 
 
 def _name(data: bytes) -> str:

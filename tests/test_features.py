@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from catalens import features
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import load_model, load_processor
-from catalens.collation import Collator, DecodedPictures, Encoder, ProductDataset
 from catalens.config import PromptSpec, TrainingSpec
+from catalens.data import Collator, DecodedPictures, Encoder, ProductDataset
 from catalens.errors import TrainingError
-from catalens.training import features
-from catalens.training.features import Estimate, FeatureCache
+from catalens.features import Estimate, FeatureCache
 from catalens.training.train import train
 
 

@@ -97,10 +97,10 @@ class Encoder:
         return self.processor.tokenize(self._opening + answer, [size])
 
 
-def usable_rows(
+def load_examples(
     catalog: Catalog, encoder: Encoder, split: str, look: Callable[[bytes], object] = open_picture
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of a split that a model can learn from and be judged by, and the reasons against the others.
+    """Read the rows of a split that a model can learn from and be judged by, and the reasons against the others.
 
     The one reader of all stages, so that they have the same rows: text and its tokens read back, the picture decodes.
     `look` is called with each picture and raises PictureError against it. Raises CatalogError as `Catalog.rows`, and

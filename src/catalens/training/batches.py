@@ -9,9 +9,11 @@ micro-batches run short in a step, a process gets a row without labels, `~i`: al
 """
 
 import math
+import os
 import random
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch.utils.data import Sampler
 
 from catalens.config import TrainingSpec
@@ -48,18 +50,25 @@ def plan_validation(lengths: Sequence[int], batch_size: int, processes: int) -> 
     return [batches[start : start + processes] for start in range(0, len(batches), processes)]
 
 
-class PlannedBatches(Sampler[list[int]]):
-    """Micro-batches of one process, in the order of the plan; `accumulation` of them in each step."""
+def loader_workers(asked: int | None) -> int:
+    """Processes that prepare batches ahead of a GPU, as many as the recipe says; none where the cores train."""
+    if asked is not None or not torch.cuda.is_available():
+        return asked or 0
+    return min(8, max(1, (os.cpu_count() or 1) // torch.cuda.device_count() - 1))
 
-    def __init__(self, plan: Plan, rank: int, processes: int) -> None:
-        self.plan, self.rank, self.processes = plan, rank, processes
+
+class PlannedBatches(Sampler[list[int]]):
+    """Micro-batches of one process in the order of the plan, from step `first` on; `accumulation` of them in each."""
+
+    def __init__(self, plan: Plan, rank: int, processes: int, first: int = 0) -> None:
+        self.plan, self.rank, self.processes, self.first = plan, rank, processes, first
         self.accumulation = math.ceil(max(map(len, plan)) / processes)
 
     def __len__(self) -> int:
-        return len(self.plan) * self.accumulation
+        return (len(self.plan) - self.first) * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in self.plan:
+        for step in self.plan[self.first :]:
             for turn in range(self.accumulation):
                 place = turn * self.processes + self.rank
                 yield step[place] if place < len(step) else [~step[0][0]]

@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 from catalens.checkpoint import TINY, load_model, load_run
 from catalens.config import PARTS, LoraSpec, PartsSpec, TrainingSpec
 from catalens.errors import RecipeError, TrainingError
-from catalens.training.optimizers import OptimizerPair, make_optimizer
-from catalens.training.parts import check_gradients, coverage, part_of, prepare_parts
+from catalens.training.modules import OptimizerPair, check_gradients, coverage, make_optimizer, part_of, prepare_parts
 from catalens.training.train import train
 
 QKV = "model.layers.0.self_attn.qkv_proj"

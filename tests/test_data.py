@@ -6,8 +6,8 @@ from PIL import Image
 
 from catalens.catalog.storage import Catalog, CatalogWriter, Roles
 from catalens.checkpoint import load_processor
-from catalens.collation import IGNORED, Collator, DecodedPictures, Encoder, ProductDataset, usable_rows
 from catalens.config import PromptSpec
+from catalens.data import IGNORED, Collator, DecodedPictures, Encoder, ProductDataset, load_examples
 from catalens.errors import CatalogError, CheckpointError, PromptError, TooManyBadRowsError, TrainingError
 from catalens.examples import render_answer, render_prompt
 
@@ -129,7 +129,7 @@ def titles() -> Encoder:
 
 
 def test_rows_that_are_of_no_use_are_named(catalog, titles):
-    good, bad = usable_rows(catalog(*["Bag"] * 38, "Bag<|end|>", picture=b"<svg/>"), titles, "test")
+    good, bad = load_examples(catalog(*["Bag"] * 38, "Bag<|end|>", picture=b"<svg/>"), titles, "test")
     assert [row["code"] for row in good] == [f"P{n}" for n in range(38)]
     assert bad[0].startswith("test row 39 (P38): field 'title' holds the special token '<|end|>'")
     assert bad[1].startswith("test row 40 (HURT): picture not a picture in one of JPEG")
@@ -137,13 +137,13 @@ def test_rows_that_are_of_no_use_are_named(catalog, titles):
 
 def test_too_many_of_no_use_are_an_error(catalog, titles):
     with pytest.raises(TooManyBadRowsError, match=r"2 of 11 test rows cannot be used: test row 10 \(P9\)"):
-        usable_rows(catalog(*["Bag"] * 9, "<|end|>", picture=b""), titles, "test")
+        load_examples(catalog(*["Bag"] * 9, "<|end|>", picture=b""), titles, "test")
 
 
 def test_tokens_that_do_not_read_back_count_as_well(catalog, titles, monkeypatch):
     decode = titles.tokenizer.decode
     monkeypatch.setattr(titles.tokenizer, "decode", lambda ids: decode(ids).replace("Hat", "hat"))
-    good, bad = usable_rows(catalog(*["Bag"] * 3, "Hat", *["Bag"] * 16), titles, "test")
+    good, bad = load_examples(catalog(*["Bag"] * 3, "Hat", *["Bag"] * 16), titles, "test")
     assert len(good) == 19
     assert [reason.partition(";")[0] for reason in bad] == [
         "test row 4 (P3): the tokenizer does not give back 'Product: Hat<|end|>'"
@@ -152,4 +152,4 @@ def test_tokens_that_do_not_read_back_count_as_well(catalog, titles, monkeypatch
 
 def test_a_column_that_is_not_there_is_named(catalog, encoder: Encoder):
     with pytest.raises(CatalogError, match="no column 'category3_code'"):
-        usable_rows(catalog("Bag"), encoder, "test")
+        load_examples(catalog("Bag"), encoder, "test")

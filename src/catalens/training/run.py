@@ -1,0 +1,230 @@
+"""A run before its first step, and what it writes about itself into its folder and reads back when it goes on."""
+
+import importlib.metadata
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from catalens.catalog.storage import Catalog
+from catalens.config import Part, Recipe, dump_recipe
+from catalens.data import DecodedPictures, Encoder, ProductDataset, load_examples
+from catalens.errors import TrainingError
+from catalens.examples import answer_space, render_answer
+from catalens.features import FeatureCache
+from catalens.inference.grammar import Constraint, Vocabulary
+from catalens.model import Phi3VProcessor
+from catalens.training.batches import Plan
+from catalens.training.checkpoints import last_checkpoint, step_of
+from catalens.training.modules import Coverage
+from catalens.training.throughput import Meter
+
+LIBRARIES = ("catalens", "torch", "transformers", "peft", "accelerate", "tokenizers", "pillow", "numpy")
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """Decisions for the machine at the start of a run; one that goes on keeps to them, and computes the same.
+
+    setup.json   {"processes": 2, "cached_features": true, "checkpointing": false}
+    """
+
+    processes: int
+    """Processes that it was begun with; they make the global batch."""
+    cached_features: bool
+    checkpointing: bool
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read that of a run that goes on; TrainingError where it cannot be read."""
+        try:
+            return cls(**json.loads((folder / "setup.json").read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise TrainingError(f"{folder / 'setup.json'} cannot be read: train anew") from error
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rows that a run trains and validates on."""
+
+    train: ProductDataset
+    validation: ProductDataset
+    left_out: tuple[dict[str, str], ...]
+    """`{"split": ..., "reason": ...}` of each row that cannot be used."""
+
+    @property
+    def splits(self) -> dict[str, ProductDataset]:
+        """Both, by name."""
+        return {"train": self.train, "validation": self.validation}
+
+    def pictures(self) -> list[bytes]:
+        """The pictures of all rows, each once."""
+        return list(dict.fromkeys(row[data.image] for data in self.splits.values() for row in data.rows))
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run before its first step."""
+
+    recipe: Recipe
+    catalog: Catalog
+    processor: Phi3VProcessor
+    model: Any  # Phi3VForCausalLM, or one wrapped by PEFT
+    data: Data
+    plans: tuple[Plan, Plan]
+    """Of training and validation."""
+    setup: RunSetup
+    meter: Meter
+    console: Console
+
+
+def load_data(
+    recipe: Recipe, catalog: Catalog, encoder: Encoder, pictures: DecodedPictures | FeatureCache, console: Console
+) -> Data:
+    """Check every row of both splits, pictures included.
+
+    Raises CatalogError, TooManyBadRowsError, and TrainingError where a split has no row.
+    """
+    rows = {}
+    left_out: list[dict[str, str]] = []
+    for split in ("train", "validation"):
+        rows[split], bad = load_examples(catalog, encoder, split, pictures.look)
+        left_out += [{"split": split, "reason": reason} for reason in bad]
+        if not rows[split]:
+            raise TrainingError(f"{catalog.folder} has no {split} rows: prepare it with other --splits")
+    if left_out:
+        console.print(f"[yellow]left out {len(left_out)} rows[/], such as {escape(left_out[0]['reason'])}")
+    datasets = {
+        split: ProductDataset(own, encoder, catalog.card.roles.image, pictures) for split, own in rows.items()
+    }
+    return Data(datasets["train"], datasets["validation"], tuple(left_out))
+
+
+def versions_of(catalog: Catalog) -> dict[str, str]:
+    """Name libraries, machine and the catalogue's content hash: `versions.json`."""
+    return {
+        "python": sys.version.split()[0],
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "catalog": catalog.card.content_hash,
+    }
+
+
+def write_metadata(
+    folder: Path, run: PreparedRun, versions: Mapping[str, str], covered: Mapping[Part, Coverage]
+) -> dict[str, Any]:
+    """Write what the run is made of into its folder; the same for the tracker."""
+    coverage = {part: asdict(entry) for part, entry in covered.items()}
+    for name, values in (("setup", asdict(run.setup)), ("versions", versions), ("coverage", coverage)):
+        (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    if run.data.left_out:
+        _write_lines(folder / "left_out.jsonl", run.data.left_out)
+    text = dump_recipe(anchored(run.recipe))
+    (folder / "recipe.yaml").write_text(text, encoding="utf-8")  # last: what has it can go on
+    return {**run.recipe.model_dump(mode="json"), "versions": versions, "coverage": coverage}
+
+
+def anchored(recipe: Recipe) -> Recipe:
+    """The recipe with its folders by their whole paths, so that the run is understood from any directory."""
+    folders = {"catalog": str(Path(recipe.catalog).absolute())}
+    if recipe.model != "tiny" and Path(recipe.model).is_dir():
+        folders["model"] = str(Path(recipe.model).absolute())
+    return recipe.model_copy(update=folders)
+
+
+def report_unwritable(folder: Path, run: PreparedRun) -> None:
+    """Name the rows whose answers constrained decoding cannot write, in `unwritable.jsonl`; no file without any.
+
+    {"split": "validation", "id": "BAG-01", "field": "full_price", "value": 123456.0}
+
+    They stay in training, and what `predict` and `serve` say of them is wrong: a category that no training row has, a
+    number with more digits, a text far longer than those of the training.
+    """
+    prompt, roles, path = run.recipe.prompt, run.catalog.card.roles, folder / "unwritable.jsonl"
+    vocabulary = Vocabulary(run.processor.tokenizer, len(run.processor.tokenizer))
+    constraint = Constraint(vocabulary, prompt, answer_space(prompt, run.data.train.rows))
+    found = [
+        {"split": split, "id": row[roles.id], "field": column, "value": row[column]}
+        for split, data in run.data.splits.items()
+        for row in data.rows
+        if (column := constraint.refused(render_answer(prompt, row)))
+    ]
+    path.unlink(missing_ok=True)
+    if found:
+        _write_lines(path, found)
+        first = "{split} row {id}, field {field}: {value!r}".format(**found[0])
+        run.console.print(
+            f"[yellow]{len(found)} rows cannot be written under constraints[/], such as {escape(first)}; "
+            f"what predict says of them is wrong ({escape(str(path))})",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def resume_from(folder: Path, versions: Mapping[str, str], sharded: bool) -> Path | None:
+    """Find the checkpoint to go on from, None where none was written; TrainingError where the run cannot go on.
+
+    `sharded` says whether FSDP is at work, whose optimizer state has a form of its own.
+    """
+    if (folder / "best" / "prompt.json").is_file():
+        raise TrainingError(f"{folder} is finished: there is nothing to go on with")
+    known = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
+    if known["catalog"] != versions["catalog"]:
+        raise TrainingError(f"the catalogue has changed since {folder} was begun: train anew")
+    checkpoint = last_checkpoint(folder)
+    if checkpoint and (checkpoint / "optimizer.bin").is_file() != sharded:
+        begun, now = ("one process", "as one") if sharded else ("several processes", "under torchrun")
+        raise TrainingError(f"{folder} was begun by {begun}, and fsdp shards the state of several: go on {now}")
+    return checkpoint
+
+
+def cut_log(log: Path, checkpoint: Path | None) -> None:
+    """Forget what was logged after the checkpoint that a run goes on from."""
+    if log.is_file():
+        step = step_of(checkpoint) if checkpoint else 0
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        log.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
+
+
+def _write_lines(path: Path, rows: Any) -> None:
+    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def model_card(
+    recipe: Recipe, catalog: Catalog, name: str, figures: Mapping[str, float], steps: tuple[int, int], image_use: str
+) -> str:
+    """Write `README.md`: what was trained on what, how well, does it see. `steps`: of the best model, of the run."""
+    tag = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[recipe.training.method]
+    table = "\n".join(f"| {figure} | {value:.4g} |" for figure, value in figures.items())
+    fields = ", ".join(f"`{field.column}` as `{field.label}`" for field in recipe.prompt.fields)
+    return f"""---
+base_model: {recipe.model}
+pipeline_tag: image-text-to-text
+tags: [catalens, phi-3-vision, product-pictures]
+---
+
+# {name}
+
+{recipe.model} ({tag}) trained by catalens to read {fields} from a product picture.
+
+Catalogue: `{catalog.card.name}`, {catalog.card.rows["train"]} training rows, {catalog.card.content_hash}.
+Best checkpoint: step {steps[0]} of {steps[1]}, chosen by `{recipe.training.best_by}`.
+
+| validation | |
+|---|---:|
+{table}
+
+{image_use}
+
+Scores on rows that training never saw, beside baselines: `catalens evaluate {name}`.
+Predictions: `catalens predict {name} photo.jpg`.
+"""
