@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from catalens.catalog.appearance import look_at
 from catalens.catalog.duplicates import BITS, near_pairs
-from catalens.catalog.scanning import Scan
-from catalens.catalog.storage import Catalog, parquet_rows
+from catalens.catalog.scan import Scan, look_at
+from catalens.catalog.storage import Catalog
 from catalens.collation import Encoder
 from catalens.config import PromptSpec
 from catalens.errors import CatalogError, PromptError
@@ -163,9 +163,11 @@ def read_rejected(folder: Path) -> list[Rejected]:
     path = folder / "rejected.parquet"
     forms: dict[str, Counter[str]] = defaultdict(Counter)
     first: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    if not path.is_file():
+        return []
     try:
-        for batch in parquet_rows(path, ["row", "id", "reason"]) if path.is_file() else ():
-            for row in batch:
+        for batch in pq.ParquetFile(path).iter_batches(columns=["row", "id", "reason"]):
+            for row in batch.to_pylist():
                 reason, _, form = str(row["reason"]).partition(":")
                 forms[reason][form.strip()] += 1
                 if len(first[reason]) < NAMED_ROWS:

@@ -108,9 +108,9 @@ def prepare(
     A run that was stopped goes on from where it was; a second run, also of a table or flags that have changed, asks
     only for pictures that it has not seen.
     """
+    from catalens.preparing.columns import Columns
     from catalens.preparing.prepare import PrepareSpec
     from catalens.preparing.prepare import prepare as prepare_source
-    from catalens.preparing.roles import Columns
 
     fields: list[tuple[str, Kind]] = [
         *((name, "text") for name in text or []),
