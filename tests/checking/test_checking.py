@@ -91,11 +91,11 @@ def clean_rows() -> list[Row]:
     ]
 
 
-def stored(folder: Path, rows: Iterable[Row], left_out: Iterable[RejectedRow] = (), roles: Roles = ROLES) -> Path:
+def stored(folder: Path, rows: Iterable[Row], rejected: Iterable[RejectedRow] = (), roles: Roles = ROLES) -> Path:
     with CatalogWriter(folder, roles, {"command": "test"}) as writer:
         for row in rows:
             writer.add(row["split"], row["image"], row["sku"], {name: row[name] for name in roles.fields})
-        for row in left_out:
+        for row in rejected:
             writer.reject(row)
     return folder
 
@@ -380,15 +380,15 @@ def test_rejected_rows_by_reason_with_every_form(tmp_path):
         "not a number in 'price': 'on request'",
         "HTTP 404",
     ]
-    left_out = [RejectedRow(row=i, id=f"R{i}", reason=reason) for i, reason in enumerate(reasons, start=1)]
-    check = checked(tmp_path / "few", clean_rows(), left_out=left_out)
+    rejected = [RejectedRow(row=i, id=f"R{i}", reason=reason) for i, reason in enumerate(reasons, start=1)]
+    check = checked(tmp_path / "few", clean_rows(), rejected=rejected)
     found = only(check, "5 rows of the table (3.2%) did not make it into the catalogue")
     assert (found.severity, found.count, found.rows[0].row) == ("note", 5, "row 1 (R1)")
     number, missing = check.view["rejected"]
     assert (number.reason, number.count) == ("not a number in 'price'", 4)
     assert number.forms == (("'1.299,00 \u20ac'", 3), ("'on request'", 1))
     assert (missing.reason, missing.count, missing.forms) == ("HTTP 404", 1, ())
-    many = checked(tmp_path / "many", clean_rows(), left_out=left_out * 2)
+    many = checked(tmp_path / "many", clean_rows(), rejected=rejected * 2)
     assert only(many, "did not make it into the catalogue").severity == "warning"
 
 
@@ -566,7 +566,7 @@ def hostile_check(tmp_path: Path) -> Check:
     reasons = [
         RejectedRow(row=i, id=text[:80], reason=f"{text[:30]}: {text[:300]}") for i, text in enumerate(HOSTILE)
     ]
-    return checked(tmp_path, hostile_rows(), left_out=reasons)
+    return checked(tmp_path, hostile_rows(), rejected=reasons)
 
 
 def test_hostile_tables_are_escaped_in_page_and_terminal(tmp_path):

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from catalens.catalog.duplicates import BITS, near_pairs
 from catalens.catalog.scan import Scan, look_at
-from catalens.catalog.storage import Catalog, group_batches, open_parquet
+from catalens.catalog.storage import Catalog
 from catalens.config import PromptSpec
 from catalens.data import Encoder
 from catalens.errors import CatalogError, PromptError
@@ -162,9 +163,10 @@ def read_rejected(folder: Path) -> list[Rejected]:
     path = folder / "rejected.parquet"
     forms: dict[str, Counter[str]] = defaultdict(Counter)
     first: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    if not path.is_file():
+        return []
     try:
-        parquet = open_parquet(path) if path.is_file() else None
-        for batch in group_batches(parquet, range(parquet.num_row_groups)) if parquet else ():
+        for batch in pq.ParquetFile(path).iter_batches(columns=["row", "id", "reason"]):
             for row in batch.to_pylist():
                 reason, _, form = str(row["reason"]).partition(":")
                 forms[reason][form.strip()] += 1
