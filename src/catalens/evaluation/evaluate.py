@@ -47,7 +47,7 @@ from catalens.inference.writer import Engine, Memory, Writer
 from catalens.intervals import Figure
 from catalens.metrics import ImageUse
 from catalens.model import Phi3VProcessor
-from catalens.tracking import Shown
+from catalens.tracking import LoggedExample
 
 __all__ = ["Evaluation", "ValidationScorer", "calibrate", "evaluate", "flatten", "validation_scorer"]
 
@@ -145,11 +145,11 @@ class ValidationScorer:
         self.shown = recipe.tracking.examples
         self._judge = _Judge(recipe.prompt, self.truths, self.ids, recipe.evaluation)
 
-    def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[dict[str, Figure], list[Shown]]:
+    def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[dict[str, Figure], list[LoggedExample]]:
         """Figures by name, and the first rows with what was written about them."""
         answers = self._write(model, processor, self.pictures)
         shown = [
-            Shown(self.ids[i], self.pictures[i], self.truths[i], answer.values, answer.error)
+            LoggedExample(self.ids[i], self.pictures[i], self.truths[i], answer.values, answer.error)
             for i, answer in enumerate(parse_answer(self.prompt, one.text) for one in answers[: self.shown])
         ]
         return flatten(self._judge.score(self._judge.read(answers))), shown

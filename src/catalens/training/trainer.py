@@ -22,7 +22,7 @@ from catalens.config import TrainingSpec
 from catalens.errors import TrainingError
 from catalens.metrics import Figure, ImageUse
 from catalens.model import Phi3VProcessor
-from catalens.tracking import Shown
+from catalens.tracking import LoggedExample
 from catalens.training.batching import Plan, PlannedBatches
 from catalens.training.checkpoints import SafeCheckpoints
 from catalens.training.optimizers import make_optimizer
@@ -35,7 +35,7 @@ Figures = Mapping[str, Figure]
 class Score(Protocol):
     """What the caller gives to score a model by free generation on a fixed sample of validation rows."""
 
-    def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[Figures, Sequence[Shown]]:
+    def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[Figures, Sequence[LoggedExample]]:
         """Figures, and some of the rows with what was written about them; in every process the same."""
         ...
 
