@@ -24,7 +24,7 @@ from catalens.config import PromptSpec
 from catalens.errors import PictureError
 from catalens.inference import Prediction
 from catalens.serving import ModelCard, ServeSettings, create_app, make_server, open_socket, run_server
-from catalens.serving.running import address_of
+from catalens.serving.server import address_of
 
 CARD = ModelCard("fake", "# fake\n\nReads the bytes, not the picture: <b>not bold</b>.")
 

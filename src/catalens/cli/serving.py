@@ -43,8 +43,7 @@ def serve(
     """
     from catalens.inference import load_predictor
     from catalens.serving import ServeSettings, create_app, open_socket, read_card, run_server
-    from catalens.serving.limits import names_for, read_token
-    from catalens.serving.running import address_of
+    from catalens.serving.server import address_of, names_for, read_token
 
     token = read_token(token_file)
     settings = from_flags(

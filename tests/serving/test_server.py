@@ -15,7 +15,7 @@ from served import FakePredictor, expected, metric, serving, until
 from catalens.cli.serving import serve
 from catalens.errors import RecipeError
 from catalens.serving import open_socket
-from catalens.serving.running import address_of
+from catalens.serving.server import address_of
 
 SERVED = Path(__file__).parents[1] / "served.py"
 
