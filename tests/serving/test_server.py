@@ -12,7 +12,7 @@ import requests
 from hostile import jpeg
 from served import FakePredictor, expected, metric, serving, until
 
-from catalens.cli.serving import serve
+from catalens.cli.using import serve
 from catalens.errors import RecipeError
 from catalens.serving import open_socket
 from catalens.serving.server import address_of

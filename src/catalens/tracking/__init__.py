@@ -1,4 +1,4 @@
-"""Where a run is tracked; off is a null object, so that nobody asks whether tracking is on.
+"""Trackers of a run; off is a null object, so that nobody asks whether tracking is on.
 
 tracker = start_tracker(recipe.tracking, folder, config, warn)
 tracker.log({"train/loss": 2.31, "train/learning_rate": 0.0002}, step=10)

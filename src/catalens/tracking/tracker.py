@@ -138,9 +138,9 @@ def start_tracker(
 
 
 class ExampleTable:
-    """Lines of the table `validation/examples`; `image` makes a tracker's own picture, once for each row."""
+    """Lines of the table `validation/examples`; `image` makes a tracker's picture of a thumbnail and an id, once."""
 
-    def __init__(self, image: Callable[[LoggedExample], Any]) -> None:
+    def __init__(self, image: Callable[[Image.Image, str], Any]) -> None:
         self._image, self._images = image, {}
 
     def lines(self, rows: Sequence[LoggedExample], step: int) -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ class ExampleTable:
 
     def _line(self, row: LoggedExample, step: int) -> dict[str, Any]:
         if row.id not in self._images:
-            self._images[row.id] = self._image(row)
+            self._images[row.id] = self._image(thumbnail(row.picture), row.id)
         line = {"step": step, "id": row.id, "picture": self._images[row.id]}
         for field, truth in row.truth.items():
             line |= {f"truth/{field}": truth, f"prediction/{field}": (row.prediction or {}).get(field)}

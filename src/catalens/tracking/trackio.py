@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from catalens.tracking.tracker import EXAMPLES, ExampleTable, LoggedExample, artifact_name, environment, thumbnail
+from catalens.tracking.tracker import EXAMPLES, ExampleTable, LoggedExample, artifact_name, environment
 
 
 class TrackioTracker:
@@ -38,7 +38,7 @@ class TrackioTracker:
         known.write_text(f"{self._run.id}\n", encoding="utf-8")
         self._step = 0
         self._lines: list[Any] = []  # dictionaries, which trackio takes for rows as well
-        self._table = ExampleTable(lambda row: trackio.Image(thumbnail(row.picture), caption=row.id))
+        self._table = ExampleTable(lambda picture, id: trackio.Image(picture, caption=id))
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         self._run.log(dict(values), step=step)

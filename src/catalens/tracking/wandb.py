@@ -28,7 +28,6 @@ from catalens.tracking.tracker import (
     artifact_name,
     environment,
     reason,
-    thumbnail,
 )
 
 HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
@@ -85,7 +84,7 @@ class _WandbTracker:
             )
             self._undo = undo.pop_all()
         self._name, self._catalog = folder.name, config.get("versions", {}).get("catalog")
-        self._lines = ExampleTable(lambda row: wandb.Image(thumbnail(row.picture), file_type="jpg"))
+        self._lines = ExampleTable(lambda picture, id: wandb.Image(picture, file_type="jpg"))
         self._table: wandb.Table | None = None
 
     def log(self, values: Mapping[str, float], step: int) -> None:
