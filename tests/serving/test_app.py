@@ -222,7 +222,12 @@ def test_metrics_count_requests_pictures_and_batches():
 def test_the_description_has_every_status_and_examples_that_hold(server):
     described = server.request("GET", "/openapi.json").json()["paths"]["/v1/predict"]["post"]
     assert {"200", "400", "401", "403", "408", "413", "415", "422", "429", "503"} == set(described["responses"])
-    assert set(described["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+    asked = described["requestBody"]["content"]
+    assert set(asked) == {"multipart/form-data", "application/json"}
+    assert set(asked["application/json"]["schema"]["properties"]["pictures"]["items"]["properties"]) == {
+        "base64",
+        "url",
+    }
     example = described["responses"]["200"]["content"]["application/json"]["example"]
     real = server.post(JPEG, HTML).json()
     for shown, answered in zip(example["predictions"], real["predictions"], strict=True):

@@ -40,7 +40,15 @@ from catalens.inference import Prediction, Predictor
 from catalens.preparing.downloading import Network
 from catalens.serving.batching import Batcher, PredictorError, QueueFullError
 from catalens.serving.page import ModelCard, policy_of, render_index
-from catalens.serving.requests import JSON, REQUESTS_QUEUED, Received, RequestReader, ServeSettings, check_caller
+from catalens.serving.requests import (
+    JSON,
+    REQUESTS_QUEUED,
+    PictureSource,
+    Received,
+    RequestReader,
+    ServeSettings,
+    check_caller,
+)
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 PICTURES = (1, 2, 4, 8, 16, 32, 64)
@@ -237,7 +245,7 @@ def _add_routes(app: FastAPI, service: Service, index: str) -> None:
         dependencies=locked,
         response_model=Answer,
         responses={200: answered} | _refusals(),
-        openapi_extra={"requestBody": DESCRIPTION["requestBody"]},
+        openapi_extra={"requestBody": _request_body()},
         summary="Read product pictures",
     )
     async def predict(request: Request) -> Answer | Response:
@@ -285,6 +293,13 @@ def answer_of(prompt: PromptSpec, prediction: Prediction) -> PictureAnswer:
         number = spec.kind == "number"
         fields[column] = NumberAnswer(**values, low=low, high=high) if number else FieldAnswer(**values)
     return PictureAnswer(fields=fields, needs_review=prediction.for_a_person, error=prediction.error)
+
+
+def _request_body() -> dict[str, Any]:
+    """Describe the two forms of a request, for OpenAPI."""
+    body = DESCRIPTION["requestBody"]
+    body["content"][JSON]["schema"]["properties"]["pictures"]["items"] = PictureSource.model_json_schema()
+    return body
 
 
 def _example(prompt: PromptSpec) -> dict[str, Any]:
