@@ -19,7 +19,7 @@ FUNCTIONS = {
     "load_recipe": "path overrides",
     "make_recipe": "data overrides source",
     "mimic": "out like rows seed fractions workers progress",
-    "prepare": "where out columns spec retry_failed progress tell",
+    "prepare": "where out columns spec retry_failed progress notice",
     "sample": "out rows seed assortment noise workers fractions progress",
     "train": "recipe out resume model overrides console",
 }

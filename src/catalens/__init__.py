@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from catalens.errors import CatalensError
     from catalens.inference import load_predictor
     from catalens.pipeline import check, evaluate, mimic, train
+    from catalens.preparing.columns import Columns
     from catalens.preparing.prepare import PrepareSpec, prepare
-    from catalens.preparing.roles import Columns
     from catalens.sampling.sample import sample_catalog as sample
 
 __version__ = "0.1.0"
@@ -46,7 +46,7 @@ __all__ = [
 _HOMES = {
     "CatalensError": "errors",
     "Catalog": "catalog.storage",
-    "Columns": "preparing.roles",
+    "Columns": "preparing.columns",
     "PrepareSpec": "preparing.prepare",
     "Recipe": "config",
     "check": "pipeline",

@@ -19,8 +19,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from catalens.catalog.pictures import GPS
-from catalens.catalog.scanning import LARGEST
-from catalens.catalog.storage import CatalogWriter, LeftOut, Roles
+from catalens.catalog.scan import LARGEST
+from catalens.catalog.storage import CatalogWriter, RejectedRow, Roles
 from catalens.checking.check import Check, check_catalog
 from catalens.checking.costs import crop_costs
 from catalens.checking.distributions import FAR, modified_z, spelling_twins
@@ -91,12 +91,12 @@ def clean_rows() -> list[Row]:
     return rows
 
 
-def stored(folder: Path, rows: Iterable[Row], left_out: Iterable[LeftOut] = ()) -> Path:
+def stored(folder: Path, rows: Iterable[Row], left_out: Iterable[RejectedRow] = ()) -> Path:
     with CatalogWriter(folder, ROLES, {"command": "test"}) as writer:
         for row in rows:
             writer.add(row["split"], row["image"], row["sku"], {name: row[name] for name in ROLES.fields})
         for row in left_out:
-            writer.leave_out(row)
+            writer.reject(row)
     return folder
 
 
@@ -277,7 +277,7 @@ def test_every_rejected_form_is_shown(tmp_path):
         "not a number in 'price': 'on request'",
         "HTTP 404",
     ]
-    left_out = [LeftOut(row=i, id=f"R{i}", reason=reason) for i, reason in enumerate(reasons, start=1)]
+    left_out = [RejectedRow(row=i, id=f"R{i}", reason=reason) for i, reason in enumerate(reasons, start=1)]
     check = checked(tmp_path, clean_rows(), left_out=left_out)
     found = only(check, "did not make it into the catalogue")
     assert found.severity == "note"
@@ -427,7 +427,9 @@ def hostile_rows() -> list[Row]:
 
 
 def hostile_check(tmp_path: Path) -> Check:
-    reasons = [LeftOut(row=i, id=text[:80], reason=f"{text[:30]}: {text[:300]}") for i, text in enumerate(HOSTILE)]
+    reasons = [
+        RejectedRow(row=i, id=text[:80], reason=f"{text[:30]}: {text[:300]}") for i, text in enumerate(HOSTILE)
+    ]
     return checked(tmp_path, hostile_rows(), left_out=reasons)
 
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from catalens.catalog.duplicates import BITS, near_pairs
-from catalens.catalog.scanning import Scan
+from catalens.catalog.scan import Scan
 from catalens.catalog.storage import CatalogCard
 from catalens.checking.distributions import FAR, modified_z
 from catalens.checking.scanning import Description

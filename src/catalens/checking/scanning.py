@@ -1,6 +1,6 @@
 """One pass over a catalogue: of every row a few small facts, and what a recipe makes of it.
 
-train row 7 (10432877) -> what `catalog.scanning` keeps of it, no problem,
+train row 7 (10432877) -> what `catalog.scan` keeps of it, no problem,
                           313, 757 and 2,509 tokens at num_crops 1, 4 and 16
 """
 
@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from catalens.catalog.appearance import look_at
-from catalens.catalog.scanning import Scan
+from catalens.catalog.scan import Scan, look_at
 from catalens.catalog.storage import Catalog
 
 

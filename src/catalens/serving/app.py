@@ -37,7 +37,7 @@ from catalens import __version__
 from catalens.config import PromptSpec
 from catalens.examples import Value
 from catalens.inference import Prediction, Predictor
-from catalens.preparing.downloading import Network
+from catalens.preparing.fetch import Network
 from catalens.serving.batching import Batcher, PredictorError, QueueFullError
 from catalens.serving.page import ModelCard, policy_of, render_index
 from catalens.serving.requests import (

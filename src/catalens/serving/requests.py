@@ -34,7 +34,8 @@ from catalens import __version__
 from catalens.catalog.pictures import MAX_PIXELS, declared_pixels
 from catalens.config import Frozen
 from catalens.errors import PictureError
-from catalens.preparing.downloading import Downloader, DownloadSpec, Network
+from catalens.preparing.download import Downloader
+from catalens.preparing.fetch import DownloadSpec, Network
 
 MULTIPART, JSON = "multipart/form-data", "application/json"
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
