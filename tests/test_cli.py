@@ -63,6 +63,7 @@ def test_the_schema_is_the_recipe():
         (["predict", "runs/none", "photo.jpg", "--overwrite"], 2, "--overwrite needs --out"),
         (["predict", "runs/none", "photo.jpg", "--engine", "ray"], 2, "--engine ray needs --out"),
         (["predict", "runs/none", "photo.jpg", "--engine", "spark"], 2, "engine"),
+        (["predict", "runs/none", "photo.jpg", "--engine", "vllm"], 2, "engine"),
         (["predict", "runs/none", "photo.jpg", "--max-bad", "half"], 2, "give a share such as 5%"),
         (["sample", "x", "--splits", "1,2"], 2, "three shares"),
         (["prepare", "no.csv"], 3, "no.csv: there is no such file"),

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from catalens.config import TrackingSpec
-from catalens.tracking import Shown, start_tracker
+from catalens.tracking import LoggedExample, start_tracker
 
 CONFIG = {"training": {"epochs": 3}, "versions": {"catalog": "sha256:4f1c0ffee4f1c0ffee"}}
 METADATA = {"validation/loss": 0.75, "catalog": "sha256:4f1c0ffee4f1c0ffee"}
@@ -77,11 +77,13 @@ def picture(colour: str) -> bytes:
     return file.getvalue()
 
 
-def rows(price: float) -> list[Shown]:
+def rows(price: float) -> list[LoggedExample]:
     """One row that was read, and one whose answer did not parse."""
     return [
-        Shown("coat-1", picture("red"), {"title": "Coat", "price": 10.0}, {"title": "Cape", "price": price}, None),
-        Shown("bag-2", picture("blue"), {"title": HOSTILE, "price": 5.5}, None, "no price"),
+        LoggedExample(
+            "coat-1", picture("red"), {"title": "Coat", "price": 10.0}, {"title": "Cape", "price": price}, None
+        ),
+        LoggedExample("bag-2", picture("blue"), {"title": HOSTILE, "price": 5.5}, None, "no price"),
     ]
 
 

@@ -9,7 +9,7 @@ from hostile import jpeg
 from served import FakePredictor, Served, expected, serving, until
 
 from catalens.errors import RecipeError
-from catalens.serving.limits import names_for, read_token
+from catalens.serving import names_for, read_token
 
 POST = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n"
 FORM = b"Content-Type: multipart/form-data; boundary=x\r\n"

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tracked import WARNING, picture, tell
 
 from catalens.config import TrackingSpec
-from catalens.tracking import Shown, start_tracker
+from catalens.tracking import LoggedExample, start_tracker
 
 
 def read_events(folder: Path) -> Any:
@@ -58,7 +58,7 @@ def test_a_tracker_that_fails_in_the_middle_is_told_once_and_goes_on(folder: Pat
     tracker = start_tracker(TrackingSpec(to="tensorboard"), folder, {}, warned.append)
     tracker.log({"train/loss": 2.5}, step=1)
     for step in (2, 4):
-        tracker.examples([Shown("coat-1", b"no picture", {"price": 10.0}, None, "no price")], step)
+        tracker.examples([LoggedExample("coat-1", b"no picture", {"price": 10.0}, None, "no price")], step)
     tracker.log({"train/loss": 1.5}, step=4)
     tracker.finish()
     (line,) = warned
@@ -70,7 +70,9 @@ def test_a_tracker_that_fails_in_the_middle_is_told_once_and_goes_on(folder: Pat
 @pytest.mark.parametrize(("allowed", "seen"), [(0, []), (1, ["coat-1"]), (16, ["bag-2", "coat-1"])])
 def test_no_more_pictures_than_the_recipe_allows(folder: Path, allowed: int, seen: list[str]):
     tracker = start_tracker(TrackingSpec(to="tensorboard", examples=allowed), folder, {}, print)
-    rows = [Shown(name, picture("red"), {"price": 10.0}, {"price": 9.0}, None) for name in ("coat-1", "bag-2")]
+    rows = [
+        LoggedExample(name, picture("red"), {"price": 10.0}, {"price": 9.0}, None) for name in ("coat-1", "bag-2")
+    ]
     tracker.examples(rows, step=1)
     tracker.finish()
     assert sorted(read_events(folder).Tags()["images"]) == [f"validation/examples/{name}" for name in seen]

@@ -3,7 +3,7 @@
 Heavy libraries are imported inside the commands, so that `catalens --help` answers at once.
 """
 
-from catalens.cli import catalogs, comparing, predicting, runs, serving
+from catalens.cli import catalogs, runs, using
 from catalens.cli.app import app, main
 
-__all__ = ["app", "catalogs", "comparing", "main", "predicting", "runs", "serving"]
+__all__ = ["app", "catalogs", "main", "runs", "using"]

@@ -1,4 +1,4 @@
-"""What the commands share: the application, its console, progress bars, and flags that are read alike."""
+"""The application and its console, and flags that several commands share."""
 
 import logging
 import os
@@ -47,6 +47,15 @@ class Terminal(Console):
 
 
 console = Terminal(stderr=True)
+
+Image = Annotated[str | None, typer.Option(help="Column with URLs, paths or bytes of pictures; else guessed.")]
+Encoding = Annotated[str | None, typer.Option(help="Encoding of a CSV; else detected.")]
+Delimiter = Annotated[str | None, typer.Option(help="Delimiter of a CSV; else detected.")]
+PrivateHosts = Annotated[bool, typer.Option(help="Also fetch from loopback and private addresses.")]
+AcceptError = Annotated[
+    str | None,
+    typer.Option(help="Share of wrong values among those not marked for review: 5%, or title=2%,price=10%."),
+]
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
@@ -58,23 +67,24 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one row is too little to share between threads
     # what libraries tell one another
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(
-        logging.ERROR
-    )  # it misses a package it can do without
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it can do without a package
     try:
         app()
     except CatalensError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except OSError as error:
         if not error.errno or error.filename is None:
             raise
-        console.print(f"[bold red]error:[/] {escape(f'{error.filename}: {error.strerror}')}", highlight=False)
-        sys.exit(CatalensError.exit_code)
+        _fail(f"{error.filename}: {error.strerror}", CatalensError.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt and says nothing
             console.print("interrupted; `prepare`, `train --resume` and `predict --out` go on from where they were")
         raise
+
+
+def _fail(text: str, exit_code: int) -> None:
+    console.print(f"[bold red]error:[/] {escape(text)}", highlight=False)
+    sys.exit(exit_code)
 
 
 @app.callback(invoke_without_command=True)
@@ -95,7 +105,7 @@ def answer(text: str) -> None:
 
 
 def fractions_of(text: str) -> dict[str, float]:
-    """Shares of the three splits from `--splits`; RecipeError where they are none."""
+    """Read the shares of the three splits from `--splits`; RecipeError where they are none."""
     try:
         shares = [float(part) for part in text.split(",")]
     except ValueError:
@@ -106,7 +116,7 @@ def fractions_of(text: str) -> dict[str, float]:
 
 
 def share_of(text: str, flag: str = "--max-bad") -> float:
-    """A share from a flag, as `5%` or `0.05`; RecipeError where it is none."""
+    """Read a share from a flag, as `5%` or `0.05`; RecipeError where it is none."""
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
@@ -117,7 +127,7 @@ def share_of(text: str, flag: str = "--max-bad") -> float:
 
 
 def accept_error_of(text: str | None) -> dict[str, float] | float | None:
-    """`5%` for all columns, `title=5%,full_price=20%` by column; RecipeError where it is neither."""
+    """Read `5%` for all columns, `title=5%,full_price=20%` by column; RecipeError where it is neither."""
     if text is None or "=" not in text:
         return None if text is None else share_of(text, "--accept-error")
     targets: dict[str, float] = {}

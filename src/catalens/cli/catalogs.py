@@ -2,13 +2,26 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from catalens.cli.app import Terminal, answer, app, console, fractions_of, say, share_of
-from catalens.config import Kind, from_flags, load_recipe
+import catalens
+from catalens.cli.app import (
+    Delimiter,
+    Encoding,
+    Image,
+    PrivateHosts,
+    Terminal,
+    answer,
+    app,
+    console,
+    fractions_of,
+    say,
+    share_of,
+)
+from catalens.config import Kind, from_flags
 from catalens.errors import CheckError, RecipeError
 from catalens.progress import bars
 
@@ -42,21 +55,22 @@ def sample(
     if like is not None:
         if noise is not None:
             raise RecipeError("--noise: leave it out, with --like the noise comes from the profile")
-        _sample_like(out, like, rows, seed, fractions_of(splits) if splits else None, workers)
-        return
-    from catalens.sampling.sample import sample_catalog
+        fractions = fractions_of(splits) if splits else None
+        with bars(console) as progress:
+            made = catalens.mimic(out, like, rows, seed, fractions=fractions, workers=workers, progress=progress)
+        from catalens.mimicking.terminal import print_fidelity
 
-    fractions, noise, rows = fractions_of(splits or "0.8,0.1,0.1"), 0.08 if noise is None else noise, rows or 1000
-    with bars(console) as heard:
-        card = sample_catalog(
-            out,
-            rows,
-            seed,
-            noise=noise,
-            workers=workers,
-            fractions=fractions,
-            progress=lambda done: heard("drawing", done, rows, ""),
-        )
+        _report_catalog(out, made.card)
+        print_fidelity(made, Terminal())
+        answer(f"page: {out / 'fidelity.html'}")
+        return
+    rows, noise, fractions = rows or 1000, 0.08 if noise is None else noise, fractions_of(splits or "0.8,0.1,0.1")
+    with bars(console) as progress:
+
+        def drawn(done: int) -> None:
+            progress("drawing", done, rows)
+
+        card = catalens.sample(out, rows, seed, noise=noise, workers=workers, fractions=fractions, progress=drawn)
     _report_catalog(out, card)
     floor = card.figures
     console.print(f"noise floor of the price: median error {floor['mdape']:.1%}, mean error {floor['mae']:.1f}")
@@ -71,15 +85,9 @@ def prepare(
         str,
         typer.Argument(help="A .csv, .tsv, .parquet or .jsonl file or URL, a folder of pictures, or a dataset's id."),
     ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder to make; catalogs/<name of the source> by default.")
-    ] = None,
-    image: Annotated[
-        str | None, typer.Option(help="Column with URLs, paths or bytes of pictures; else guessed.")
-    ] = None,
-    id: Annotated[
-        str | None, typer.Option(help="Column that names the product; variants share it; else guessed.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to make; else catalogs/<name of the source>.")] = None,
+    image: Image = None,
+    id: Annotated[str | None, typer.Option(help="Column of the product; variants share it; else guessed.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="Text column to learn; repeatable.")] = None,
     category: Annotated[list[str] | None, typer.Option(help="Category column to learn; repeatable.")] = None,
     number: Annotated[list[str] | None, typer.Option(help="Number column to learn; repeatable.")] = None,
@@ -93,14 +101,12 @@ def prepare(
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 64,
     per_host: Annotated[int, typer.Option(min=1, help="Requests at a time to one host.")] = 16,
     rate: Annotated[float, typer.Option(min=0.5, help="Most requests a second to one host.")] = 50,
-    allow_private_hosts: Annotated[
-        bool, typer.Option(help="Also fetch from loopback and private addresses.")
-    ] = False,
+    allow_private_hosts: PrivateHosts = False,
     ignore_noai: Annotated[bool, typer.Option(help="Fetch what a server marks as noai or noimageai.")] = False,
     decimal: Annotated[str, typer.Option(help="Sign before the digits after the point in numbers.")] = ".",
     thousands: Annotated[str, typer.Option(help="Sign between groups of digits in numbers.")] = "",
-    encoding: Annotated[str | None, typer.Option(help="Encoding of a CSV; else detected.")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV; else detected.")] = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
     engine: Annotated[str, typer.Option(help="local, or ray for tables beyond one machine.")] = "local",
 ) -> None:
     """Make a catalogue of a table: pictures fetched and checked, near-duplicates tied, split by product, stored.
@@ -108,43 +114,17 @@ def prepare(
     A run that was stopped goes on from where it was; a second run, also of a table or flags that have changed, asks
     only for pictures that it has not seen.
     """
-    from catalens.preparing.columns import Columns
-    from catalens.preparing.prepare import PrepareSpec
-    from catalens.preparing.prepare import prepare as prepare_source
-
-    fields: list[tuple[str, Kind]] = [
-        *((name, "text") for name in text or []),
-        *((name, "category") for name in category or []),
-        *((name, "number") for name in number or []),
-    ]
-    names = [name for name in (image, id, *(name for name, _ in fields)) if name]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise RecipeError(f"column {twice!r} has two roles: give each column one of --image, --id, --text, ...")
+    asked = {"fractions": fractions_of(splits), "max_bad": share_of(max_bad), "max_side": max_side}
+    asked |= {"strip_metadata": strip_metadata, "encoding": encoding, "delimiter": delimiter, "engine": engine}
+    asked["numbers"] = {"decimal": decimal, "thousands": thousands}
+    asked["download"] = {"concurrency": concurrency, "per_host": per_host, "per_host_rate": rate}
+    asked["download"] |= {"allow_private_hosts": allow_private_hosts, "obey_noai": not ignore_noai}
+    columns = _columns_of(image, id, {"text": text, "category": category, "number": number})
     if retry not in (None, "failed"):
         raise RecipeError(f"--retry {retry}: the only choice is failed")
-    spec = from_flags(
-        PrepareSpec,
-        {
-            "fractions": fractions_of(splits),
-            "max_bad": share_of(max_bad),
-            "numbers": {"decimal": decimal, "thousands": thousands},
-            "max_side": max_side,
-            "strip_metadata": strip_metadata,
-            "encoding": encoding,
-            "delimiter": delimiter,
-            "engine": engine,
-            "download": {
-                "concurrency": concurrency,
-                "per_host": per_host,
-                "per_host_rate": rate,
-                "allow_private_hosts": allow_private_hosts,
-                "obey_noai": not ignore_noai,
-            },
-        },
-    )
-    columns = Columns(image, id, dict(fields))
-    with bars(console) as heard:
-        folder, card = prepare_source(source, out, columns, spec, retry == "failed", heard, say)
+    spec = from_flags(catalens.PrepareSpec, asked)
+    with bars(console) as progress:
+        folder, card = catalens.prepare(source, out, columns, spec, retry == "failed", progress, say)
     _report_catalog(folder, card)
 
 
@@ -152,9 +132,7 @@ def prepare(
 def check(
     catalog: Annotated[Path, typer.Argument(help="Folder of a catalogue.")],
     recipe: Annotated[Path | None, typer.Option(help="Reckon with its prompt, model and batch size.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="File of the page; check.html in the catalogue by default.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File of the page; else check.html in the catalogue.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")] = False,
 ) -> None:
     """Say what is wrong with a catalogue and what training on it costs, before an expensive run.
@@ -164,29 +142,23 @@ def check(
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a title beyond the model's length is a finding
-    from catalens.checking.check import check_catalog
+    with bars(console) as progress:
+        loaded = catalens.load_recipe(recipe) if recipe else None
+        checked = catalens.check(catalog, loaded, out, progress=progress)
     from catalens.checking.terminal import print_check
 
-    with bars(console) as progress:
-        checked = check_catalog(catalog, load_recipe(recipe) if recipe else None, out, progress)
     print_check(checked, Terminal())
     answer(f"page: {checked.page}")
     if checked.count("error") or (strict and checked.count("warning")):
         raise CheckError(f"{catalog} is not ready to train on: mend what {checked.page} names, each with its fix")
 
 
-def _sample_like(out: Path, like: Path, rows: int | None, seed: int, fractions: Any, workers: int) -> None:
-    from catalens.costing import TinyMeter
-    from catalens.mimicking.mimic import mimic_catalog
-    from catalens.mimicking.terminal import print_fidelity
-
-    with bars(console) as heard:
-        made = mimic_catalog(
-            out, like, rows, seed, fractions, workers, TinyMeter, lambda stage, done, all: heard(stage, done, all, "")
-        )
-    _report_catalog(out, made.card)
-    print_fidelity(made, Terminal())
-    answer(f"page: {out / 'fidelity.html'}")
+def _columns_of(image: str | None, id: str | None, fields: dict[Kind, list[str] | None]) -> "catalens.Columns":
+    kinds: list[tuple[str, Kind]] = [(name, kind) for kind, names in fields.items() for name in names or []]
+    names = [name for name in (image, id, *(name for name, _ in kinds)) if name]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise RecipeError(f"column {twice!r} has two roles: give each column one of --image, --id, --text, ...")
+    return catalens.Columns(image, id, dict(kinds))
 
 
 def _report_catalog(out: Path, card: "CatalogCard") -> None:

@@ -1,15 +1,25 @@
-"""Commands that train and score models: `demo`, `train`, `evaluate`, `recipe-schema`."""
+"""Commands that train, score and compare models: `demo`, `train`, `evaluate`, `compare`, `recipe-schema`."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from catalens.cli.app import Terminal, answer, app, console, say
+import catalens
+from catalens.cli.app import Terminal, answer, app, console
 from catalens.cli.catalogs import sample
-from catalens.config import Recipe, load_recipe
-from catalens.errors import CheckpointError, RecipeError, first_line
+from catalens.config import Recipe
+from catalens.config.characters import visible_json
+from catalens.errors import RecipeError
+from catalens.progress import bars
+
+if TYPE_CHECKING:
+    from catalens.pages.compare import Comparison
 
 Overrides = Annotated[
     list[str] | None,
@@ -29,18 +39,16 @@ def demo(
     """Draw a catalogue, fine-tune the tiny Phi-3-Vision on it, score it beside baselines: minutes on a laptop."""
     from catalens.checkpoint import DEMO_RECIPE
 
-    recipe = load_recipe(DEMO_RECIPE, [f"catalog={json.dumps(str(catalog))}", *(overrides or [])])
+    recipe = catalens.load_recipe(DEMO_RECIPE, [f"catalog={json.dumps(str(catalog))}", *(overrides or [])])
     if catalog.exists():
         console.print(f"using the catalogue in {catalog} as it is; remove it to draw {rows} rows", markup=False)
     else:
         sample(catalog, rows=rows, splits="0.84,0.05,0.11")
     if out.exists():
-        spare = next(
-            out.with_name(f"{out.name}-{n}") for n in range(2, 10**6) if not out.with_name(f"{out.name}-{n}").exists()
-        )
-        out.rename(spare)
+        spares = (out.with_name(f"{out.name}-{n}") for n in range(2, 10**6))
+        spare = out.rename(next(path for path in spares if not path.exists()))
         console.print(f"{out} was there: moved to {spare}", markup=False)
-    _train(recipe, out)
+    catalens.train(recipe, out, console=console)
     evaluate(out)
 
 
@@ -63,15 +71,7 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node 4 -m catalens train RECIPE (docs/training.md).
     """
-    if resume is not None:
-        if recipe or out or model or overrides:
-            raise RecipeError("--resume goes on with the run's own recipe: give nothing else")
-        _train(load_recipe(_in_run(resume)), resume, resume=True)
-        return
-    if recipe is None:
-        raise RecipeError("give a recipe, such as recipes/tiny.yaml, or --resume RUN")
-    resolved = load_recipe(recipe, [*([f"model={json.dumps(model)}"] if model else []), *(overrides or [])])
-    _train(resolved, out or Path("runs") / recipe.stem)
+    catalens.train(recipe, out, resume=resume, model=model, overrides=overrides or [], console=console)
 
 
 @app.command(epilog="Example:  catalens evaluate runs/demo --split test")
@@ -82,14 +82,10 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Score a run by free generation, beside baselines, the untrained model, blanked and shuffled pictures."""
+    result = catalens.evaluate(run, split=split, rows=rows, overrides=overrides or [], console=console)
     from catalens.devices import processes
-    from catalens.evaluation.evaluate import evaluate as evaluate_run
     from catalens.pages.terminal import print_scores
 
-    sets = [f"evaluation.split={split}"] if split else []
-    sets += [f"evaluation.rows={rows}"] if rows else []
-    recipe = load_recipe(_in_run(run), [*sets, *(overrides or [])])
-    result = evaluate_run(run, recipe, console)
     if processes().is_main_process:
         print_scores(result.metrics, result.prompt, Terminal())
         answer(f"report: {result.folder / 'report.html'}")
@@ -101,20 +97,56 @@ def recipe_schema() -> None:
     print(json.dumps(Recipe.model_json_schema(), indent=2))
 
 
-def _train(recipe: Recipe, out: Path, resume: bool = False) -> None:
-    from catalens.evaluation.evaluate import calibrate, validation_scorer
-    from catalens.training.train import train as train_run
+@app.command(
+    epilog="Example:  catalens compare runs/first runs/second\n\n"
+    "Example:  catalens compare runs/* --split validation --json"
+)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Evaluated runs; each is held against the first.")],
+    out: Annotated[Path, typer.Option(help="File of the page.")] = Path("compare.html"),
+    split: Annotated[str | None, typer.Option(help="Split to compare on; the recipe's by default.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Say whether a run is really better than the first one: paired differences on the same rows, and a page."""
+    from catalens.evaluation.compare import compare as compare_runs
+    from catalens.evaluation.compare import figures, with_pictures
+    from catalens.pages.base import refuse_to_overwrite
+    from catalens.pages.compare import write_comparison
+    from catalens.predictions import Evaluation
 
-    train_run(recipe, out, validation_scorer(recipe), console, resume)
-    try:
-        calibrate(out, console)
-    except Exception as error:  # whatever it is, of a GPU's memory or of a disk: the run is whole all the same
-        reason = first_line(error)
-        say(f"not calibrated ({reason}): {out} is finished; `catalens evaluate {out}` calibrates it")
+    with bars(console) as progress:
+        evaluated = []
+        for done, run in enumerate(runs):
+            progress("reading", done, len(runs), run.name)
+            evaluated.append(Evaluation.load(run, split))
+        progress("reading", len(runs), len(runs))
+        comparison = compare_runs(evaluated)
+        try:
+            refuse_to_overwrite(out)
+            write_comparison(out, comparison, with_pictures(comparison.disagreements, comparison.runs[0]))
+        except OSError as error:
+            raise RecipeError(f"--out {out}: cannot be written ({error.strerror}): name another file") from error
+    if as_json:
+        print(visible_json(json.dumps(figures(comparison), indent=2, ensure_ascii=False)))
+        return
+    _print(comparison, Terminal())
+    answer(f"page: {out}")
 
 
-def _in_run(run: Path) -> Path:
-    path = run / "recipe.yaml"
-    if not path.is_file():
-        raise CheckpointError(f"{run} is not a run (no recipe.yaml): give the folder that `catalens train` made")
-    return path
+def _print(comparison: "Comparison", console: Console) -> None:
+    """Print the first figure of each field, every run's with its interval, and a sentence for each claim."""
+    from catalens.pages.compare import figure_lines
+    from catalens.pages.format import rows_of
+
+    rows = rows_of(len(comparison.rows), comparison.products, comparison.runs[0].metrics["split"])
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, title=f"{rows}, common to all runs, 95 % intervals")
+    table.add_column("", max_width=24)
+    for run in comparison.runs:
+        table.add_column(escape(run.name), justify="right", overflow="fold")
+    for line in figure_lines(comparison):
+        cells = [f"{one['value']}\n[dim]{one['interval']}[/]" for one in line["figures"]]
+        table.add_row(f"{escape(line['field'].label)}, {line['metric'].label}", *cells)
+    console.print(table)
+    for claim in comparison.claims:
+        style = ("green" if claim.better else "red") if claim.shown else "dim"
+        console.print(claim.sentence, style=style, highlight=False, markup=False)

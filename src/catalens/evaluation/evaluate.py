@@ -41,7 +41,7 @@ from catalens.model import Phi3VProcessor
 from catalens.pages.report import write_report
 from catalens.predictions import FORMAT, Evaluation, ScoredRow, truth_of
 from catalens.progress import Progress, bars
-from catalens.tracking import Shown
+from catalens.tracking import LoggedExample
 
 __all__ = ["Evaluation", "ValidationScorer", "calibrate", "evaluate", "flatten", "validation_scorer"]
 
@@ -164,11 +164,11 @@ class ValidationScorer:
         rows = sampled(load_examples(catalog, encoder, "validation")[0], recipe.training.validation_rows)
         self.rows = ScoringRows(recipe.prompt, catalog, rows, recipe.evaluation)
 
-    def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[dict[str, Figure], list[Shown]]:
+    def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[dict[str, Figure], list[LoggedExample]]:
         """Figures by name, and the first rows with what was written about them."""
         answers, rows = self._write(model, processor), self.rows
         shown = [
-            Shown(rows.ids[i], rows.pictures[i], rows.truths[i], answer.values, answer.error)
+            LoggedExample(rows.ids[i], rows.pictures[i], rows.truths[i], answer.values, answer.error)
             for i, answer in enumerate(parse_answer(self.prompt, one.text) for one in answers[: self.shown])
         ]
         return flatten(rows.score(rows.values(answers))), shown

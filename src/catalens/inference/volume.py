@@ -56,7 +56,7 @@ class VolumeSpec(Frozen):
 
     batch_size: int = Field(default=16, ge=1)
     """Pictures predicted about together."""
-    engine: Literal["native", "vllm", "ray"] = "native"
+    engine: Literal["native", "ray"] = "native"
     """`ray`: on the workers of a cluster."""
     download: DownloadSpec = DownloadSpec()
     raw: bool = False

@@ -1,52 +1,109 @@
 """The HTTP API and the page, around one predictor.
 
-    POST /v1/predict     pictures -> fields with confidences (`answers`)
+    POST /v1/predict     pictures -> {"predictions": [{"fields": {"title": {"value": "Red Tote Bag", "confidence":
+                                      0.97, "needs_review": false}, ...}, "needs_review": false, "error": null}], ...}
     GET  /               the page: drop photos, look, correct, download
     GET  /healthz        200 while the process lives
     GET  /readyz         200 while pictures are accepted, else 503
     GET  /metrics        Prometheus
     GET  /openapi.json   the description, with examples
 
-`intake` reads a request, `batching` shares the predictor among requests, `limits` refuses, `page` draws the page.
+`requests` reads a request and refuses, `batching` shares the predictor among requests, `page` draws the page. Every
+answer carries headers that keep a browser from guessing types, from framing, and from keeping what it saw.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import yaml
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel
+from starlette.datastructures import MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from catalens import __version__
 from catalens.config import PromptSpec
+from catalens.examples import Value
 from catalens.inference import Prediction, Predictor
 from catalens.preparing.fetch import Network
-from catalens.serving.answers import (
-    Answer,
-    PictureAnswer,
-    answer_of,
-    described_answers,
-    described_refusals,
-    described_request,
-)
 from catalens.serving.batching import Batcher, PredictorError, QueueFullError
-from catalens.serving.intake import Intake
-from catalens.serving.limits import Guard, ServeSettings, check_caller
 from catalens.serving.page import ModelCard, policy_of, render_index
+from catalens.serving.requests import (
+    JSON,
+    REQUESTS_QUEUED,
+    PictureSource,
+    Received,
+    RequestReader,
+    ServeSettings,
+    check_caller,
+)
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 PICTURES = (1, 2, 4, 8, 16, 32, 64)
+LINGER = 2.0
+"""Seconds in which what a refused client still sends is read and thrown away, so that it gets to read the answer."""
 GONE = 499  # nginx's status for a client that left; nobody receives it, it is counted
+DESCRIPTION = yaml.safe_load((Path(__file__).parents[1] / "assets" / "openapi.yaml").read_text(encoding="utf-8"))
+"""Requests, and reasons for no answer by status, as `/openapi.json` describes them."""
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class FieldAnswer(BaseModel, use_attribute_docstrings=True):
+    """One field of a picture."""
+
+    value: Value
+    """What the picture shows."""
+    confidence: float | None
+    """Probability that the value is right (a number: within 10 % of the truth)."""
+    needs_review: bool
+    """Whether a person should look at it."""
+
+
+class NumberAnswer(FieldAnswer):
+    """A number, with bounds that hold the truth as often as the calibration promises; null without a calibration."""
+
+    low: float | None
+    high: float | None
+
+
+class PictureAnswer(BaseModel, use_attribute_docstrings=True):
+    """One picture."""
+
+    fields: dict[str, NumberAnswer | FieldAnswer]
+    """By column; empty where there is an error."""
+    needs_review: bool
+    """Whether any field does, or there is an error."""
+    error: str | None
+    """Why the picture was not read."""
+
+
+class Answer(BaseModel, use_attribute_docstrings=True):
+    """All pictures of a request, in its order."""
+
+    predictions: list[PictureAnswer]
+    calibrated: bool
+    """Whether confidences are calibrated; where not, they are the model's own."""
+    model: str
+    """Name of the run."""
 
 
 class Service:
@@ -58,27 +115,23 @@ class Service:
         """Set when the server is to end: nothing new is accepted."""
         self.in_flight = 0
         """Requests for predictions that are not answered yet."""
-        self._predictor, self._name = predictor, name
-        self._intake = Intake(settings, network)
+        self.predictor, self._name = predictor, name
+        self._reader = RequestReader(settings, network)
         self._requests = Counter("catalens_requests", "Requests for predictions", ["status"], registry=self.registry)
         self._pictures = Counter("catalens_pictures", "Pictures answered", ["outcome"], registry=self.registry)
         self._seconds = Histogram(
             "catalens_request_seconds", "Time of a request", buckets=SECONDS, registry=self.registry
         )
         sizes = Histogram("catalens_batch_pictures", "Pictures in a batch", buckets=PICTURES, registry=self.registry)
-        pixels = (settings.request_pixels, settings.queue_pixels)
-        self.batcher = Batcher(predictor, settings.batch_size, settings.queue, *pixels, sizes.observe)
         depth = Gauge("catalens_queue_pictures", "Pictures that wait", registry=self.registry)
+        pixels = settings.request_pixels
+        limits = (settings.batch_size, settings.queue, pixels, REQUESTS_QUEUED * pixels)
+        self.batcher = Batcher(predictor, *limits, sizes.observe)
         depth.set_function(lambda: self.batcher.depth)
 
     @property
-    def prompt(self) -> PromptSpec:
-        """What is read from a picture."""
-        return self._predictor.prompt
-
-    @property
     def ready(self) -> bool:
-        """Whether pictures are accepted."""
+        """True while pictures are accepted."""
         return self.batcher.alive and not self.draining
 
     async def predict(self, request: Request) -> Answer | Response:
@@ -97,7 +150,7 @@ class Service:
             return Response(status_code=GONE)
         except asyncio.CancelledError:  # the process ends without waiting
             status = 503
-            raise _later(503, "the server has ended: ask another, or come back", 1) from None
+            raise _later(503, "the server has ended: ask another, or come back") from None
         finally:
             self.in_flight -= 1
             self._requests.labels(str(status)).inc()
@@ -106,32 +159,36 @@ class Service:
     async def _predict(self, request: Request) -> Answer:
         check_caller(request, self.settings)
         if not self.ready:
-            raise _later(503, "the server is ending: ask another, or come back", 1)
-        async with self._intake.pictures(request) as received:
+            raise _later(503, "the server is ending: ask another, or come back")
+        async with self._reader.pictures(request) as received:
             try:
                 futures = self.batcher.submit([(one.data, one.pixels) for one in received if one.error is None])
             except QueueFullError as full:
                 raise _later(429, str(full), full.seconds) from full
-            outcomes = iter(await self._awaited(request.receive, futures))
-            answers: list[PictureAnswer] = []
-            for one in received:
-                outcome = next(outcomes) if one.error is None else Prediction(None, error=one.error)
-                if isinstance(outcome, PredictorError) and len(received) == 1:
-                    raise HTTPException(503, str(outcome))
-                if isinstance(outcome, BaseException):
-                    outcome = Prediction(None, error=str(outcome))
-                if len(received) == 1 and outcome.error is not None and not outcome.answer:
-                    raise HTTPException(one.status, outcome.error)
-                self._pictures.labels("failed" if outcome.error else "read").inc()
-                answers.append(answer_of(self.prompt, outcome))
-        return Answer(predictions=answers, calibrated=self._predictor.calibrated, model=self._name)
+            outcomes = iter(await self._outcomes(request.receive, futures))
+            answers = [
+                self._answer(one, next(outcomes) if one.error is None else None, len(received) == 1)
+                for one in received
+            ]
+        return Answer(predictions=answers, calibrated=self.predictor.calibrated, model=self._name)
 
-    async def _awaited(
+    def _answer(self, one: Received, outcome: Prediction | BaseException | None, alone: bool) -> PictureAnswer:
+        """Answer a picture; HTTPException for one that is alone in its request and cannot be read."""
+        if isinstance(outcome, PredictorError) and alone:
+            raise HTTPException(503, str(outcome))
+        if not isinstance(outcome, Prediction):
+            outcome = Prediction(None, error=one.error if outcome is None else str(outcome))
+        if alone and outcome.error is not None and not outcome.answer:
+            raise HTTPException(one.status, outcome.error)
+        self._pictures.labels("failed" if outcome.error else "read").inc()
+        return answer_of(self.predictor.prompt, outcome)
+
+    async def _outcomes(
         self, receive: Receive, futures: Sequence[Future[Prediction]]
     ) -> list[Prediction | BaseException]:
-        """What comes of pictures; those of a client that left, or whose time is up, are taken out of the queue."""
+        """Wait for pictures; those of a client that left, or whose time is up, are taken out of the queue."""
         seconds = self.settings.timeout
-        together = asyncio.create_task(_all(futures))
+        together = asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
         gone = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({together, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -139,18 +196,17 @@ class Service:
                 return together.result()
             if gone.done():
                 raise ClientDisconnect
-            raise _later(503, f"no answer within {seconds:g} s: come back, with fewer pictures", 1)
+            raise _later(503, f"no answer within {seconds:g} s: come back, with fewer pictures")
         finally:
             for future in futures:
                 future.cancel()
-            together.cancel()
             gone.cancel()
 
 
 def create_app(
     predictor: Predictor, settings: ServeSettings, card: ModelCard, network: Network | None = None
 ) -> FastAPI:
-    """The app; its `state.service` is the Service. `network` leads the names of URLs elsewhere in tests."""
+    """Make the app; its `state.service` is the Service. `network` leads the names of URLs elsewhere in tests."""
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # a broken form has an answer, with the reason
     service = Service(predictor, settings, card.name, network)
     index = render_index(card, predictor.prompt, settings)
@@ -173,29 +229,23 @@ def create_app(
     _add_routes(app, service, index)
     app.mount("/static", StaticFiles(directory=Path(__file__).with_name("static")), "static")
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(settings.hosts), www_redirect=False)
-    headers = {
-        "Content-Security-Policy": policy_of(index),
-        "X-Content-Type-Options": "nosniff",
-        "X-Frame-Options": "DENY",
-        "Referrer-Policy": "no-referrer",
-        "Cross-Origin-Opener-Policy": "same-origin",
-        "Cross-Origin-Resource-Policy": "same-origin",
-        "Cache-Control": "no-store",
-    }
-    app.add_middleware(Guard, headers=headers, most_bytes=settings.max_bytes)
+    headers = HEADERS | {"Content-Security-Policy": policy_of(index)}
+    app.add_middleware(_Guard, headers=headers, max_bytes=settings.max_bytes)
     return app
 
 
 def _add_routes(app: FastAPI, service: Service, index: str) -> None:
     bearer = Depends(HTTPBearer(auto_error=False, description="The token that the server was given."))
     locked = [bearer] if service.settings.token else []
+    example = _example(service.predictor.prompt)
+    answered = {"description": "one entry a picture", "content": {JSON: {"example": example}}}
 
     @app.post(
         "/v1/predict",
         dependencies=locked,
         response_model=Answer,
-        responses=described_answers(service.prompt),
-        openapi_extra=described_request(),
+        responses={200: answered} | _refusals(),
+        openapi_extra={"requestBody": _request_body()},
         summary="Read product pictures",
     )
     async def predict(request: Request) -> Answer | Response:
@@ -207,7 +257,7 @@ def _add_routes(app: FastAPI, service: Service, index: str) -> None:
         "/metrics",
         dependencies=locked,
         response_class=PlainTextResponse,
-        responses=described_refusals(401, 403),
+        responses=_refusals(401, 403),
         summary="Prometheus metrics",
     )
     def metrics(request: Request) -> Response:
@@ -221,7 +271,7 @@ def _add_routes(app: FastAPI, service: Service, index: str) -> None:
     @app.get("/readyz", summary="Whether pictures are accepted")
     async def readyz() -> dict[str, str]:
         if not service.ready:
-            raise _later(503, "not accepting pictures", 1)
+            raise _later(503, "not accepting pictures")
         return {"status": "ready"}
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
@@ -229,8 +279,91 @@ def _add_routes(app: FastAPI, service: Service, index: str) -> None:
         return Response(index, media_type="text/html")
 
 
-async def _all(futures: Sequence[Future[Prediction]]) -> list[Prediction | BaseException]:
-    return await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+def answer_of(prompt: PromptSpec, prediction: Prediction) -> PictureAnswer:
+    """Put a prediction into the form of the API."""
+    fields: dict[str, NumberAnswer | FieldAnswer] = {}
+    for spec in prompt.fields if prediction.values is not None else ():
+        column = spec.column
+        values = {
+            "value": (prediction.values or {})[column],
+            "confidence": prediction.confidence.get(column),
+            "needs_review": column in prediction.needs_review,
+        }
+        low, high = prediction.intervals.get(column, (None, None))
+        number = spec.kind == "number"
+        fields[column] = NumberAnswer(**values, low=low, high=high) if number else FieldAnswer(**values)
+    return PictureAnswer(fields=fields, needs_review=prediction.for_a_person, error=prediction.error)
+
+
+def _request_body() -> dict[str, Any]:
+    """Describe the two forms of a request, for OpenAPI."""
+    body = DESCRIPTION["requestBody"]
+    body["content"][JSON]["schema"]["properties"]["pictures"]["items"] = PictureSource.model_json_schema()
+    return body
+
+
+def _example(prompt: PromptSpec) -> dict[str, Any]:
+    """Make an answer that has the fields of `prompt`, for OpenAPI."""
+    shown: dict[str, Any] = {"text": "Red Tote Bag", "category": "BAGS", "number": 129.0}
+    good = Prediction(
+        values={spec.column: shown[spec.kind] for spec in prompt.fields},
+        confidence={spec.column: 0.64 if spec.kind == "number" else 0.97 for spec in prompt.fields},
+        intervals={spec.column: (112.4, 148.1) for spec in prompt.fields if spec.kind == "number"},
+    )
+    bad = Prediction(values=None, error="not a picture in one of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF")
+    answers = [answer_of(prompt, prediction) for prediction in (good, bad)]
+    return Answer(predictions=answers, calibrated=True, model="demo").model_dump()
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe statuses without an answer, for OpenAPI."""
+    detail = {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}
+    reasons = DESCRIPTION["refusals"]
+    return {status: {"description": reasons[status], "content": {JSON: detail}} for status in statuses or reasons}
+
+
+# The connection -------------------------------------------------------------------------------------------------
+
+
+class _Guard:
+    """Outermost of the app: headers on every answer, and a connection that ends well where a body was not read."""
+
+    def __init__(self, app: ASGIApp, headers: Mapping[str, str], max_bytes: int) -> None:
+        self._app, self._headers, self._max_bytes = app, headers, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        named = dict(scope["headers"])
+        unread = b"transfer-encoding" in named or named.get(b"content-length", b"0") != b"0"
+
+        async def received() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self._headers.items():
+                    headers.setdefault(name, value)
+                if unread:
+                    headers["Connection"] = "close"
+                    if message["status"] != 408 and b"expect" not in named:
+                        await self._linger(received)
+            await send(message)
+
+        await self._app(scope, received, guarded)
+
+    async def _linger(self, receive: Receive) -> None:
+        """Read on: a socket that is closed on unread bytes is reset, and the answer is lost with it."""
+        left = 2 * self._max_bytes
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while left > 0 and (message := await receive()).get("more_body"):
+                    left -= len(message["body"])
 
 
 async def _disconnected(receive: Receive) -> None:
@@ -238,5 +371,5 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def _later(status: int, detail: str, seconds: float) -> HTTPException:
+def _later(status: int, detail: str, seconds: float = 1) -> HTTPException:
     return HTTPException(status, detail, {"Retry-After": f"{seconds:.0f}"})

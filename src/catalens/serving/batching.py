@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class QueueFullError(Exception):
-    """There is no room for the pictures of a request."""
+    """Lack of room for the pictures of a request."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"the queue is full: come back in {seconds:.0f} s")
@@ -32,7 +32,7 @@ class QueueFullError(Exception):
 
 
 class PredictorError(Exception):
-    """The predictor failed on a picture, though it was alone."""
+    """Failure of the predictor on a picture that was alone."""
 
 
 class _Job(NamedTuple):
@@ -51,13 +51,10 @@ class Batcher:
         queue: int,
         batch_pixels: int,
         queue_pixels: int,
-        heard: Callable[[int], None] = lambda pictures: None,
+        on_batch: Callable[[int], None] = lambda pictures: None,
     ) -> None:
-        """Pixels are limited like pictures, as decoding them takes time.
-
-        `heard` is told the size of each batch, in the predictor's thread.
-        """
-        self._predictor, self._heard = predictor, heard
+        """Limit pixels like pictures, as decoding them takes time; `on_batch` gets the size of each batch."""
+        self._predictor, self._on_batch = predictor, on_batch
         self._batch_size, self._queue = batch_size, queue
         self._batch_pixels, self._queue_pixels = batch_pixels, queue_pixels
         self._waiting: deque[_Job] = deque()
@@ -79,7 +76,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether pictures that are given will be read."""
+        """True while pictures that are given will be read."""
         return self._thread.is_alive() and not self._closing
 
     @property
@@ -103,13 +100,13 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._take():
             started = time.monotonic()
-            self._heard(len(batch))
+            self._on_batch(len(batch))
             self._predict(batch)
             seconds = (time.monotonic() - started) / len(batch)
             self._seconds_a_picture += 0.2 * (seconds - self._seconds_a_picture)
 
     def _take(self) -> list[_Job]:
-        """The next batch; empty at the end."""
+        """Wait for the next batch; empty at the end."""
         batch: list[_Job] = []
         with self._changed:
             while not batch:
@@ -136,9 +133,9 @@ class Batcher:
             logger.error("the model failed on %d pictures: %s: %s", len(batch), type(error).__name__, error)
             if len(batch) == 1:
                 batch[0].outcome.set_exception(PredictorError("the model failed on this picture"))
-                return
-            for job in batch:
-                self._predict([job])
-            return
-        for job, prediction in pairs:
-            job.outcome.set_result(prediction)
+            else:
+                for job in batch:
+                    self._predict([job])
+        else:
+            for job, prediction in pairs:
+                job.outcome.set_result(prediction)

@@ -18,23 +18,23 @@ from typing import Any
 from catalens.checkpoint import TINY
 from catalens.config import FieldSpec, PromptSpec
 from catalens.pages.base import render_page
-from catalens.serving.limits import GROUP, ServeSettings
+from catalens.serving.requests import GROUP, ServeSettings
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What is told of a model."""
+    """Name, card and scores of a model."""
 
     name: str
     """The folder's name; `tiny` for the model that ships with catalens."""
     text: str
     """Its card in Markdown; empty where it has none."""
     metrics: Mapping[str, Any] | None = None
-    """What evaluation found, of `evaluation/metrics.json`; None where it was not evaluated."""
+    """Content of `evaluation/metrics.json`; None where it was not evaluated."""
 
 
 def read_card(run: Path | None) -> ModelCard:
-    """The card of a run; of the model that ships with catalens where `run` is None."""
+    """Read the card of a run; of the model that ships with catalens where `run` is None."""
     folder = run or TINY
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
@@ -49,19 +49,19 @@ def read_card(run: Path | None) -> ModelCard:
 
 
 def render_index(card: ModelCard, prompt: PromptSpec, settings: ServeSettings) -> str:
-    """The page as HTML."""
+    """Fill the page."""
     return render_page(
         Path(__file__).with_name("index.html.j2"),
         card=card,
         tiles=_tiles(card, prompt.fields),
         fields=[{"column": spec.column, "label": spec.label, "kind": spec.kind} for spec in prompt.fields],
         settings=settings,
-        group=min(settings.most_pictures, GROUP),
+        group=min(settings.max_pictures, GROUP),
     )
 
 
 def policy_of(page: str) -> str:
-    """The Content-Security-Policy for a page: its one style by hash, our own script, pictures of the visitor."""
+    """Make the Content-Security-Policy of a page: its one style by hash, our own script, pictures of the visitor."""
     (style,) = re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return (
@@ -71,7 +71,7 @@ def policy_of(page: str) -> str:
 
 
 def _tiles(card: ModelCard, fields: Sequence[FieldSpec]) -> list[dict[str, Any]]:
-    """Figures of the fields; none where the metrics have another form than this version writes."""
+    """Figures of the fields for the page; none where the metrics have another form than this version writes."""
     if not card.metrics:
         return []
     from catalens.pages.scores import tiles  # brings scikit-learn

@@ -4,6 +4,7 @@ runs/demo/tensorboard/events.out.tfevents.1795255131.host.4711.0
 
 tensorboard --logdir runs
 """
+# ruff: noqa: D102 - the methods are those of the protocol
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from catalens.tracking.tracker import EXAMPLES, Shown, thumbnail
+from catalens.tracking.tracker import EXAMPLES, LoggedExample, thumbnail
 
 
 class TensorBoardTracker:
@@ -27,13 +28,12 @@ class TensorBoardTracker:
         self._pictures: set[str] = set()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Scalars at an optimizer step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._step = step
 
-    def examples(self, rows: Sequence[Shown], step: int) -> None:
-        """The picture of a row once, and what was read in it at every evaluation as a text of the same name."""
+    def examples(self, rows: Sequence[LoggedExample], step: int) -> None:
+        """Log the picture of a row once, and what was read in it at every evaluation as a text of the same name."""
         for row in rows:
             name = f"{EXAMPLES}/{row.id}"
             if row.id not in self._pictures:
@@ -43,14 +43,14 @@ class TensorBoardTracker:
         self._step = step
 
     def warn(self, title: str, text: str) -> None:
-        """A text: TensorBoard has no alerts."""
+        """Log a text: TensorBoard has no alerts."""
         self.summary({f"warning/{title}": text})
 
     def model(self, folder: Path, step: int, metadata: Mapping[str, Any]) -> None:
-        """Nothing: TensorBoard has no artifacts."""
+        """Do nothing: TensorBoard has no artifacts."""
 
     def summary(self, values: Mapping[str, float | bool | str]) -> None:
-        """Final figures, as scalars and texts at the last step."""
+        """Log final figures, as scalars and texts at the last step."""
         for name, value in values.items():
             if isinstance(value, str):
                 self._writer.add_text(name, value, self._step)
@@ -58,11 +58,10 @@ class TensorBoardTracker:
                 self._writer.add_scalar(name, value, self._step)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close the event file."""
         self._writer.close()
 
 
-def _markdown(row: Shown) -> str:
+def _markdown(row: LoggedExample) -> str:
     """| field | truth | prediction | and one line a field."""
     answered = row.prediction or {}
     lines = [("field", "truth", "prediction"), ("---",) * 3]

@@ -1,11 +1,13 @@
-"""What a run tells a tracker, and what every tracker shares.
+"""The protocol of a tracker, and what every tracker shares.
 
 One validation row at step 50, as a line of the table `validation/examples`:
 
 step  id      picture  truth/title  prediction/title  truth/price  prediction/price  error
 50    17.jpg  <image>  Duffle Coat  Duffle Jacket     1290.0       1150.0            None
 """
+# ruff: noqa: D102 - the methods of SafeTracker are those of the protocol
 
+import importlib.util
 import os
 import re
 import textwrap
@@ -19,15 +21,16 @@ from PIL import Image
 
 from catalens.catalog.pictures import open_picture
 from catalens.config import TrackingSpec
+from catalens.errors import RecipeError
 
 EXAMPLES = "validation/examples"
 """Name of the table."""
 SIDE = 512
-"""Longest side, in pixels, of a picture that is shown."""
+"""Longest side of a logged picture, in pixels."""
 
 
 @dataclass(frozen=True)
-class Shown:
+class LoggedExample:
     """One validation row at one evaluation."""
 
     id: str
@@ -42,62 +45,55 @@ class Shown:
 
 
 class Tracker(Protocol):
-    """What training and evaluation tell."""
+    """Destination of a run's figures, examples and best model."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Scalars at an optimizer step."""
+        """Log scalars at an optimizer step."""
 
-    def examples(self, rows: Sequence[Shown], step: int) -> None:
+    def examples(self, rows: Sequence[LoggedExample], step: int) -> None:
         """Append to the table that shows the same validation pictures at every evaluation."""
 
     def warn(self, title: str, text: str) -> None:
-        """What nobody may overlook; the title is shorter than 64 characters."""
+        """Alert to what nobody may overlook; the title is shorter than 64 characters."""
 
     def model(self, folder: Path, step: int, metadata: Mapping[str, Any]) -> None:
-        """The best model, from that step, as an artifact; its files stay where they are."""
+        """Log the best model, from that step, as an artifact; its files stay where they are."""
 
     def summary(self, values: Mapping[str, float | bool | str]) -> None:
-        """Final figures of the run."""
+        """Log final figures of the run."""
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the run; everything is on disk afterwards."""
 
 
 class NoTracker(Tracker):
-    """Tracks nothing: it does what the protocol's methods do as they stand."""
+    """Tracker that does nothing: the protocol's methods as they stand."""
 
 
-class Unfailing:
-    """A tracker whose failures are told once and stop nothing; it is told no more than the recipe allows."""
+class SafeTracker:
+    """Tracker whose failures are told once and stop nothing; it logs no more than the recipe allows."""
 
     def __init__(self, tracker: Tracker, spec: TrackingSpec, warn: Callable[[str], None]) -> None:
-        self._tracker, self._spec, self._warn = tracker, spec, warn
-        self._warned = False
+        self._tracker, self._spec, self._warn, self._warned = tracker, spec, warn, False
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Scalars at an optimizer step."""
         self._try(self._tracker.log, values, step)
 
-    def examples(self, rows: Sequence[Shown], step: int) -> None:
-        """The first `tracking.examples` rows."""
+    def examples(self, rows: Sequence[LoggedExample], step: int) -> None:
         if allowed := rows[: self._spec.examples]:
             self._try(self._tracker.examples, allowed, step)
 
     def warn(self, title: str, text: str) -> None:
-        """What nobody may overlook."""
         self._try(self._tracker.warn, title, text)
 
     def model(self, folder: Path, step: int, metadata: Mapping[str, Any]) -> None:
-        """The best model, where `tracking.model` says so."""
         if self._spec.model:
             self._try(self._tracker.model, folder.absolute(), step, metadata)
 
     def summary(self, values: Mapping[str, float | bool | str]) -> None:
-        """Final figures of the run."""
         self._try(self._tracker.summary, values)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close the run."""
         self._try(self._tracker.finish, exit_code)
 
     def _try(self, call: Callable[..., None], *arguments: Any) -> None:
@@ -105,25 +101,63 @@ class Unfailing:
             call(*arguments)
         except Exception as error:  # whatever a library raises, the run is worth more
             if not self._warned:
-                self._warn(
-                    f"{self._spec.to} failed ({reason(error)}): the run goes on, its metrics.jsonl holds every figure"
-                )
+                goes_on = "the run goes on, its metrics.jsonl holds every figure"
+                self._warn(f"{self._spec.to} failed ({reason(error)}): {goes_on}")
             self._warned = True
 
 
-def columns(row: Shown, step: int, picture: Any) -> dict[str, Any]:
-    """A line of the table; `picture` is the tracker's own image."""
-    answered = row.prediction or {}
-    values = {
-        f"{kind}/{field}": source.get(field)
-        for field in row.truth
-        for kind, source in (("truth", row.truth), ("prediction", answered))
-    }
-    return {"step": step, "id": row.id, "picture": picture, **values, "error": row.error}
+def start_tracker(
+    spec: TrackingSpec, folder: Path, config: Mapping[str, Any], warn: Callable[[str], None]
+) -> Tracker:
+    """Start the tracker that the recipe asks for, which never stops a run.
+
+    `folder` is the run's, its name the run's name; `config` is the resolved recipe and the versions, with the
+    catalogue's content hash at `config["versions"]["catalog"]`; `warn` is called, with one sentence, where something
+    does not work. Raises RecipeError where the tracker is not installed.
+    """
+    if spec.to == "none":
+        return NoTracker()
+    if spec.to != "wandb" and importlib.util.find_spec(spec.to) is None:
+        raise RecipeError(f"tracking.to is {spec.to!r}, which is not installed: pip install 'catalens[{spec.to}]'")
+    folder = folder.absolute()
+    try:
+        if spec.to == "wandb":
+            from catalens.tracking.wandb import start_wandb
+
+            return SafeTracker(start_wandb(spec.project, folder, config, warn), spec, warn)
+        if spec.to == "trackio":
+            from catalens.tracking.trackio import TrackioTracker
+
+            return SafeTracker(TrackioTracker(spec.project, folder, config, warn), spec, warn)
+        from catalens.tracking.tensorboard import TensorBoardTracker
+
+        return SafeTracker(TensorBoardTracker(folder, config), spec, warn)
+    except Exception as error:  # whatever a library raises, the run is worth more
+        warn(f"{spec.to} cannot start ({reason(error)}): the run is tracked in its metrics.jsonl alone")
+        return NoTracker()
+
+
+class ExampleTable:
+    """Lines of the table `validation/examples`; `image` makes a tracker's picture of a thumbnail and an id, once."""
+
+    def __init__(self, image: Callable[[Image.Image, str], Any]) -> None:
+        self._image, self._images = image, {}
+
+    def lines(self, rows: Sequence[LoggedExample], step: int) -> list[dict[str, Any]]:
+        """Make a line of each row."""
+        return [self._line(row, step) for row in rows]
+
+    def _line(self, row: LoggedExample, step: int) -> dict[str, Any]:
+        if row.id not in self._images:
+            self._images[row.id] = self._image(thumbnail(row.picture), row.id)
+        line = {"step": step, "id": row.id, "picture": self._images[row.id]}
+        for field, truth in row.truth.items():
+            line |= {f"truth/{field}": truth, f"prediction/{field}": (row.prediction or {}).get(field)}
+        return line | {"error": row.error}
 
 
 def thumbnail(picture: bytes) -> Image.Image:
-    """RGB, upright, no side longer than `SIDE`, nothing but pixels; raises PictureError."""
+    """Shrink a picture to RGB, upright, no side longer than `SIDE`, nothing but pixels; raises PictureError."""
     image = open_picture(picture)
     image.thumbnail((SIDE, SIDE))
     image.info = {}  # Pillow would write comments and profiles into what is saved of it
@@ -131,21 +165,21 @@ def thumbnail(picture: bytes) -> Image.Image:
 
 
 def artifact_name(run: str) -> str:
-    """Name of a run's model among artifacts, which allow letters, digits, `-`, `_` and `.` alone."""
+    """Name a run's model among artifacts, which allow letters, digits, `-`, `_` and `.` alone."""
     return f"model-{re.sub(r'[^A-Za-z0-9_.-]+', '-', run)}"[:128]
 
 
 def reason(error: Exception) -> str:
-    """What a library says, on one line."""
+    """Shorten what a library says to one line."""
     return textwrap.shorten(str(error) or type(error).__name__, width=300, placeholder=" ...")
 
 
 @contextmanager
 def environment(values: Mapping[str, str | None]) -> Iterator[None]:
-    """Environment variables that hold inside (None: unset) and are as before afterwards."""
+    """Set environment variables inside (None: unset) and put them back afterwards."""
     before = {name: os.environ.get(name) for name in values}
-    _set(values)
     try:
+        _set(values)
         yield
     finally:
         _set(before)
@@ -153,7 +187,6 @@ def environment(values: Mapping[str, str | None]) -> Iterator[None]:
 
 def _set(values: Mapping[str, str | None]) -> None:
     for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
+        os.environ.pop(name, None)
+        if value is not None:
             os.environ[name] = value

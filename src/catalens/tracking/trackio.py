@@ -8,6 +8,7 @@ runs/demo/
 
 TRACKIO_DIR=runs/demo/trackio trackio show --project catalens
 """
+# ruff: noqa: D102 - the methods are those of the protocol
 
 import io
 import os
@@ -16,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from catalens.tracking.tracker import EXAMPLES, Shown, artifact_name, columns, environment, thumbnail
+from catalens.tracking.tracker import EXAMPLES, ExampleTable, LoggedExample, artifact_name, environment
 
 
 class TrackioTracker:
@@ -31,46 +32,36 @@ class TrackioTracker:
             warn(f"trackio was loaded earlier in this process and keeps this run in {TRACKIO_DIR}, not in {home}")
         self._trackio = trackio
         known = folder / "trackio_id.txt"
+        resume = "allow" if known.is_file() else "never"
         with _at_home(), redirect_stdout(io.StringIO()):  # it greets, and says what docs/tracking.md says
-            self._run = trackio.init(
-                project=project,
-                name=folder.name,
-                config=dict(config),
-                resume="allow" if known.is_file() else "never",
-                embed=False,
-            )
+            self._run = trackio.init(project, name=folder.name, config=dict(config), resume=resume, embed=False)
         known.write_text(f"{self._run.id}\n", encoding="utf-8")
         self._step = 0
         self._lines: list[Any] = []  # dictionaries, which trackio takes for rows as well
-        self._pictures: dict[str, Any] = {}
+        self._table = ExampleTable(lambda picture, id: trackio.Image(picture, caption=id))
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Scalars at an optimizer step."""
         self._run.log(dict(values), step=step)
         self._step = step
 
-    def examples(self, rows: Sequence[Shown], step: int) -> None:
-        """The whole table again: trackio knows none that grow; a picture is stored once."""
-        for row in rows:
-            if row.id not in self._pictures:
-                self._pictures[row.id] = self._trackio.Image(thumbnail(row.picture), caption=row.id)
-            self._lines.append(columns(row, step, self._pictures[row.id]))
+    def examples(self, rows: Sequence[LoggedExample], step: int) -> None:
+        """Log the whole table again: trackio knows none that grow; a picture is stored once."""
+        self._lines += self._table.lines(rows, step)
         self.log({EXAMPLES: self._trackio.Table(data=self._lines)}, step)
 
     def warn(self, title: str, text: str) -> None:
-        """An alert, and a line of the summary."""
         with redirect_stdout(io.StringIO()):
             self._run.alert(title, text)
         self.summary({f"warning/{title}": text})
 
     def model(self, folder: Path, step: int, metadata: Mapping[str, Any]) -> None:
-        """An artifact of references: where the files are, and their checksums."""
+        """Log an artifact of references: where the files are, and their checksums."""
         artifact = self._trackio.Artifact(artifact_name(self._run.name), type="model", metadata=dict(metadata))
         artifact.add_reference(folder.as_uri())
         self._run.log_artifact(artifact, aliases=["best", f"step-{step}"])
 
     def summary(self, values: Mapping[str, float | bool | str]) -> None:
-        """Final figures, at the last step: trackio has no summary of its own."""
+        """Log final figures, at the last step: trackio has no summary of its own."""
         self.log(values, self._step)
 
     def finish(self, exit_code: int = 0) -> None:
@@ -81,11 +72,10 @@ class TrackioTracker:
 
 @contextmanager
 def _at_home() -> Iterator[None]:
-    """On this machine alone: trackio would ask the Hub whose token it finds, and log to a Space that is named."""
+    """Keep trackio on this machine: it would ask the Hub whose token it finds, and log to a Space that is named."""
     from huggingface_hub import constants  # has read HF_HUB_OFFLINE long ago
 
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = True
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
         with environment({"TRACKIO_SPACE_ID": None, "TRACKIO_SERVER_URL": None}):
             yield

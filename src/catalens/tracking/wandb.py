@@ -21,14 +21,13 @@ import wandb
 
 from catalens.tracking.tracker import (
     EXAMPLES,
+    ExampleTable,
+    LoggedExample,
     NoTracker,
-    Shown,
     Tracker,
     artifact_name,
-    columns,
     environment,
     reason,
-    thumbnail,
 )
 
 HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
@@ -38,7 +37,7 @@ FINISH_SECONDS = 3600
 
 
 def start_wandb(project: str, folder: Path, config: Mapping[str, Any], warn: Callable[[str], None]) -> Tracker:
-    """A run in the mode that WANDB_MODE names, else online when logged in, else offline.
+    """Start a run in the mode that WANDB_MODE names, else online when logged in, else offline.
 
     Where that does not start (a bad key, no network, no such mode) the run is tracked offline, and `warn` told so.
     """
@@ -46,17 +45,17 @@ def start_wandb(project: str, folder: Path, config: Mapping[str, Any], warn: Cal
     if mode == "disabled":
         return NoTracker()
     try:
-        return WandbTracker(project, folder, config, mode)
+        return _WandbTracker(project, folder, config, mode)
     except Exception as error:  # wandb.Error, ValueError, and errors of its service that have no public name
         if mode == "offline":
             raise
         wandb.teardown()  # its service still holds the id of the run that did not start
-        tracker = WandbTracker(project, folder, config, "offline")
+        tracker = _WandbTracker(project, folder, config, "offline")
         warn(f"W&B cannot start {mode} ({reason(error)}): the run is tracked offline, `wandb sync` sends it")
         return tracker
 
 
-class WandbTracker:
+class _WandbTracker:
     """A run that has started; raises what `wandb.init` raises."""
 
     def __init__(self, project: str, folder: Path, config: Mapping[str, Any], mode: str) -> None:
@@ -70,6 +69,7 @@ class WandbTracker:
         known = folder / "wandb_id.txt"
         if not known.is_file():
             known.write_text(f"{secrets.token_hex(4)}\n", encoding="utf-8")
+        silent: dict[str, Any] = {"silent": True, "console": "off", "finish_timeout_raises": True}
         with ExitStack() as undo:
             undo.enter_context(environment(ours))
             self._run = wandb.init(
@@ -80,37 +80,27 @@ class WandbTracker:
                 dir=str(folder),
                 config=dict(config),
                 mode=cast(Any, mode),
-                settings=wandb.Settings(
-                    silent=True, console="off", finish_timeout=FINISH_SECONDS, finish_timeout_raises=True
-                ),
+                settings=wandb.Settings(finish_timeout=FINISH_SECONDS, **silent),
             )
             self._undo = undo.pop_all()
         self._name, self._catalog = folder.name, config.get("versions", {}).get("catalog")
+        self._lines = ExampleTable(lambda picture, id: wandb.Image(picture, file_type="jpg"))
         self._table: wandb.Table | None = None
-        self._pictures: dict[str, wandb.Image] = {}
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Scalars at an optimizer step."""
         self._run.log(dict(values), step=step)
 
-    def examples(self, rows: Sequence[Shown], step: int) -> None:
-        """Append to one table; what is logged each time is only what is new."""
-        for row in rows:
-            if row.id not in self._pictures:
-                self._pictures[row.id] = wandb.Image(thumbnail(row.picture), file_type="jpg")
-            line = columns(row, step, self._pictures[row.id])
-            if self._table is None:
-                self._table = wandb.Table(columns=list(line), log_mode="INCREMENTAL")
+    def examples(self, rows: Sequence[LoggedExample], step: int) -> None:
+        for line in self._lines.lines(rows, step):
+            self._table = self._table or wandb.Table(columns=list(line), log_mode="INCREMENTAL")  # logs what is new
             self._table.add_data(*(line.get(str(name)) for name in self._table.columns))
         self._run.log({EXAMPLES: self._table}, step=step)
 
     def warn(self, title: str, text: str) -> None:
-        """An alert, and a line of the summary."""
         self._run.alert(title, text, level="WARN")
         self.summary({f"warning/{title}": text})
 
     def model(self, folder: Path, step: int, metadata: Mapping[str, Any]) -> None:
-        """An artifact that names, in its metadata, the dataset artifact of the catalogue that it was trained on."""
         if self._catalog:
             metadata = {**metadata, "dataset": self._log_dataset(self._catalog)}
         artifact = wandb.Artifact(artifact_name(self._name), type="model", metadata=dict(metadata))
@@ -118,18 +108,16 @@ class WandbTracker:
         self._run.log_artifact(artifact, aliases=["best", f"step-{step}"])
 
     def summary(self, values: Mapping[str, float | bool | str]) -> None:
-        """Final figures of the run."""
         self._run.summary.update(dict(values))
 
-    def finish(self, exit_code: int = 0) -> None:
-        """Close the run; raises TimeoutError where uploads take longer than `FINISH_SECONDS`."""
+    def finish(self, exit_code: int = 0) -> None:  # TimeoutError where uploads take longer than FINISH_SECONDS
         try:
             self._run.finish(exit_code=exit_code)
         finally:
             self._undo.close()
 
     def _log_dataset(self, content_hash: str) -> str:
-        """Name of the artifact that stands for the catalogue: its hash, no rows; the same for every run on it."""
+        """Log an artifact that stands for the catalogue: its hash, no rows; the same for every run on it."""
         name = f"catalog-{content_hash.rpartition(':')[2][:16]}"
         artifact = wandb.Artifact(name, type="dataset", metadata={"content_hash": content_hash})
         with artifact.new_file("content_hash.txt") as file:
@@ -139,14 +127,13 @@ class WandbTracker:
 
 
 def logged_in() -> bool:
-    """Whether W&B credentials are at hand, asked without a network or a prompt."""
+    """Look for W&B credentials, without a network or a prompt."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     server = os.environ.get("WANDB_BASE_URL")
     hosts = (urlparse(server).netloc,) if server else HOSTS
     try:
         known = netrc.netrc(os.environ.get("NETRC"))
-        entries = [known.authenticators(host) for host in hosts]
-        return any(entry and entry[2] for entry in entries)
     except (OSError, netrc.NetrcParseError):
         return False
+    return any((entry := known.authenticators(host)) and entry[2] for host in hosts)

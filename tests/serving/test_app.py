@@ -121,6 +121,7 @@ def test_a_single_bad_picture_is_refused(server, picture: bytes, status: int, wo
         (b"--x\r\nA: b\r\n\r\nc\r\n--x--\r\n", "multipart/form-data; boundary=x", 400, "RFC 7578"),
         (PART % b"" + b"\r\n--x--\r\n", "multipart/form-data; boundary=x", 422, "no file named"),
         (PART % b'; filename="a"', "multipart/form-data; boundary=x", 400, "cut short"),
+        (PART % b"" + b"\r\n--x--\r\n", "multipart/form-data; boundary=x; charset=undefined", 400, "RFC 7578"),
         (b"", "multipart/form-data; boundary=" + "x" * 5000, 400, ""),
     ],
     ids=lambda value: repr(value)[:30],
@@ -181,7 +182,7 @@ def test_pictures_that_would_hold_up_all_others_are_refused_undecoded(form: str)
 
 
 def test_the_queue_holds_so_many_pixels(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("catalens.serving.limits.REQUEST_PIXELS", 8 * 320 * 240)
+    monkeypatch.setattr("catalens.serving.requests.REQUEST_PIXELS", 8 * 320 * 240)
     predictor = FakePredictor()
     predictor.go_on.clear()
     with serving(predictor, max_pixels=320 * 240) as server, ThreadPoolExecutor(8) as clients:
@@ -221,7 +222,12 @@ def test_metrics_count_requests_pictures_and_batches():
 def test_the_description_has_every_status_and_examples_that_hold(server):
     described = server.request("GET", "/openapi.json").json()["paths"]["/v1/predict"]["post"]
     assert {"200", "400", "401", "403", "408", "413", "415", "422", "429", "503"} == set(described["responses"])
-    assert set(described["requestBody"]["content"]) == {"multipart/form-data", "application/json"}
+    asked = described["requestBody"]["content"]
+    assert set(asked) == {"multipart/form-data", "application/json"}
+    assert set(asked["application/json"]["schema"]["properties"]["pictures"]["items"]["properties"]) == {
+        "base64",
+        "url",
+    }
     example = described["responses"]["200"]["content"]["application/json"]["example"]
     real = server.post(JPEG, HTML).json()
     for shown, answered in zip(example["predictions"], real["predictions"], strict=True):

@@ -9,8 +9,11 @@ time between the signal and the closing of the socket.
 """
 
 import asyncio
+import ipaddress
 import math
+import os
 import socket
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -19,7 +22,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from catalens.errors import RecipeError
 from catalens.serving.app import Service
+from catalens.serving.requests import LOOPBACK_NAMES
 
+TOKEN = "CATALENS_TOKEN"
 CONNECTIONS = 512
 """At a time; uvicorn answers more with 503. Each may hold a file, of which a process may often have 1,024."""
 IDLE_SECONDS = 10.0
@@ -37,13 +42,38 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 def address_of(listening: socket.socket) -> str:
-    """The URL of what listens."""
+    """Write the URL of a socket that listens."""
     host, port = listening.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def read_token(path: Path | None) -> str | None:
+    """Read the token from a file, else from CATALENS_TOKEN, else None; RecipeError where that is none."""
+    source, token = (TOKEN, os.environ.get(TOKEN)) if path is None else (f"--token-file {path}", None)
+    try:
+        token = path.read_text(encoding="utf-8").strip() if path else token
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{source} cannot be read: give a file with one line of text") from error
+    if token is not None and not (len(token) >= 8 and token.isascii() and token.isprintable() and " " not in token):
+        raise RecipeError(f"{source} holds no token: give at least 8 printable ASCII characters without spaces")
+    return token
+
+
+def names_for(host: str, token: str | None) -> tuple[str, ...]:
+    """List the names of a server bound to `host`; RecipeError where others could reach it without a token."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if loopback:
+        return (*LOOPBACK_NAMES, f"[{host}]" if ":" in host else host)
+    if token is None:
+        raise RecipeError(f"--host {host} is open to others: give --token-file, or {TOKEN} in the environment")
+    return ("*",)
+
+
 def make_server(app: FastAPI) -> uvicorn.Server:
-    """A uvicorn server for the app of `create_app`."""
+    """Make a uvicorn server for the app of `create_app`."""
     config = uvicorn.Config(
         app,
         http=_Impatient,
@@ -80,7 +110,7 @@ class _Server(uvicorn.Server):
         self._service.draining = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end."""
+        """Tell uvicorn to end once all that was accepted is answered."""
         return await super().on_tick(counter) or (self._service.draining and not self._service.in_flight)
 
 

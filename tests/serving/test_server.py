@@ -12,10 +12,9 @@ import requests
 from hostile import jpeg
 from served import FakePredictor, expected, metric, serving, until
 
-from catalens.cli.serving import serve
+from catalens.cli.using import serve
 from catalens.errors import RecipeError
-from catalens.serving import open_socket
-from catalens.serving.running import address_of
+from catalens.serving import address_of, open_socket
 
 SERVED = Path(__file__).parents[1] / "served.py"
 

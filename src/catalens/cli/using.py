@@ -1,0 +1,157 @@
+"""Commands that use a run: `predict` on any number of pictures, `serve` to answer others."""
+
+import sys
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import catalens
+from catalens.cli.app import (
+    AcceptError,
+    Delimiter,
+    Encoding,
+    Image,
+    PrivateHosts,
+    accept_error_of,
+    app,
+    console,
+    say,
+    share_of,
+)
+from catalens.config import from_flags
+from catalens.errors import PictureError, RecipeError
+from catalens.progress import bars, silent
+
+if TYPE_CHECKING:
+    from catalens.inference.volume import Outcome
+
+
+@app.command(
+    epilog="Example:  catalens predict runs/demo photo.jpg another.png\n\n"
+    "Example:  catalens predict runs/demo shop.csv --image photo_url --out predictions.parquet"
+)
+def predict(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Pictures, folders of them, quoted globs; or one CSV, TSV, Parquet, JSONL or catalogue.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="A .jsonl, .csv or .parquet file; without it, JSON lines on stdout.")
+    ] = None,
+    image: Image = None,
+    id: Annotated[str | None, typer.Option(help="Column of the id; else guessed, or the row's number.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a catalogue; all of it by default.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures predicted about together.")] = 16,
+    accept_error: AcceptError = None,
+    free_categories: Annotated[
+        bool, typer.Option("--free-categories", help="Also categories that the catalogue does not have.")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="native, or ray for tables beyond one machine.")] = "native",
+    max_bad: Annotated[str, typer.Option(help="Largest share of pictures that may fail.")] = "0%",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out and what was begun of it.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="A .csv for machines: no apostrophe before what looks like a formula.")
+    ] = False,
+    allow_private_hosts: PrivateHosts = False,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+) -> None:
+    """Read pictures with a finished run: fields, confidences, and what a person should look at, or an `error`.
+
+    With --out a command that was stopped goes on from where it was. Exit code 6 where more than --max-bad failed.
+    """
+    from catalens.inference.inputs import InputSpec, open_input
+    from catalens.inference.volume import VolumeSpec, predict_lines, predict_to, run_version
+
+    bearable, targets = share_of(max_bad), accept_error_of(accept_error)
+    download = {"allow_private_hosts": allow_private_hosts}
+    asked = {"batch_size": batch_size, "engine": engine, "download": download, "raw": raw}
+    spec = from_flags(VolumeSpec, asked)
+    if raw and (out is None or out.suffix != ".csv"):
+        raise RecipeError("--raw is for CSV: leave it out, or give --out a name that ends in .csv")
+    if out is None and (overwrite or engine == "ray"):
+        raise RecipeError(f"{'--overwrite' if overwrite else '--engine ray'} needs --out: give the file to write")
+    columns = InputSpec(image=image, id=id, split=split, encoding=encoding, delimiter=delimiter)
+    source = open_input(sources, columns, say)
+    how = {"accept_error": targets, "free_categories": free_categories}
+    place = run.absolute() if engine == "ray" else run  # workers have folders of their own
+    load = partial(catalens.load_predictor, place, batch_size=batch_size, **how)
+    stdout = sys.stdout  # while there is a bar, rich leads sys.stdout to the console
+    with nullcontext(silent) if out is None and stdout.isatty() else bars(console) as progress:
+        report = partial(progress, "pictures")
+        if out is None:
+            outcome = predict_lines(source, load, spec, partial(print, end="", file=stdout, flush=True), report)
+        else:
+            made_by = {"run": run_version(run), **how, "engine": "native"}  # as manifests of earlier versions have it
+            outcome = predict_to(out, source, load, spec, made_by, overwrite, report)
+    _report(outcome, out, bearable)
+
+
+def _report(outcome: "Outcome", out: Path | None, bearable: float) -> None:
+    """Print what came of all pictures; exit where a larger share failed than is bearable."""
+    if out is not None:
+        say(f"{out}: {outcome.total:,} rows, {outcome.to_review:,} to review")
+    if not outcome.calibrated:
+        say("not calibrated: confidences are the model's own, and --accept-error marks all; run `catalens evaluate`")
+    if not outcome.failed:
+        return
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in outcome.reasons.most_common(10))
+    say(f"{outcome.failed:,} of {outcome.total:,} pictures failed: {reasons}")
+    for name in outcome.named:
+        say(f"  {name}")
+    if outcome.failed > len(outcome.named):
+        say(f"  and {outcome.failed - len(outcome.named):,} more, each with its `error` in the output")
+    if outcome.failed > bearable * outcome.total:
+        raise typer.Exit(PictureError.exit_code)
+
+
+@app.command(epilog="Example:  catalens serve\n\nExample:  catalens serve runs/demo --port 8080 --accept-error 5%")
+def serve(
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder of a finished run; the tiny model that ships here by default.")
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; one that others reach needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one.")] = 8000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures read together, at most.")] = 16,
+    queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait; more get 429.")] = 256,
+    max_bytes: Annotated[int, typer.Option(min=1024, help="Largest body of a request.")] = 32 * 2**20,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Largest picture; 64000000 at most.")] = 16_000_000,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds for a body to come (408), then for its answer (503).")
+    ] = 60,
+    allow_urls: Annotated[
+        bool, typer.Option("--allow-urls", help="Fetch pictures by URL, from public addresses only.")
+    ] = False,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that clients send; else CATALENS_TOKEN.")
+    ] = None,
+    accept_error: AcceptError = None,
+) -> None:
+    """Answer POST /v1/predict, and show a page to drop photos on, at http://127.0.0.1:8000.
+
+    SIGTERM or Ctrl-C finishes what was accepted, then ends; a second one ends at once.
+    """
+    from catalens.serving import ServeSettings, create_app, open_socket, read_card, run_server
+    from catalens.serving.server import address_of, names_for, read_token
+
+    token = read_token(token_file)
+    asked = {"batch_size": batch_size, "queue": queue, "max_bytes": max_bytes, "max_pixels": max_pixels}
+    asked |= {"timeout": timeout, "allow_urls": allow_urls, "token": token, "hosts": names_for(host, token)}
+    settings = from_flags(ServeSettings, asked)
+    listening = open_socket(host, port)
+    predictor = catalens.load_predictor(run, batch_size=batch_size, accept_error=accept_error_of(accept_error))
+    card = read_card(run)
+    print(address_of(listening), flush=True)
+    if accept_error and not predictor.calibrated:
+        say("not calibrated: --accept-error marks every value for review; run `catalens evaluate` on a run")
+    say(f"serving {card.name}; Ctrl-C finishes what was accepted and ends")
+    run_server(create_app(predictor, settings, card), listening)
