@@ -12,9 +12,9 @@ from catalens.config import PromptSpec, make_recipe
 from catalens.evaluation.compare import compare, figures
 from catalens.evaluation.evaluate import flatten
 from catalens.metrics import METRICS, Metric, higher_is_better, score
+from catalens.pages import scores
 from catalens.pages.compare import figure_lines, write_comparison
 from catalens.pages.report import write_report
-from catalens.pages.scores import score_table
 from catalens.pages.terminal import print_scores
 from catalens.predictions import FORMAT, Evaluation, ScoredRow
 
@@ -62,7 +62,7 @@ def test_a_metric_is_one_entry(tmp_path: Path):
     print_scores(first.metrics, PROMPT, terminal)
     assert f"Full Price, {LABEL}" in terminal.file.getvalue()
 
-    assert [one["value"] for one in score_table(first.metrics, PROMPT.fields)[0]["cells"]][-1] == "75.0\u00a0%"
+    assert [one["value"] for one in scores.score_table(first.metrics, PROMPT.fields)[0]["cells"]][-1] == "75.0\u00a0%"
     write_report(tmp_path / "report.html", "a", first.metrics, PROMPT.fields, first.rows)
     page = (tmp_path / "report.html").read_text()
     assert f"{LABEL} \u2193" in page

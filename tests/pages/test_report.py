@@ -18,11 +18,10 @@ from playwright.sync_api import Page
 
 from catalens.config import REFERENCE_FIELDS, FieldSpec
 from catalens.metrics import majority, primary, score
-from catalens.pages.charts import VECTOR_POINTS, reliability, risk_coverage, scatter
+from catalens.pages import charts, scores
 from catalens.pages.format import rows_of
 from catalens.pages.gallery import MOST_ROWS, SIDES, gallery, is_right
 from catalens.pages.report import confidence, groups, review, write_report
-from catalens.pages.scores import costs, noise_floor, score_table, verdict
 from catalens.predictions import ScoredRow
 
 HOSTILE = (
@@ -168,17 +167,17 @@ def image_use(rows: list[ScoredRow], verdict: str, telling: bool = True) -> dict
 
 
 def says(rows: list[ScoredRow], **more: Any) -> dict[str, Any]:
-    return verdict(scored(REFERENCE_FIELDS, rows, **more), REFERENCE_FIELDS)
+    return scores.verdict(scored(REFERENCE_FIELDS, rows, **more), REFERENCE_FIELDS)
 
 
 def test_verdict_and_scores_are_those_of_the_metrics():
     rows = evaluated(100)
     metrics = scored(REFERENCE_FIELDS, rows, image_use=image_use(rows, "uses_image"))
     metrics |= {"before": metrics["baselines"]["majority"], "noise_floor": {"mdape": 0.054, "rows": 3000.0}}
-    found = verdict(metrics, REFERENCE_FIELDS)
+    found = scores.verdict(metrics, REFERENCE_FIELDS)
     assert found["headline"] == "Reads Product, Category and Full Price from the picture alone."
     assert found["remarks"].startswith("The pictures do the work")
-    table = score_table(metrics, REFERENCE_FIELDS)
+    table = scores.score_table(metrics, REFERENCE_FIELDS)
     names = ["This model", "Before fine-tuning", "Nearest neighbour", "Majority"]
     assert [row["name"] for row in table] == [*names, "Blanked pictures", "Shuffled pictures"]
     exact, mae = metrics["model"]["fields"]["title"]["exact"], metrics["model"]["fields"]["full_price"]["mae"]
@@ -188,7 +187,7 @@ def test_verdict_and_scores_are_those_of_the_metrics():
     assert cells[1]["best"]
     assert cells[5]["value"] == f"{mae['value']:.3g}", "no percentage"
     assert table[2]["cells"][0] == {"value": "\u2013", "interval": "", "best": False}, "it writes no answers"
-    assert noise_floor(metrics, REFERENCE_FIELDS) == ["", "", "", "", "", "", "5.4\u00a0%", ""]
+    assert scores.noise_floor(metrics, REFERENCE_FIELDS) == ["", "", "", "", "", "", "5.4\u00a0%", ""]
 
 
 def test_a_page_has_every_section(tmp_path):
@@ -240,8 +239,13 @@ def test_headline_claims_no_field_that_a_baseline_reaches():
 def test_absent_parts_leave_no_trace(tmp_path):
     rows = evaluated(30)
     metrics = scored(REFERENCE_FIELDS, rows, baselines={})
-    assert [row["name"] for row in score_table(metrics, REFERENCE_FIELDS)] == ["This model"]
-    assert noise_floor(metrics, REFERENCE_FIELDS) == review(metrics, REFERENCE_FIELDS) == costs(metrics) == []
+    assert [row["name"] for row in scores.score_table(metrics, REFERENCE_FIELDS)] == ["This model"]
+    assert (
+        scores.noise_floor(metrics, REFERENCE_FIELDS)
+        == review(metrics, REFERENCE_FIELDS)
+        == scores.costs(metrics)
+        == []
+    )
     assert confidence(metrics, REFERENCE_FIELDS) is None
     page = written(tmp_path, rows, baselines={})
     assert not {"confidence", "cost"} & set(re.findall(r'<section id="(\w+)">', page))
@@ -411,8 +415,8 @@ def test_confidence_review_and_cost_as_text():
     kept, refused = review(metrics, REFERENCE_FIELDS)
     assert (kept["error"][0], kept["verdict"]) == ("3.1\u00a0%", "kept")
     assert (refused["threshold"], refused["error"], refused["verdict"]) == (None, None, "")
-    assert ("a picture, written freely", ["9.21\u00a0ms"]) in costs(metrics)
-    assert "pictures a second" not in dict(costs(metrics))
+    assert ("a picture, written freely", ["9.21\u00a0ms"]) in scores.costs(metrics)
+    assert "pictures a second" not in dict(scores.costs(metrics))
 
 
 def test_errors_by_group_count_products():
@@ -438,10 +442,14 @@ def test_intervals_without_a_width_are_shown(tmp_path):
 
 
 def test_plots_of_confidence_stand_odd_input():
-    assert reliability([]).startswith("<svg")
-    assert reliability([{"low": 0.5, "high": 0.5, "rows": 1, "confidence": 0.5, "right": FIGURE}]).startswith("<svg")
-    assert risk_coverage([("#3f7fd0", [{"coverage": 1.0, "error": 0.0}])]).startswith("<svg")
-    assert "var(--accent)" in reliability([{"low": 0, "high": 1, "rows": 9, "confidence": 0.4, "right": FIGURE}])
+    assert charts.reliability([]).startswith("<svg")
+    assert charts.reliability([{"low": 0.5, "high": 0.5, "rows": 1, "confidence": 0.5, "right": FIGURE}]).startswith(
+        "<svg"
+    )
+    assert charts.risk_coverage([("#3f7fd0", [{"coverage": 1.0, "error": 0.0}])]).startswith("<svg")
+    assert "var(--accent)" in charts.reliability(
+        [{"low": 0, "high": 1, "rows": 9, "confidence": 0.4, "right": FIGURE}]
+    )
 
 
 def test_same_arguments_same_bytes(tmp_path):
@@ -477,7 +485,7 @@ def test_thumbnails_are_small_and_carry_no_metadata(tmp_path):
     ],
 )
 def test_scatter_chooses_its_scale(truths, logarithmic):
-    plot = scatter(truths, truths, ["#3f7fd0"] * len(truths))
+    plot = charts.scatter(truths, truths, ["#3f7fd0"] * len(truths))
     assert plot.logarithmic is logarithmic
     assert plot.beyond == 0
     assert plot.svg.startswith("<svg")
@@ -486,13 +494,13 @@ def test_scatter_chooses_its_scale(truths, logarithmic):
 
 
 def test_scatter_keeps_wild_predictions_on_its_edge():
-    plot = scatter([1.0, 10.0, 100.0, 50.0], [1.0, math.inf, -3.0, 1e300], ["#3f7fd0"] * 4)
+    plot = charts.scatter([1.0, 10.0, 100.0, 50.0], [1.0, math.inf, -3.0, 1e300], ["#3f7fd0"] * 4)
     assert plot.beyond == 3
 
 
 def test_scatter_of_many_rows_stays_small():
-    truths = [float(i + 1) for i in range(VECTOR_POINTS + 1)]
-    plot = scatter(truths, truths, ["#3f7fd0"] * len(truths))
+    truths = [float(i + 1) for i in range(charts.VECTOR_POINTS + 1)]
+    plot = charts.scatter(truths, truths, ["#3f7fd0"] * len(truths))
     assert "data:image/png;base64," in plot.svg
     assert len(plot.svg) < 400_000
 

@@ -20,7 +20,7 @@ def percent(share: float) -> str:
 
 def number(value: float) -> str:
     """A computed number with three digits, or its whole part where that is longer."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.3g}"
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e12 else f"{value:.3g}"
 
 
 def exact_number(value: float) -> str:

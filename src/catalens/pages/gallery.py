@@ -22,7 +22,7 @@ from rapidfuzz.distance import Levenshtein
 from catalens.config import FieldSpec
 from catalens.metrics import correctness, relative_errors
 from catalens.pages.base import embedded, shown, thumbnail
-from catalens.pages.format import exact_number, percent
+from catalens.pages.format import exact_number, number, percent
 from catalens.predictions import ScoredRow
 
 SCRIPT = Path(__file__).with_name("gallery.js")
@@ -226,8 +226,8 @@ def _value(field: FieldSpec, row: ScoredRow) -> Value:
         sign = "" if share > 100 else "+" if float(value) > float(truth) else "\u2212"
         off = f"{sign}{percent(share)}"
     sure = percent(row.confidence[name]) if name in row.confidence else ""
-    bounds = [f"{b:,.0f}" if 100 <= abs(b) < 1e12 else f"{b:.3g}" for b in row.intervals.get(name, ())]
-    return Value(_text(field, value), is_right(field, row), off, sure, " and ".join(bounds), marked)
+    bounds = " and ".join(map(number, row.intervals.get(name, ())))
+    return Value(_text(field, value), is_right(field, row), off, sure, bounds, marked)
 
 
 def _answer(row: ScoredRow) -> Answer:

@@ -24,7 +24,7 @@ from catalens.intervals import bootstrap, median, share
 from catalens.metrics import METRICS, correctness, metrics_of, relative_errors
 from catalens.pages.base import write_page
 from catalens.pages.charts import SERIES, reliability, risk_coverage, scatter
-from catalens.pages.format import between, number, percent, rows_of
+from catalens.pages.format import between, exact_number, number, percent, rows_of
 from catalens.pages.gallery import SCRIPT, Card, card, distance, gallery, most_frequent
 from catalens.pages.scores import costs, noise_floor, score_table, tiles, verdict
 from catalens.predictions import ScoredRow
@@ -160,7 +160,7 @@ def _grouped(field: FieldSpec, rows: Sequence[ScoredRow]) -> list[tuple[str, lis
     else:
         values = np.array(truths, float)
         edges = np.unique(np.quantile(values, np.linspace(0, 1, BANDS + 1)[1:-1], method="nearest"))
-        texts = [f"{edge:,.12g}" for edge in edges]
+        texts = [*map(exact_number, edges)]
         names = [f"under {texts[0]}", *(f"{a} to {b}" for a, b in pairwise(texts)), f"from {texts[-1]}"]
         group = [names[n] for n in np.searchsorted(edges, values, side="right")]
     members = {name: [row for row, of in zip(rows, group, strict=True) if of == name] for name in names}
