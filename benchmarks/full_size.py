@@ -21,7 +21,7 @@ from random_models import drawn_rows, official_config, random_model
 from catalens.checkpoint import load_processor
 from catalens.collation import Collator, Encoder
 from catalens.config import LoraSpec, PromptSpec, TrainingSpec
-from catalens.sampling.drawing import draw_catalog
+from catalens.sampling.sample import draw_catalog
 from catalens.training.optimizers import make_optimizer
 from catalens.training.parts import coverage, prepare_parts
 

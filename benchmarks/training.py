@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from catalens.checkpoint import device, load_model, load_processor
 from catalens.collation import IGNORED, Collator, Encoder
 from catalens.config import PartSpec, PartsSpec, PromptSpec, TrainingSpec
-from catalens.sampling.drawing import draw_catalog
+from catalens.sampling.sample import draw_catalog
 from catalens.training.optimizers import make_optimizer
 from catalens.training.parts import prepare_parts
 

@@ -1,24 +1,22 @@
 """What the rows of a catalogue cost a model, counted before anything is trained.
 
 plan_check   catalens check: does a row's text read back, how many tokens and crops has it at each `num_crops`
-TinyMeter    catalens sample --like: tokens and crops of a row, and one training step, of the tiny model
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from catalens.catalog.storage import Catalog, Roles
+from catalens.catalog.storage import Catalog
 from catalens.checking.check import Plan
 from catalens.checking.scanning import Cost, Describe, Description
-from catalens.checkpoint import TINY, load_model, load_processor
-from catalens.collation import Collator, Encoder
+from catalens.checkpoint import TINY, load_processor
+from catalens.collation import Encoder
 from catalens.config import FieldSpec, Kind, PromptSpec, Recipe, TrainingSpec
 from catalens.errors import CheckpointError, PromptError, RecipeError
 from catalens.estimates import NUM_CROPS, PHI3_VISION, ModelShape
 from catalens.examples import format_number, parse_number, render_answer, render_prompt
-from catalens.mimicking.profile import Needs
 from catalens.model import Phi3VConfig, Phi3VImageProcessor, Phi3VProcessor
 
 CHARACTERS_PER_TOKEN = 2.8
@@ -104,28 +102,3 @@ def _rounded(prompt: PromptSpec, row: Mapping[str, Any]) -> str | None:
             if parse_number(prompt.numbers, text) != row[field.column]:
                 return f"{field.column} {row[field.column]!r} is written {text!r}"
     return None
-
-
-class TinyMeter:
-    """What rows of a catalogue cost the tiny model, for `catalens sample --like`."""
-
-    def __init__(self, roles: Roles) -> None:
-        fields = [FieldSpec(column=c, label=f"Field {n}", kind=k) for n, (c, k) in enumerate(roles.fields.items())]
-        self._image, self._model = roles.image, load_model("tiny")
-        self._encoder = Encoder(load_processor("tiny"), PromptSpec(fields=tuple(fields)))
-        self._collate = Collator(self._encoder.tokenizer.pad_token_id)
-
-    def needs(self, row: Mapping[str, Any]) -> Needs:
-        """Tokens and crops of a row; PromptError or PictureError where it has no text or picture."""
-        example = self._example(row)
-        return Needs(len(example["input_ids"]), len(example["pixel_values"]))
-
-    def step(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Decode, encode, forward, backward; nothing is learnt."""
-        batch = self._collate([self._example(row) for row in rows])
-        self._model.train()
-        self._model(**{name: value.to(self._model.device) for name, value in batch.items()}).loss.backward()
-        self._model.zero_grad()
-
-    def _example(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        return self._encoder.example(row, self._encoder.picture(row[self._image]))

@@ -55,7 +55,7 @@ def sample(
             noise=noise,
             workers=workers,
             fractions=fractions,
-            progress=lambda done: heard("drawing", done, rows, ""),
+            progress=heard,
         )
     _report_catalog(out, card)
     floor = card.figures
@@ -178,16 +178,13 @@ def check(
 
 
 def _sample_like(out: Path, like: Path, rows: int | None, seed: int, fractions: Any, workers: int) -> None:
-    from catalens.costing import TinyMeter
     from catalens.mimicking.mimic import mimic_catalog
-    from catalens.mimicking.terminal import print_fidelity
+    from catalens.mimicking.page import print_fidelity
 
-    with bars(console) as heard:
-        made = mimic_catalog(
-            out, like, rows, seed, fractions, workers, TinyMeter, lambda stage, done, all: heard(stage, done, all, "")
-        )
+    with bars(console) as progress:
+        made = mimic_catalog(out, like, rows, seed, fractions, workers, progress)
     _report_catalog(out, made.card)
-    print_fidelity(made, Terminal())
+    print_fidelity(made.fidelity, made.examples, Terminal())
     answer(f"page: {out / 'fidelity.html'}")
 
 
