@@ -381,7 +381,6 @@ def test_every_distance_is_small(mimicked: tuple[Path, Mimicked]):
         "title, words": 0.1,
         "title, characters": 0.2,
         "full_price": 0.1,
-        "full_price by category3_code, mean": 0.2,
         "longer side": 0.15,
         "width / height": 0.15,
         "border brightness": 0.15,
@@ -637,7 +636,7 @@ def test_the_page_opens_and_runs_nothing(tmp_path: Path):
     folder = write_catalog(tmp_path / "in", Roles(id="id", fields={nasty: "text", "c": "category"}), rows)
     mimic_catalog(tmp_path / "out", folder, 30)
     with opened((tmp_path / "out/fidelity.html").as_uri(), width=390, dark=True) as (page, problems):
-        assert page.locator("section").count() == 4
+        assert page.locator("section").count() == 3
         assert page.locator(".card").count() == 24
         assert page.locator("figure").count() >= 5
         assert nasty in page.locator("#distances").inner_text()
@@ -663,7 +662,7 @@ def test_the_command_prints_what_tuning_needs_side_by_side(source: Path, tmp_pat
     ]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
-    for line in ("bytes a row", "tokens a row", "crops a row", "seconds a step", "exact matches: 0 of 60 rows"):
+    for line in ("bytes a row", "tokens a row", "crops a row", "exact matches: 0 of 60 rows"):
         assert line in result.stdout
     needs = load_profile(tmp_path / "out/profile.json").needs
     assert needs
@@ -692,7 +691,6 @@ def test_a_real_catalogue_is_mimicked_and_kept_to_itself(tmp_path: Path):
     assert found["border brightness"] < 0.15
     titles = {row["title"] for row in rows_of(folder)}
     assert titles.isdisjoint(row["title"] for row in rows_of(tmp_path / "out"))
-    assert max(near.nearest for near in made.fidelity.nearness) < 1
 
 
 def test_distances_of_names():

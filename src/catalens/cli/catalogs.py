@@ -184,7 +184,7 @@ def _sample_like(out: Path, like: Path, rows: int | None, seed: int, fractions: 
     with bars(console) as progress:
         made = mimic_catalog(out, like, rows, seed, fractions, workers, progress)
     _report_catalog(out, made.card)
-    print_fidelity(made.fidelity, made.examples, Terminal())
+    print_fidelity(made.fidelity, Terminal())
     answer(f"page: {out / 'fidelity.html'}")
 
 

@@ -44,17 +44,12 @@ from catalens.mimicking.profile import (
 from catalens.mimicking.text import balanced, case_of, invent_words, shareable
 from catalens.progress import Progress, silent
 
-DECODED, MEASURED, EXAMPLES = 2000, 100, 16
-"""Pictures that are decoded, rows whose tokens are counted, rows for a training step: of a catalogue, at most."""
-LARGEST = 1e300
-"""Size to which numbers are cut, so that sums and differences stay finite."""
-MOST_WORDS = 1000
-"""Words of a column that a profile keeps, the most frequent ones."""
-FEWEST_INVENTED, MOST_INVENTED = 4, 60
-"""Invented words of a stratum; between them, as many as would each be used by k products."""
-LONGEST_INVENTED = 18
-LETTERS = (4.0, 9.0)
-"""Of an invented word, where the catalogue has no rare words to go by."""
+DECODED, MEASURED = 2000, 100  # pictures that are decoded, rows whose tokens are counted: of a catalogue, about
+LARGEST = 1e300  # size to which numbers are cut, so that sums and differences stay finite
+MOST_WORDS = 1000  # of a column that a profile keeps, the most frequent ones
+FEWEST_INVENTED, MOST_INVENTED = 4, 60  # words of a stratum; between, as many as would each be used by k products
+MAX_LETTERS = 18  # of an invented word
+LETTERS = (4.0, 9.0)  # where the catalogue has no rare words to go by
 
 
 class Survey:
@@ -68,7 +63,6 @@ class Survey:
         self.values: dict[str, list[Any]] = {name: [] for name in roles.fields}  # None: missing or not finite
         self.firsts: dict[str, int] = {}  # first row of each product
         self.costs: list[Needs] = []
-        self.examples: list[dict[str, Any]] = []
         specs = [FieldSpec(column=c, label=f"Field {n}", kind=k) for n, (c, k) in enumerate(roles.fields.items())]
         self._encoder = Encoder(load_processor("tiny"), PromptSpec(fields=tuple(specs)))
 
@@ -91,7 +85,6 @@ class Survey:
             except (PromptError, PictureError):
                 return  # as in training, which names it
             self.costs.append(Needs(len(example["input_ids"]), len(example["pixel_values"])))
-            self.examples += [example] if len(self.examples) < EXAMPLES else []
 
     @property
     def needs(self) -> Needs | None:
@@ -286,7 +279,7 @@ def _uses(of_products: Iterable[Iterable[Any]]) -> Counter[Any]:
 
 def _letters(histogram: Histogram, at: float) -> float:
     """Length of an invented word for a share of 1."""
-    return min(quantile(histogram, at), LONGEST_INVENTED) if histogram else float(np.interp(at, (0, 1), LETTERS))
+    return min(quantile(histogram, at), MAX_LETTERS) if histogram else float(np.interp(at, (0, 1), LETTERS))
 
 
 def _free_prefix(ids: Iterable[str]) -> str:

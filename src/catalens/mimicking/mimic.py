@@ -27,8 +27,7 @@ from catalens.progress import Progress, silent
 from catalens.sampling.assortment import plan_rows
 from catalens.sampling.sample import in_pool, noise_floor
 
-SHOWN = 24
-"""Products that the page shows."""
+SHOWN = 24  # products on the page
 
 
 class Mimicked(NamedTuple):
@@ -36,7 +35,6 @@ class Mimicked(NamedTuple):
 
     card: CatalogCard
     fidelity: Fidelity
-    examples: tuple[list[Any], list[Any]] | None  # encoded rows of the original, if it was at hand, and drawn ones
 
 
 def mimic_catalog(
@@ -93,4 +91,4 @@ def mimic_catalog(
         fidelity = compare(profile, original, drawn)
         save_profile(profile, writer.aside / "profile.json")
         write_fidelity(writer.aside / "fidelity.html", profile, fidelity, drawn, shown)
-    return Mimicked(writer.card, fidelity, (original.examples, drawn.examples) if original else None)
+    return Mimicked(writer.card, fidelity)

@@ -21,15 +21,10 @@ from catalens.mimicking.profile import ALPHA, PictureFormat, Profile, index_of, 
 from catalens.sampling.assortment import Look
 from catalens.sampling.picture import STANDING, Pixels, expose, paint_backdrop, take_shot
 
-SMALLEST, LARGEST = 96, 512
-"""Longer side in pixels at which is drawn; other sizes are scaled from there."""
-NARROWEST = 24
-MAX_SIDE = 6000
-"""Longest side of a picture that is drawn."""
-STUDIO = 246.0
-"""Borders as bright as this are a white studio."""
-GRAIN = 32.0
-"""Strongest film grain: standard deviation on the scale of 0 to 255."""
+SMALLEST, LARGEST = 96, 512  # longer side in pixels at which is drawn; other sizes are scaled from there
+NARROWEST, MAX_SIDE = 24, 6000  # shorter side at which is drawn; longest side of a picture
+STUDIO = 246.0  # borders as bright as this are a white studio
+GRAIN = 32.0  # strongest film grain: standard deviation on the scale of 0 to 255
 LOSSY = ("JPEG", "WEBP", "AVIF")
 TRIES = 7
 

@@ -29,14 +29,10 @@ from catalens.sampling.picture import SHAPES
 
 GOLDEN, PLASTIC = (math.sqrt(5) - 1) / 2, 1 / 1.324717957244746
 """Steps that spread numbers evenly over 0 to 1: so that a small catalogue has its share of every category, too."""
-REHEARSAL = 400
-"""Products of a stratum that are drawn first, to know what effects to expect."""
-LARGEST = 2**53
-"""Whole numbers are at most this, as far as a float tells them apart."""
-NOISE = 0.35
-"""Standard deviation of the noise on numbers, in those of what can be seen."""
-QUIET = ("White", "Grey", "Beige", "Brown", "Black", "Navy")
-"""Colours of things whose colour nobody names."""
+REHEARSAL = 400  # products of a stratum that are drawn first, to know what effects to expect
+LARGEST = 2**53  # whole numbers are at most this, as far as a float tells them apart
+NOISE = 0.35  # standard deviation of the noise on numbers, in those of what can be seen
+QUIET = ("White", "Grey", "Beige", "Brown", "Black", "Navy")  # of things whose colour nobody names
 _AXES = {"colour": list(PALETTE), "pattern": [p for p in PATTERNS if p != "Plain"], "trim": [t for t in TRIMS if t]}
 TRAITS = [
     trait

@@ -29,20 +29,13 @@ from catalens.catalog.storage import Roles
 from catalens.config import Frozen
 from catalens.errors import CatalogError
 
-K = 10
-"""Fewest products that a word, a category or a figure of a profile may stand for."""
-RARE = "rare word"
-"""Stands for every word that fewer than `k` products use; a space is in no word, so no word is spelt so."""
-OTHER = "other word"
-"""Stands for every word that fewer than `k` products of a stratum use, and others elsewhere."""
-EDGE = ""
-"""Before the first word of a text and after the last."""
-ALPHA = "+alpha"
-"""After the format of a picture with transparent parts."""
-GROUPS = 40
-"""Most groups of a histogram, those of shared values not counted."""
-CHARM = (0.0, -1.0, -0.01, -0.05, -0.1)
-"""What shops take off a round price."""
+K = 10  # fewest products that a word, a category or a figure of a profile may stand for
+RARE = "rare word"  # stands for those that fewer than `k` products use; a space is in no word, so none is spelt so
+OTHER = "other word"  # stands for those that fewer than `k` products of a stratum use, and others elsewhere
+EDGE = ""  # before the first word of a text and after the last
+ALPHA = "+alpha"  # after the format of a picture with transparent parts
+GROUPS = 40  # most groups of a histogram, those of shared values not counted
+CHARM = (0.0, -1.0, -0.01, -0.05, -0.1)  # what shops take off a round price
 HABITS = {1000.0: CHARM, 500.0: (0.0,), 100.0: CHARM, 50.0: (0.0,), 10.0: CHARM, 5.0: (0.0,)}
 HABITS |= {1.0: (0.0, -0.01, -0.05, -0.1, -0.5)} | dict.fromkeys((0.5, 0.1, 0.05, 0.01), (0.0,))
 """Offsets by step, from the one that fewest numbers fit by chance."""

@@ -23,10 +23,8 @@ from catalens.mimicking.profile import EDGE, OTHER, RARE, Profile, index_of, pic
 from catalens.sampling.assortment import read_asset
 
 LONGEST_WORD = 40
-OTHER_WORDS = 200
-"""Words of the whole catalogue, beside its own frequent ones, that a category's chain knows."""
-REHEARSAL, ROUNDS, DAMPING, MOST_TILT = 2000, 4, 0.7, 8.0
-"""Texts in a round of fitting, rounds, power of a correction, largest factor."""
+OTHER_WORDS = 200  # of the whole catalogue, beside its own frequent ones, that a category's chain knows
+REHEARSAL, ROUNDS, DAMPING, MOST_TILT = 2000, 4, 0.7, 8.0  # texts, rounds, power and largest factor of the fitting
 CONSONANTS, VOWELS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "dr", "kr"), "aeiou"
 _MEANINGS = {
     word: (axis, value)

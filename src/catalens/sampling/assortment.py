@@ -2,13 +2,9 @@
 
     80412379 | Gold-Trim Striped Red Tote Bag | BAGS | 1523.0
 
-A product is drawn from its shop's mix of kinds, then given a colour, a pattern and a trim, all of which
-show in the picture and stand in the title. Its price is
-
-    base(kind) x pattern factor x trim factor x lognormal noise
-
-so that someone who reads the picture perfectly knows the price up to the noise and no better. The tables are
-`assets/assortments.yaml`.
+A product is drawn from its shop's mix of kinds, then given a colour, a pattern and a trim, all of which show in the
+picture and stand in the title. Its price is base(kind) x pattern factor x trim factor x lognormal noise: someone who
+reads the picture perfectly knows it up to the noise and no better. The tables are `assets/assortments.yaml`.
 """
 
 import random
@@ -67,21 +63,17 @@ class Product(NamedTuple):
 
 _TABLES = read_asset("assortments.yaml")
 PALETTE: dict[str, tuple[str, str]] = {name: (cloth, ink) for name, (cloth, ink, *_) in _TABLES["palette"].items()}
-COLOURS: dict[str, float] = {
-    name: weight for name, (_, _, *weights) in _TABLES["palette"].items() for weight in weights
-}
+COLOURS: dict[str, float] = {name: row[2] for name, row in _TABLES["palette"].items() if len(row) > 2}
 """Weights of the colours in the assortments; the palette has more."""
-PATTERNS: dict[str, tuple[float, float]] = _TABLES["patterns"]
+PATTERNS: dict[str, tuple[float, float]] = _TABLES["patterns"]  # price factor and weight by word
 TRIMS: dict[str, tuple[float, float]] = _TABLES["trims"]
-"""Price factor and weight by word."""
 PLAIN_ONLY = frozenset[str](_TABLES["plain_only"])
 DEMO, BASE = (
     Assortment(name, tuple(Kind(kind, *row) for kind, row in _TABLES["shops"][name].items()))
     for name in ("demo", "base")
 )
 
-_FIRST_CODE, _CODES = 10_000_000, 90_000_000
-_CODE_STEP = 56_598_317  # prime, so no factor in common with _CODES: codes repeat only after 90 million
+_CODES, _CODE_STEP = 90_000_000, 56_598_317  # the step is prime: codes repeat only after 90 million
 
 
 def plan_product(seed: int, number: int, assortment: Assortment, noise: float) -> Product:
@@ -98,7 +90,7 @@ def plan_product(seed: int, number: int, assortment: Assortment, noise: float) -
         pattern = "Plain"
     expected = kind.base_price * PATTERNS[pattern][0] * TRIMS[trim][0]
     return Product(
-        code=str(_FIRST_CODE + (number * _CODE_STEP + seed * 7_919) % _CODES),
+        code=str(10_000_000 + (number * _CODE_STEP + seed * 7_919) % _CODES),
         look=Look(kind.name, colour, pattern, trim),
         category=kind.category,
         price=float(round(expected * rng.lognormvariate(0.0, noise))),

@@ -21,12 +21,9 @@ from catalens.sampling.assortment import PALETTE, Look, read_asset
 Pixels = np.ndarray[Any, np.dtype[np.float32]]  # [height, width, channels], 0 to 255
 
 _DRAWING = read_asset("shapes.yaml")
-SHAPES: dict[str, str] = _DRAWING["shapes"]
-"""Lines of a layer and its path data, by kind."""
-LAYERS: dict[str, str] = _DRAWING["layers"]
-"""SVG attributes."""
-STANDING = frozenset[str](_DRAWING["standing"])
-"""Kinds that stand on a floor; the others lie flat."""
+SHAPES: dict[str, str] = _DRAWING["shapes"]  # lines of a layer and its path data, by kind
+LAYERS: dict[str, str] = _DRAWING["layers"]  # SVG attributes
+STANDING = frozenset[str](_DRAWING["standing"])  # kinds that stand on a floor; the others lie flat
 _PAINTS: dict[str, str] = _DRAWING["paints"]
 _MIRROR = "matrix(-1 0 0 1 200 0)"
 _FORMATS = ("JPEG", "JPEG", "JPEG", "JPEG", "JPEG", "PNG", "WebP", "WebP", "RGBA")
@@ -185,12 +182,8 @@ def _shadow(alpha: Image.Image, shot: Shot, standing: bool) -> Pixels:
 
 def _encode(colour: Pixels, alpha: Pixels, shot: Shot) -> bytes:
     """Encode the finished picture in the shot's format."""
+    name, pixels = (shot.format, colour) if shot.format != "RGBA" else ("PNG", np.dstack([colour, alpha]))
+    options = {"compress_level": 4} if name == "PNG" else {"quality": shot.quality, "method": 2}
     file = io.BytesIO()
-    if shot.format == "RGBA":
-        picture = Image.fromarray(np.dstack([colour, alpha]).astype(np.uint8))
-        picture.save(file, "PNG", compress_level=4)
-    else:
-        picture = Image.fromarray(colour.astype(np.uint8))
-        options = {"compress_level": 4} if shot.format == "PNG" else {"quality": shot.quality, "method": 2}
-        picture.save(file, shot.format, **options)
+    Image.fromarray(pixels.astype(np.uint8)).save(file, name, **options)
     return file.getvalue()

@@ -25,6 +25,7 @@ from catalens.sampling.assortment import DEMO, Assortment, plan_product, plan_ro
 from catalens.sampling.picture import photograph
 
 Drawn = TypeVar("Drawn")
+Index = tuple[int, int]  # numbers of a product and of its photograph
 
 SAMPLE_ROLES = Roles(
     id="product_code", fields={"title": "text", "category3_code": "category", "full_price": "number"}
@@ -81,11 +82,10 @@ def sample_catalog(
 def draw_catalog(
     rows: int, seed: int, assortment: Assortment = DEMO, workers: int = 1, noise: float = 0.08
 ) -> Iterator[DrawnRow]:
-    """Draw `rows` rows in order.
+    """Draw `rows` rows in order, as `sample_catalog` does.
 
-    `noise` is the standard deviation of the logarithm of the price. More than one worker means a process
-    pool, started by spawning: a script needs its `if __name__ == "__main__"`. Raises ValueError on a
-    negative `rows` or `noise`, or less than one worker.
+    More than one worker means a process pool, started by spawning: a script needs its `if __name__ == "__main__"`.
+    Raises ValueError on a negative `rows` or `noise`, or less than one worker.
     """
     if rows < 0 or noise < 0 or workers < 1:
         raise ValueError(f"rows={rows} and noise={noise} must not be negative, workers={workers} not below 1")
@@ -93,16 +93,14 @@ def draw_catalog(
     return in_pool(partial(_draw_row, seed=seed, assortment=assortment, noise=noise), plan, workers)
 
 
-def _draw_row(index: tuple[int, int], seed: int, assortment: Assortment, noise: float) -> DrawnRow:
+def _draw_row(index: Index, seed: int, assortment: Assortment, noise: float) -> DrawnRow:
     number, shot = index
-    product = plan_product(seed, number, assortment, noise)
-    image = photograph(product.look, random.Random(f"catalens/{seed}/product/{number}/photograph/{shot}"))
-    return DrawnRow(product.code, product.title, product.category, product.price, image, product.expected_price)
+    plan = plan_product(seed, number, assortment, noise)
+    image = photograph(plan.look, random.Random(f"catalens/{seed}/product/{number}/photograph/{shot}"))
+    return DrawnRow(plan.code, plan.title, plan.category, plan.price, image, plan.expected_price)
 
 
-def in_pool(
-    draw: Callable[[tuple[int, int]], Drawn], plan: Iterator[tuple[int, int]], workers: int
-) -> Iterator[Drawn]:
+def in_pool(draw: Callable[[Index], Drawn], plan: Iterator[Index], workers: int) -> Iterator[Drawn]:
     """Map the picklable `draw` over (product, photograph) in order, by processes; with one worker right here.
 
     Not all at once: what is drawn waits in memory for its reader.
