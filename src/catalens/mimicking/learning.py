@@ -162,12 +162,18 @@ class _Learner:
         for column in roles.columns("category"):
             counts = sorted(Counter(self.known[column]).items(), key=lambda item: (-item[1], item[0]))
             self.names[column] = {name: n for name, n in counts if n >= k and self._may_stay(name)}
-        self.words: dict[str, dict[str, int]] = {}  # products by word that may be named
+        self.rare: dict[str, list[str]] = {}  # words that may not, from here on `rare word` in the texts
+        self.frequent: dict[str, list[str]] = {}
         for column in roles.columns("text"):
-            frequent = _uses(text.split() for text in self.known[column]).most_common(MOST_WORDS)
-            self.words[column] = {word: n for word, n in frequent if n >= k and self._may_stay(word)}
+            texts = [None if text is None else text.split() for text in self.columns[column]]
+            counts = _uses(words for words in texts if words).most_common(MOST_WORDS)
+            self.frequent[column] = named = [word for word, n in counts if n >= k and self._may_stay(word)]
+            stays = set(named)
+            self.rare[column] = [word for words in texts if words for word in words if word not in stays]
+            self.columns[column] = [words and [w if w in stays else RARE for w in words] for words in texts]
+            self.known[column] = [words for words in self.columns[column] if words is not None]
         self.taken = {id.casefold() for id in survey.firsts}
-        for column in (*self.names, *self.words):
+        for column in (*self.names, *self.rare):
             self.taken.update(word for text in survey.values[column] if text for word in text.casefold().split())
         kept = self.names.get(roles.leading or "", {})
         strata: dict[str | None, list[int]] = defaultdict(list)
@@ -187,13 +193,13 @@ class _Learner:
     def wording(self, column: str) -> Wording:
         """Count how the words of a column follow each other, and which are too rare in some strata to be named."""
         followers: dict[str, dict[str, int]] = defaultdict(dict)
-        texts = [[EDGE, *self._written(column, text), EDGE] for text in self.known[column]]
-        for (first, second), n in sorted(_uses(pairwise(words) for words in texts).items()):
+        pairs = _uses(pairwise([EDGE, *words, EDGE]) for words in self.known[column])
+        for (first, second), n in sorted(pairs.items()):
             if n >= self.k:
                 followers[first][second] = n
         unnamed: Counter[str] = Counter()  # not the difference to a total: that might be one product
         for name in self.strata:
-            unnamed.update({word: n for word, n in self._used(column, name).items() if n < self.k})
+            unnamed.update({word: n for word, n in _uses(self._of(column, name)).items() if n < self.k})
         elsewhere = {word: n for word, n in unnamed.most_common() if n >= self.k}
         return Wording(elsewhere=elsewhere, pairs=followers, missing=self._missing(column))
 
@@ -212,19 +218,19 @@ class _Learner:
         """Learn what the products of a category tell; what they are too few for is told of all together."""
         lengths: dict[str, Histogram] = {}
         words: dict[str, dict[str, int]] = {}
-        numbers: dict[str, Histogram] = {}
-        for column in self.words:
-            used = self._used(column, name)
+        for column in self.rare:
+            used = _uses(self._of(column, name))
             others = sum(n for word, n in used.items() if n < self.k and word != RARE)
             words[column] = {word: n for word, n in used.most_common() if n >= self.k}
             words[column] |= {OTHER: others} if others >= self.k else {}
-            for texts in (self._of(column, name), self.known[column]):
-                if column not in lengths and (told := summarise([len(text.split()) for text in texts], self.k)):
-                    lengths[column] = told
-        for column, logarithmic in self.logarithmic.items():
-            for values in (self._of(column, name), self.known[column]):
-                if column not in numbers and (told := summarise(values, self.k, logarithmic)):
-                    numbers[column] = told
+            here, everywhere = (
+                [len(text) for text in texts] for texts in (self._of(column, name), self.known[column])
+            )
+            lengths[column] = summarise(here, self.k) or summarise(everywhere, self.k)
+        numbers = {
+            column: summarise(self._of(column, name), self.k, log) or summarise(self.known[column], self.k, log)
+            for column, log in self.logarithmic.items()
+        }
         categories = {
             column: {
                 value: n
@@ -237,10 +243,10 @@ class _Learner:
         return Stratum(
             category=name,
             products=len(self.strata[name]),
-            lengths=lengths,
+            lengths={column: told for column, told in lengths.items() if told},
             words=words,
-            invented={column: self._invented(column, name) for column in self.words},
-            numbers=numbers,
+            invented={column: self._invented(column, name) for column in self.rare},
+            numbers={column: told for column, told in numbers.items() if told},
             categories=categories,
         )
 
@@ -251,24 +257,16 @@ class _Learner:
     def _may_stay(self, name: str) -> bool:
         return all(map(shareable, name.split())) and name not in self.survey.firsts
 
-    def _written(self, column: str, text: str) -> list[str]:
-        return [word if word in self.words[column] else RARE for word in text.split()]
-
-    def _used(self, column: str, stratum: str | None) -> Counter[str]:
-        """Products of a stratum that use a word."""
-        return _uses(self._written(column, text) for text in self._of(column, stratum))
-
     def _missing(self, column: str) -> float:
         missing = self.columns[column].count(None)
         return round(missing / len(self.survey.firsts), 4) if missing >= self.k else 0.0
 
     def _invented(self, column: str, stratum: str | None) -> tuple[str, ...]:
         """Words of the length and case of the column's rare words, fewer than these, so that each can be learnt."""
-        uses = sum(self._written(column, text).count(RARE) for text in self._of(column, stratum))
+        uses = sum(words.count(RARE) for words in self._of(column, stratum))
         count = min(max(uses // self.k, FEWEST_INVENTED), MOST_INVENTED)
-        rare = [word for text in self.known[column] for word in text.split() if word not in self.words[column]]
-        letters = summarise([len(word) for word in rare], self.k)
-        case = case_of(rare if letters else self.words[column] or ["Title"])
+        letters = summarise([len(word) for word in self.rare[column]], self.k)
+        case = case_of(self.rare[column] if letters else self.frequent[column] or ["Title"])
         return invent_words(count, partial(_letters, letters), case, self.taken, f"{self.secret}/{column}/{stratum}")
 
 
