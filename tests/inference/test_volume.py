@@ -22,7 +22,7 @@ from catalens.inference import Predictor, record_of
 from catalens.inference.inputs import Input, InputSpec, open_input
 from catalens.inference.parts import _disarmed, open_parts, schema_of
 from catalens.inference.volume import Outcome, VolumeSpec, predict_lines, predict_to, run_version
-from catalens.preparing.downloading import DownloadSpec
+from catalens.preparing.fetch import DownloadSpec
 
 ROOT = Path(__file__).parents[2]
 SMALL = VolumeSpec(batch_size=2, download=DownloadSpec(allow_private_hosts=True))

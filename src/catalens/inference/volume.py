@@ -30,8 +30,9 @@ from catalens.errors import CatalogError, InferenceError, RecipeError
 from catalens.inference.inputs import Input
 from catalens.inference.parts import Record, line, open_parts, schema_of
 from catalens.inference.prediction import Prediction, Predictor, record_of
-from catalens.preparing.collecting import CollectSpec, join_ray, receive
-from catalens.preparing.downloading import Downloader, DownloadSpec
+from catalens.preparing.collect import CollectSpec, join_ray, receive
+from catalens.preparing.download import Downloader
+from catalens.preparing.fetch import DownloadSpec
 from catalens.preparing.journal import TableRow
 
 BATCHES = 8

@@ -11,13 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from catalens.catalog.appearance import Seen, look_at
-from catalens.catalog.storage import SPLITS, Catalog, Roles, is_missing
+from catalens.catalog.scan import ImageStats, Scan, look_at
+from catalens.catalog.storage import SPLITS, Catalog, Roles
 from catalens.checkpoint import load_processor
 from catalens.collation import Encoder
 from catalens.config import FieldSpec, PromptSpec
@@ -45,41 +44,27 @@ from catalens.mimicking.text import balanced, case_of, invent_words, shareable
 from catalens.progress import Progress, silent
 
 DECODED, MEASURED = 2000, 100  # pictures that are decoded, rows whose tokens are counted: of a catalogue, about
-LARGEST = 1e300  # size to which numbers are cut, so that sums and differences stay finite
 MOST_WORDS = 1000  # of a column that a profile keeps, the most frequent ones
 FEWEST_INVENTED, MOST_INVENTED = 4, 60  # words of a stratum; between, as many as would each be used by k products
 MAX_LETTERS = 18  # of an invented word
 LETTERS = (4.0, 9.0)  # where the catalogue has no rare words to go by
 
 
-class Survey:
-    """Columns of `total` rows, what was noted of their pictures, and the tokens and crops of a sample of them."""
+class Survey(Scan):
+    """Facts of `total` rows, and the tokens and crops of a sample of them."""
 
     def __init__(self, roles: Roles, total: int) -> None:
-        self.roles, self.total = roles, total
-        self.ids: list[str] = []
-        self.splits: list[str] = []
-        self.pictures: list[Seen] = []
-        self.values: dict[str, list[Any]] = {name: [] for name in roles.fields}  # None: missing or not finite
-        self.firsts: dict[str, int] = {}  # first row of each product
+        super().__init__(roles)
+        self.total = total
         self.costs: list[Needs] = []
         specs = [FieldSpec(column=c, label=f"Field {n}", kind=k) for n, (c, k) in enumerate(roles.fields.items())]
         self._encoder = Encoder(load_processor("tiny"), PromptSpec(fields=tuple(specs)))
 
     def take(self, split: str, row: Mapping[str, Any]) -> None:
         """Take in a row with its picture."""
-        number, image = len(self.ids), row[self.roles.image]
-        self.ids.append("" if row[self.roles.id] is None else str(row[self.roles.id]))
-        self.firsts.setdefault(self.ids[-1], number)
-        self.splits.append(split)
-        self.pictures.append(look_at(image, decode=number % max(1, self.total // DECODED) == 0))
-        for name, kind in self.roles.fields.items():
-            value = row[name]
-            if is_missing(value) or (kind == "number" and not isfinite(value)):
-                self.values[name].append(None)
-            else:
-                self.values[name].append(max(-LARGEST, min(LARGEST, value)) if kind == "number" else str(value))
-        if (number + 1) % max(1, self.total // MEASURED) == 0:
+        image = row[self.roles.image]
+        self.add(split, row, look_at(image, decode=len(self) % max(1, self.total // DECODED) == 0))
+        if len(self) % max(1, self.total // MEASURED) == 0:
             try:
                 example = self._encoder.example(row, self._encoder.picture(image))
             except (PromptError, PictureError):
@@ -289,22 +274,22 @@ def _free_prefix(ids: Iterable[str]) -> str:
     return prefix
 
 
-def format_of(seen: Seen) -> str:
+def format_of(seen: ImageStats) -> str:
     """The format of a picture, `PNG+alpha` being another than `PNG`."""
     return (seen.format or "PNG") + (ALPHA if seen.transparent else "")
 
 
-def _learn_pictures(pictures: Sequence[Seen], k: int) -> dict[str, PictureFormat]:
+def _learn_pictures(pictures: Sequence[ImageStats], k: int) -> dict[str, PictureFormat]:
     """Learn the pictures of a catalogue by format; those of formats of too few count as of the most frequent one."""
     counts = Counter(map(format_of, pictures))
     main = min(counts, key=lambda format: (-counts[format], format))
-    by_format: dict[str, list[Seen]] = defaultdict(list)
+    by_format: dict[str, list[ImageStats]] = defaultdict(list)
     for picture in pictures:
         by_format[format_of(picture) if counts[format_of(picture)] >= k + 2 else main].append(picture)
     return {format: _learn_format(some, k) for format, some in sorted(by_format.items())}
 
 
-def _learn_format(pictures: Sequence[Seen], k: int) -> PictureFormat:
+def _learn_format(pictures: Sequence[ImageStats], k: int) -> PictureFormat:
     sizes = [picture.size or (0, 0) for picture in pictures]
     frequent = {size: n for size, n in sorted(Counter(sizes).items()) if n >= k}
     rest = [size for size in sizes if size not in frequent]

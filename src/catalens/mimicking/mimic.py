@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from catalens.catalog.folder import refuse_taken
 from catalens.catalog.splits import split_of
 from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter
-from catalens.files import refuse_existing
 from catalens.mimicking.fidelity import Fidelity, compare, refuse_leaks
 from catalens.mimicking.learning import Survey, learn_profile, survey_catalog
 from catalens.mimicking.page import write_fidelity
@@ -52,7 +52,7 @@ def mimic_catalog(
     `fidelity.html`. Raises CatalogError where `out` exists, `like` is neither or has too few products, or where
     something of the original is in a drawn row: nothing is written then.
     """
-    refuse_existing(out)
+    refuse_taken(Path(out))
     original = None
     if Path(like).is_file():
         profile = load_profile(like)
