@@ -21,7 +21,7 @@ from random_models import drawn_rows, official_config, random_model
 from catalens.checkpoint import load_processor
 from catalens.config import LoraSpec, PromptSpec, TrainingSpec
 from catalens.data import Collator, Encoder
-from catalens.sampling.drawing import draw_catalog
+from catalens.sampling.sample import draw_catalog
 from catalens.training.modules import coverage, make_optimizer, prepare_parts
 
 FAMILY = "phi3_5_v"

@@ -17,7 +17,7 @@ from catalens.config import PromptSpec
 from catalens.examples import answer_space
 from catalens.inference.decoding import Written
 from catalens.inference.writer import Writer
-from catalens.sampling.drawing import draw_catalog
+from catalens.sampling.sample import draw_catalog
 
 TOGETHER = 64
 WAYS = {

@@ -23,7 +23,7 @@ from catalens.catalog.duplicates import THRESHOLD, fingerprint, near_pairs
 from catalens.catalog.pictures import open_picture
 from catalens.catalog.splits import components
 from catalens.catalog.storage import Catalog
-from catalens.sampling.drawing import draw_catalog
+from catalens.sampling.sample import draw_catalog
 
 THRESHOLDS = (16, 20, THRESHOLD, 28, 32)
 

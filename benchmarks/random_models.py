@@ -15,7 +15,7 @@ import torch
 from catalens.catalog.pictures import open_picture
 from catalens.data import IGNORED
 from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
-from catalens.sampling.drawing import draw_catalog
+from catalens.sampling.sample import draw_catalog
 
 SMALL: dict[str, Any] = {
     "hidden_size": 192,

@@ -25,7 +25,7 @@ from catalens.config import PromptSpec, Recipe, TrackingSpec, load_recipe, make_
 from catalens.evaluation.evaluate import evaluate, flatten, validation_scorer
 from catalens.examples import render_answer, render_prompt
 from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
-from catalens.sampling.drawing import BASE
+from catalens.sampling.assortment import BASE
 from catalens.sampling.sample import sample_catalog
 from catalens.training.train import train
 

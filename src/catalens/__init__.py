@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from catalens.catalog.storage import Catalog
+    from catalens.checking.check import check_catalog as check
     from catalens.config import Recipe, load_recipe, make_recipe
     from catalens.errors import CatalensError
     from catalens.inference import load_predictor
-    from catalens.pipeline import check, evaluate, mimic, train
+    from catalens.mimicking.mimic import mimic_catalog as mimic
+    from catalens.pipeline import evaluate, train
     from catalens.preparing.columns import Columns
     from catalens.preparing.prepare import PrepareSpec, prepare
     from catalens.sampling.sample import sample_catalog as sample
@@ -49,12 +51,12 @@ _HOMES = {
     "Columns": "preparing.columns",
     "PrepareSpec": "preparing.prepare",
     "Recipe": "config",
-    "check": "pipeline",
+    "check": "checking.check:check_catalog",
     "evaluate": "pipeline",
     "load_predictor": "inference",
     "load_recipe": "config",
     "make_recipe": "config",
-    "mimic": "pipeline",
+    "mimic": "mimicking.mimic:mimic_catalog",
     "prepare": "preparing.prepare",
     "sample": "sampling.sample:sample_catalog",
     "train": "pipeline",

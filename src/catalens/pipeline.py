@@ -7,7 +7,7 @@ Heavy libraries are imported when a stage is called.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,56 +15,10 @@ from rich.console import Console
 
 from catalens.config import Recipe, load_recipe, make_recipe
 from catalens.errors import CheckpointError, RecipeError, first_line
-from catalens.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from catalens.checking.check import Check
     from catalens.evaluation.evaluate import Evaluation
-    from catalens.mimicking.mimic import Mimicked
     from catalens.training.train import Trained
-
-
-def check(
-    catalog: Path | str,
-    recipe: Recipe | Path | str | None = None,
-    out: Path | str | None = None,
-    *,
-    progress: Progress = silent,
-) -> "Check":
-    """Find what is wrong with a catalogue and what training on it costs; write `check.html` into it, or `out`.
-
-    `recipe` gives the prompt, model and batch size to reckon with; without one, all fields and Phi-3-Vision. Raises
-    CatalogError where the catalogue cannot be read or the page not be written, RecipeError where the catalogue lacks
-    a column of the recipe.
-    """
-    recipe = load_recipe(recipe) if isinstance(recipe, Path | str) else recipe
-    from catalens.checking.check import check_catalog
-    from catalens.costing import plan_check
-
-    plan = plan_check(Path(catalog), recipe)
-    return check_catalog(catalog, out, plan, lambda done, total: progress("checking", done, total))
-
-
-def mimic(
-    out: Path | str,
-    like: Path | str,
-    rows: int | None = None,
-    seed: int = 0,
-    *,
-    fractions: Mapping[str, float] | None = None,
-    workers: int = 1,
-    progress: Progress = silent,
-) -> "Mimicked":
-    """Draw the catalogue `out` like another one, or from a `profile.json`, with nothing of the original inside.
-
-    As many rows and the same split fractions as there, unless given; the same arguments give the same bytes.
-    `profile.json` and `fidelity.html` beside it say how like it is. Raises CatalogError where `out` exists, `like` is
-    neither or has too few products, or where something of the original would be in a drawn row.
-    """
-    from catalens.costing import TinyMeter
-    from catalens.mimicking.mimic import mimic_catalog
-
-    return mimic_catalog(out, like, rows, seed, fractions, workers, TinyMeter, progress)
 
 
 def train(

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from catalens.catalog.duplicates import BITS, THRESHOLD, fingerprint, near_pairs
 from catalens.catalog.pictures import open_picture
 from catalens.catalog.splits import components
-from catalens.sampling.drawing import draw_catalog
+from catalens.sampling.sample import draw_catalog
 
 
 @pytest.fixture(scope="module")

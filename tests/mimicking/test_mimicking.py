@@ -28,21 +28,26 @@ from catalens.catalog.storage import SPLITS, Catalog, CatalogWriter, Roles
 from catalens.cli import app
 from catalens.config import Kind
 from catalens.errors import CatalogError, RecipeError
-from catalens.mimicking.distances import kolmogorov, total_variation
-from catalens.mimicking.looks import Looks
-from catalens.mimicking.mimic import K, Mimicked, learn_profile, load_profile, mimic_catalog, save_profile
-from catalens.mimicking.privacy import refuse_leaks
-from catalens.mimicking.products import Planner
-from catalens.mimicking.profile import OTHER, RARE, Profile
-from catalens.mimicking.summaries import learn_habits, quantile, round_by, summarise
-from catalens.mimicking.surveys import Survey
-from catalens.mimicking.texts import invent_words, shareable
-from catalens.mimicking.vocabulary import KIND_WORDS, kind_in, sees
-from catalens.sampling.assortment import PALETTE, plan_product
-from catalens.sampling.drawing import DEMO, draw_catalog
-from catalens.sampling.picture import LAYERS
-from catalens.sampling.sample import SAMPLE_ROLES
-from catalens.sampling.shapes import ALL_SHAPES, FURNISHINGS
+from catalens.mimicking.fidelity import kolmogorov, refuse_leaks, total_variation
+from catalens.mimicking.learning import Survey, learn_profile
+from catalens.mimicking.mimic import Mimicked, mimic_catalog
+from catalens.mimicking.products import Planner, StratumPlanner
+from catalens.mimicking.profile import (
+    OTHER,
+    RARE,
+    K,
+    Profile,
+    learn_habits,
+    load_profile,
+    quantile,
+    round_by,
+    save_profile,
+    summarise,
+)
+from catalens.mimicking.text import invent_words, kind_in, meaning_of, shareable
+from catalens.sampling.assortment import DEMO, PALETTE, plan_product, read_asset
+from catalens.sampling.picture import SHAPES
+from catalens.sampling.sample import SAMPLE_ROLES, draw_catalog
 
 ROOT = Path(__file__).parents[2]
 TABLE = Path(os.environ.get("CATALENS_FURNITURE") or ROOT.parent / "shared/data/furniture") / "furniture.csv"
@@ -376,7 +381,6 @@ def test_every_distance_is_small(mimicked: tuple[Path, Mimicked]):
         "title, words": 0.1,
         "title, characters": 0.2,
         "full_price": 0.1,
-        "full_price by category3_code, mean": 0.2,
         "longer side": 0.15,
         "width / height": 0.15,
         "border brightness": 0.15,
@@ -389,13 +393,13 @@ def test_every_distance_is_small(mimicked: tuple[Path, Mimicked]):
 
 
 def test_numbers_come_back_spread_and_rounded_as_they_were():
-    dice = random.Random(1)
-    prices = [round(dice.lognormvariate(5, 0.8)) - 0.01 for _ in range(900)] + [390.0] * 100
+    rng = random.Random(1)
+    prices = [round(rng.lognormvariate(5, 0.8)) - 0.01 for _ in range(900)] + [390.0] * 100
     histogram = summarise(prices, K, logarithmic=True)
     habits = learn_habits(prices[:900], K)
     drawn = [quantile(histogram, (n + 0.5) / 1000, logarithmic=True) for n in range(1000)]
     assert kolmogorov(prices, drawn) < 0.05
-    rounded = [round_by(habits, value, dice.random()) for value in drawn if value != 390.0]
+    rounded = [round_by(habits, value, rng.random()) for value in drawn if value != 390.0]
     assert {f"{value % 1:.2f}" for value in rounded} == {"0.99"}
     assert sum(abs(value - 390.0) < 1e-6 for value in drawn) == pytest.approx(100, abs=3)
 
@@ -542,11 +546,11 @@ FIELDS: list[dict[str, Kind]] = [
 
 @pytest.mark.parametrize("fields", FIELDS, ids=lambda fields: "".join(fields))
 def test_any_fields_and_missing_values(fields: dict[str, Kind], tmp_path: Path):
-    dice = random.Random(2)
+    rng = random.Random(2)
     kinds = {
-        "text": lambda: dice.choice([None, "red bag", "blue mug", "", "Plain black bag of Oslo"]),
-        "category": lambda: dice.choice(["BAGS", "MUGS", None, f"only {dice.random()}"]),
-        "number": lambda: dice.choice([-3, 0, 12, None, dice.randrange(-50, 900)]),
+        "text": lambda: rng.choice([None, "red bag", "blue mug", "", "Plain black bag of Oslo"]),
+        "category": lambda: rng.choice(["BAGS", "MUGS", None, f"only {rng.random()}"]),
+        "number": lambda: rng.choice([-3, 0, 12, None, rng.randrange(-50, 900)]),
     }
     rows = [
         {"id": f"like-{n}", "image": picture(n), **{name: kinds[kind]() for name, kind in fields.items()}}
@@ -587,28 +591,26 @@ def test_any_fields_and_missing_values(fields: dict[str, Kind], tmp_path: Path):
     ],
 )
 def test_words_have_meanings_in_some_languages(word: str, meaning: tuple[str, str] | None):
-    assert sees(word) == meaning
+    assert meaning_of(word) == meaning
 
 
 def test_every_kind_of_the_vocabulary_can_be_drawn():
-    assert set(KIND_WORDS) == set(ALL_SHAPES)
-    layers = {line.split()[0].rstrip("2") for shape in FURNISHINGS.values() for line in shape.strip().splitlines()}
-    assert layers <= set(LAYERS)
+    assert set(read_asset("vocabulary.yaml")["kind"]) == set(SHAPES)
     assert kind_in("Coffee table") == "Table"
     assert kind_in("LEATHER-GOODS") == "Wallet"
     assert kind_in("Miscellaneous") is None
 
 
 def test_what_a_title_says_is_seen(profile: Profile):
-    place = next(n for n, stratum in enumerate(profile.strata) if stratum.category == "BAGS")
-    looks = Looks(profile, place)
-    assert looks.look(["Gold-Trim", "Checked", "Navy", "Tote", "Bag"]) == ("Tote Bag", "Navy", "Checked", "Gold-Trim")
-    assert looks.look(["Dotted", "Denim", "Backpack"]) == ("Backpack", "Blue", "Dotted", "")
-    invented = profile.strata[place].invented["title"]
-    seen = {looks.look([word, "Backpack"]) for word in invented}
+    index = next(n for n, stratum in enumerate(profile.strata) if stratum.category == "BAGS")
+    bags = StratumPlanner(profile, index)
+    assert bags.look(["Gold-Trim", "Checked", "Navy", "Tote", "Bag"]) == ("Tote Bag", "Navy", "Checked", "Gold-Trim")
+    assert bags.look(["Dotted", "Denim", "Backpack"]) == ("Backpack", "Blue", "Dotted", "")
+    invented = profile.strata[index].invented["title"]
+    seen = {bags.look([word, "Backpack"]) for word in invented}
     assert len(seen) == len(invented)
-    assert looks.look([]).kind == "Tote Bag"
-    assert looks.look([]).colour in PALETTE
+    assert bags.look([]).kind == "Tote Bag"
+    assert bags.look([]).colour in PALETTE
 
 
 @pytest.mark.parametrize(
@@ -634,7 +636,7 @@ def test_the_page_opens_and_runs_nothing(tmp_path: Path):
     folder = write_catalog(tmp_path / "in", Roles(id="id", fields={nasty: "text", "c": "category"}), rows)
     mimic_catalog(tmp_path / "out", folder, 30)
     with opened((tmp_path / "out/fidelity.html").as_uri(), width=390, dark=True) as (page, problems):
-        assert page.locator("section").count() == 4
+        assert page.locator("section").count() == 3
         assert page.locator(".card").count() == 24
         assert page.locator("figure").count() >= 5
         assert nasty in page.locator("#distances").inner_text()
@@ -660,7 +662,7 @@ def test_the_command_prints_what_tuning_needs_side_by_side(source: Path, tmp_pat
     ]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
-    for line in ("bytes a row", "tokens a row", "crops a row", "seconds a step", "exact matches: 0 of 60 rows"):
+    for line in ("bytes a row", "tokens a row", "crops a row", "exact matches: 0 of 60 rows"):
         assert line in result.stdout
     needs = load_profile(tmp_path / "out/profile.json").needs
     assert needs
@@ -689,7 +691,6 @@ def test_a_real_catalogue_is_mimicked_and_kept_to_itself(tmp_path: Path):
     assert found["border brightness"] < 0.15
     titles = {row["title"] for row in rows_of(folder)}
     assert titles.isdisjoint(row["title"] for row in rows_of(tmp_path / "out"))
-    assert max(near.nearest for near in made.fidelity.nearness) < 1
 
 
 def test_distances_of_names():

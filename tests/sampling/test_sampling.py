@@ -8,7 +8,7 @@ import pytest
 from catalens.catalog.pictures import open_picture
 from catalens.catalog.storage import SPLITS, Catalog
 from catalens.errors import CatalogError
-from catalens.sampling.drawing import BASE
+from catalens.sampling.assortment import BASE
 from catalens.sampling.sample import SAMPLE_ROLES, sample_catalog
 
 ROWS = 40
@@ -93,15 +93,15 @@ def test_without_noise_a_picture_tells_the_price(tmp_path: Path):
 
 
 def test_fractions_and_progress(tmp_path: Path):
-    seen: list[int] = []
+    seen: list[Any] = []
     fractions = {"train": 0.0, "validation": 0.0, "test": 1.0}
-    card = sample_catalog(tmp_path / "shop", 5, fractions=fractions, progress=seen.append)
+    card = sample_catalog(tmp_path / "shop", 5, fractions=fractions, progress=lambda *called: seen.append(called))
     assert card.rows == {"train": 0, "validation": 0, "test": 5}
-    assert seen == [1, 2, 3, 4, 5]
+    assert seen == [("drawing", done, 5) for done in range(1, 6)]
 
 
 def test_an_existing_folder_is_refused_before_anything_is_drawn(sampled: Path):
-    seen: list[int] = []
+    seen: list[Any] = []
     with pytest.raises(CatalogError, match="exists already"):
-        sample_catalog(sampled, 10**9, progress=seen.append)
+        sample_catalog(sampled, 10**9, progress=lambda *called: seen.append(called))
     assert seen == []

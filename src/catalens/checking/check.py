@@ -17,7 +17,7 @@ from catalens.checking.costs import CropCost, crop_costs, default_prompt, load_s
 from catalens.checking.facts import read_facts
 from catalens.checking.page import page_view
 from catalens.checking.rules import Finding, find
-from catalens.config import Recipe, TrainingSpec
+from catalens.config import Recipe, TrainingSpec, load_recipe
 from catalens.data import Encoder
 from catalens.errors import RecipeError
 from catalens.files import writing
@@ -46,30 +46,36 @@ class Check:
 
 
 def check_catalog(
-    folder: Path | str, recipe: Recipe | None = None, out: Path | str | None = None, progress: Progress = silent
+    catalog: Path | str,
+    recipe: Recipe | Path | str | None = None,
+    out: Path | str | None = None,
+    progress: Progress = silent,
 ) -> Check:
     """Check a catalogue and write the page, to `out` or into its folder.
 
     Without a recipe the prompt has all fields, and costs are those of Phi-3-Vision. Raises CatalogError where the
     catalogue cannot be read or the page cannot be written, RecipeError where it lacks a column of the recipe.
     """
-    catalog = Catalog(folder)
-    fields = catalog.card.roles.fields
+    recipe = load_recipe(recipe) if isinstance(recipe, Path | str) else recipe
+    stored = Catalog(catalog)
+    fields = stored.card.roles.fields
     prompt = recipe.prompt if recipe else default_prompt(fields)
     if absent := [field.column for field in prompt.fields if field.column not in fields]:
-        raise RecipeError(f"prompt.fields: {folder} has no column {absent[0]!r}; its columns are {', '.join(fields)}")
-    page = Path(out) if out else catalog.folder / PAGE
+        raise RecipeError(
+            f"prompt.fields: {catalog} has no column {absent[0]!r}; its columns are {', '.join(fields)}"
+        )
+    page = Path(out) if out else stored.folder / PAGE
     page = page / PAGE if page.is_dir() else page
     with writing(page):
         refuse_to_overwrite(page)
     processor, config, basis = load_sizes(recipe.model if recipe else None)
-    facts = read_facts(catalog, prompt, Encoder(processor, prompt) if processor else None, progress)
+    facts = read_facts(stored, prompt, Encoder(processor, prompt) if processor else None, progress)
     findings = find(facts)
     images = processor.image_processor if processor else Phi3VImageProcessor()
     training = recipe.training if recipe else TrainingSpec()
     costs = crop_costs(facts, images, config, training)
-    view = page_view(catalog, facts, findings, costs, training, basis)
+    view = page_view(stored, facts, findings, costs, training, basis)
     with writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
         write_page(page, Path(__file__).with_name("check.html.j2"), **view)
-    return Check(page, catalog.card, tuple(findings), tuple(costs), view)
+    return Check(page, stored.card, tuple(findings), tuple(costs), view)

@@ -58,19 +58,15 @@ def sample(
         fractions = fractions_of(splits) if splits else None
         with bars(console) as progress:
             made = catalens.mimic(out, like, rows, seed, fractions=fractions, workers=workers, progress=progress)
-        from catalens.mimicking.terminal import print_fidelity
+        from catalens.mimicking.page import print_fidelity
 
         _report_catalog(out, made.card)
-        print_fidelity(made, Terminal())
+        print_fidelity(made.fidelity, Terminal())
         answer(f"page: {out / 'fidelity.html'}")
         return
     rows, noise, fractions = rows or 1000, 0.08 if noise is None else noise, fractions_of(splits or "0.8,0.1,0.1")
     with bars(console) as progress:
-
-        def drawn(done: int) -> None:
-            progress("drawing", done, rows)
-
-        card = catalens.sample(out, rows, seed, noise=noise, workers=workers, fractions=fractions, progress=drawn)
+        card = catalens.sample(out, rows, seed, noise=noise, workers=workers, fractions=fractions, progress=progress)
     _report_catalog(out, card)
     floor = card.figures
     console.print(f"noise floor of the price: median error {floor['mdape']:.1%}, mean error {floor['mae']:.1f}")

@@ -8,42 +8,87 @@ Of a product only its first row speaks. What fewer than k products share is coun
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from catalens.catalog.scan import ImageStats
-from catalens.catalog.storage import SPLITS, Catalog
-from catalens.errors import CatalogError
+from catalens.catalog.scan import ImageStats, Scan, look_at
+from catalens.catalog.storage import SPLITS, Catalog, Roles
+from catalens.checkpoint import load_processor
+from catalens.config import FieldSpec, PromptSpec
+from catalens.data import Encoder
+from catalens.errors import CatalogError, PictureError, PromptError
 from catalens.mimicking.profile import (
+    ALPHA,
     EDGE,
     OTHER,
     RARE,
     Category,
     Histogram,
     K,
+    Needs,
     PictureFormat,
     PictureSize,
     Profile,
     Rounding,
     Stratum,
     Wording,
-    format_of,
+    learn_habits,
+    quantile,
+    summarise,
 )
-from catalens.mimicking.summaries import learn_habits, quantile, summarise
-from catalens.mimicking.surveys import Survey, survey_catalog
-from catalens.mimicking.texts import balanced, case_of, invent_words, shareable
+from catalens.mimicking.text import balanced, case_of, invent_words, shareable
+from catalens.progress import Progress, silent
 
-MOST_WORDS = 1000
-"""Words of a column that a profile keeps, the most frequent ones."""
-FEWEST_INVENTED, MOST_INVENTED = 4, 60
-"""Invented words of a stratum; between them, as many as would each be used by k products."""
-LONGEST_INVENTED = 18
-LETTERS = (4.0, 9.0)
-"""Of an invented word, where the catalogue has no rare words to go by."""
+DECODED, MEASURED = 2000, 100  # pictures that are decoded, rows whose tokens are counted: of a catalogue, about
+MOST_WORDS = 1000  # of a column that a profile keeps, the most frequent ones
+FEWEST_INVENTED, MOST_INVENTED = 4, 60  # words of a stratum; between, as many as would each be used by k products
+MAX_LETTERS = 18  # of an invented word
+LETTERS = (4.0, 9.0)  # where the catalogue has no rare words to go by
+
+
+class Survey(Scan):
+    """Facts of `total` rows, and the tokens and crops of a sample of them."""
+
+    def __init__(self, roles: Roles, total: int) -> None:
+        super().__init__(roles)
+        self.total = total
+        self.costs: list[Needs] = []
+        specs = [FieldSpec(column=c, label=f"Field {n}", kind=k) for n, (c, k) in enumerate(roles.fields.items())]
+        self._encoder = Encoder(load_processor("tiny"), PromptSpec(fields=tuple(specs)))
+
+    def take(self, split: str, row: Mapping[str, Any]) -> None:
+        """Take in a row with its picture."""
+        image = row[self.roles.image]
+        self.add(split, row, look_at(image, decode=len(self) % max(1, self.total // DECODED) == 0))
+        if len(self) % max(1, self.total // MEASURED) == 0:
+            try:
+                example = self._encoder.example(row, self._encoder.picture(image))
+            except (PromptError, PictureError):
+                return  # as in training, which names it
+            self.costs.append(Needs(len(example["input_ids"]), len(example["pixel_values"])))
+
+    @property
+    def needs(self) -> Needs | None:
+        """Mean tokens and crops, where they were measured."""
+        return Needs(*np.mean(self.costs, axis=0).round(2).tolist()) if self.costs else None
+
+    def products(self, column: str | None) -> list[Any]:
+        """The values of a column, a product each; None where there is no column."""
+        return [self.values[column][row] if column else None for row in self.firsts.values()]
+
+
+def survey_catalog(catalog: Catalog, progress: Progress = silent) -> Survey:
+    """Read a catalogue once."""
+    survey = Survey(catalog.card.roles, sum(catalog.card.rows.values()))
+    for split, batch in catalog.all_batches():
+        for row in batch:
+            survey.take(split, row)
+        progress("measuring", len(survey.ids), survey.total)
+    return survey
 
 
 def learn_profile(catalog: Catalog, k: int = K, survey: Survey | None = None) -> Profile:
@@ -64,21 +109,21 @@ def learn_profile(catalog: Catalog, k: int = K, survey: Survey | None = None) ->
             f"{catalog.folder} has {len(pictures)} products with a picture that can be read, and {k + 2} are "
             "needed: see what `catalens check` says of the others"
         )
-    learner = _Learner(survey, k)
+    learner, roles = _Learner(survey, k), survey.roles
     splits = Counter(survey.splits[row] for row in survey.firsts.values())
     profile = Profile(
         k=k,
-        roles=survey.roles,
+        roles=roles,
         integer_fields=catalog.card.integer_fields,
-        rows=len(survey),
+        rows=len(survey.ids),
         products=len(rows),
         fractions={split: round(splits[split] / len(rows), 4) for split in SPLITS},
         photographs=summarise(list(rows.values()), k),
         id_prefix=_free_prefix(rows),
-        categories={column: learner.category(column) for column in survey.roles.columns("category")},
-        texts={column: learner.wording(column) for column in survey.roles.columns("text")},
-        numbers={column: learner.rounding(column) for column in survey.roles.columns("number")},
-        pictures=describe(pictures, k),
+        categories={column: learner.category(column) for column in roles.columns("category")},
+        texts={column: learner.wording(column) for column in roles.columns("text")},
+        numbers={column: learner.rounding(column) for column in roles.columns("number")},
+        pictures=_learn_pictures(pictures, k),
         bytes_a_row=round(sum(picture.stored for picture in pictures) / len(pictures)),
         strata=tuple(learner.stratum(name) for name in learner.strata if len(learner.strata[name]) >= k),
         needs=survey.needs,
@@ -90,31 +135,39 @@ class _Learner:
     """What products have in common."""
 
     def __init__(self, survey: Survey, k: int) -> None:
-        self.survey, self.k = survey, k
-        self.secret = _fingerprint(survey)
-        self.columns = {name: survey.products(name) for name in survey.roles.fields}
+        self.survey, self.k, roles = survey, k, survey.roles
+        # nobody can reckon this hash who has not all of the rows, in whatever order
+        rows = zip(survey.ids, survey.pictures, *survey.values.values(), strict=True)
+        whole = sorted(json.dumps([id, seen.digest.hex(), *values]) for id, seen, *values in rows)
+        self.secret = hashlib.sha256("\n".join(whole).encode()).hexdigest()
+        self.columns = {name: survey.products(name) for name in roles.fields}
         self.known = {name: [value for value in values if value is not None] for name, values in self.columns.items()}
-        self.logarithmic = {
-            column: min(self.known[column], default=0) > 0 for column in survey.roles.columns("number")
-        }
-        self.names = {column: self._kept(column) for column in survey.roles.columns("category")}
-        self.words = {column: self._shared_words(column) for column in survey.roles.columns("text")}
-        self.rare = {
-            column: [word for text in self.known[column] for word in text.split() if word not in words]
-            for column, words in self.words.items()
-        }
+        self.logarithmic = {column: min(self.known[column], default=0) > 0 for column in roles.columns("number")}
+        self.names: dict[str, dict[str, int]] = {}  # products by category that may be named
+        for column in roles.columns("category"):
+            counts = sorted(Counter(self.known[column]).items(), key=lambda item: (-item[1], item[0]))
+            self.names[column] = {name: n for name, n in counts if n >= k and self._may_stay(name)}
+        self.rare: dict[str, list[str]] = {}  # words that may not, from here on `rare word` in the texts
+        self.frequent: dict[str, list[str]] = {}
+        for column in roles.columns("text"):
+            texts = [None if text is None else text.split() for text in self.columns[column]]
+            counts = _uses(words for words in texts if words).most_common(MOST_WORDS)
+            self.frequent[column] = named = [word for word, n in counts if n >= k and self._may_stay(word)]
+            stays = set(named)
+            self.rare[column] = [word for words in texts if words for word in words if word not in stays]
+            self.columns[column] = [words and [w if w in stays else RARE for w in words] for words in texts]
+            self.known[column] = [words for words in self.columns[column] if words is not None]
         self.taken = {id.casefold() for id in survey.firsts}
-        for column in (*self.names, *self.words):
+        for column in (*self.names, *self.rare):
             self.taken.update(word for text in survey.values[column] if text for word in text.casefold().split())
-        kept = self.names.get(survey.roles.leading or "", {})
+        kept = self.names.get(roles.leading or "", {})
         strata: dict[str | None, list[int]] = defaultdict(list)
-        for place, name in enumerate(survey.strata()):
-            strata[name if name in kept else None].append(place)
+        for index, name in enumerate(survey.products(roles.leading)):
+            strata[name if name in kept else None].append(index)
         self.strata = dict(sorted(strata.items(), key=lambda item: (-len(item[1]), str(item[0]))))
-        """Places of the products by stratum, the largest first."""
+        """Indices of the products by stratum, the largest first."""
 
     def category(self, column: str) -> Category:
-        """The names of a column."""
         counts, kept = Counter(self.known[column]), self.names[column]
         rare = counts.total() - sum(kept.values())
         rare = rare if rare >= self.k or not kept else 0
@@ -123,52 +176,50 @@ class _Learner:
         return Category(products=kept, rare_products=rare, rare_names=invented, missing=self._missing(column))
 
     def wording(self, column: str) -> Wording:
-        """How the words of a column follow each other, and which are too rare in some strata to be named there."""
+        """Count how the words of a column follow each other, and which are too rare in some strata to be named."""
         followers: dict[str, dict[str, int]] = defaultdict(dict)
-        texts = [[EDGE, *self._written(column, text), EDGE] for text in self.known[column]]
-        for (first, second), n in sorted(_uses(pairwise(words) for words in texts).items()):
+        pairs = _uses(pairwise([EDGE, *words, EDGE]) for words in self.known[column])
+        for (first, second), n in sorted(pairs.items()):
             if n >= self.k:
                 followers[first][second] = n
         unnamed: Counter[str] = Counter()  # not the difference to a total: that might be one product
-        for places in self.strata.values():
-            unnamed.update({word: n for word, n in self._used(column, places).items() if n < self.k})
+        for name in self.strata:
+            unnamed.update({word: n for word, n in _uses(self._of(column, name)).items() if n < self.k})
         elsewhere = {word: n for word, n in unnamed.most_common() if n >= self.k}
         return Wording(elsewhere=elsewhere, pairs=followers, missing=self._missing(column))
 
     def rounding(self, column: str) -> Rounding:
-        """How numbers are rounded that are not those of many products of a stratum."""
+        """Learn how numbers are rounded that are not those of many products of a stratum."""
         free: list[float] = []
-        for places in self.strata.values():
-            values = self._of(column, places)
+        for name in self.strata:
+            values = self._of(column, name)
             histogram = summarise(values, self.k, self.logarithmic[column])
             shared = {group.value for group in histogram if group.shared}
             free += [value for value in values if value not in shared]
-        return Rounding(
-            habits=learn_habits(free or self.known[column], self.k),
-            logarithmic=self.logarithmic[column],
-            missing=self._missing(column),
-        )
+        habits = learn_habits(free or self.known[column], self.k)
+        return Rounding(habits=habits, logarithmic=self.logarithmic[column], missing=self._missing(column))
 
     def stratum(self, name: str | None) -> Stratum:
-        """The products of a category; what they are too few to tell is told of all products together."""
-        places, words, invented, lengths, numbers = self.strata[name], {}, {}, {}, {}
-        for column in self.words:
-            used = self._used(column, places)
-            words[column] = {word: n for word, n in used.most_common() if n >= self.k}
+        """Learn what the products of a category tell; what they are too few for is told of all together."""
+        lengths: dict[str, Histogram] = {}
+        words: dict[str, dict[str, int]] = {}
+        for column in self.rare:
+            used = _uses(self._of(column, name))
             others = sum(n for word, n in used.items() if n < self.k and word != RARE)
+            words[column] = {word: n for word, n in used.most_common() if n >= self.k}
             words[column] |= {OTHER: others} if others >= self.k else {}
-            invented[column] = self._invented(column, name)
-            for some in (self._of(column, places), self.known[column]):
-                if column not in lengths and (told := summarise([len(text.split()) for text in some], self.k)):
-                    lengths[column] = told
-        for column in self.survey.roles.columns("number"):
-            for values in (self._of(column, places), self.known[column]):
-                if column not in numbers and (told := summarise(values, self.k, self.logarithmic[column])):
-                    numbers[column] = told
+            here, everywhere = (
+                [len(text) for text in texts] for texts in (self._of(column, name), self.known[column])
+            )
+            lengths[column] = summarise(here, self.k) or summarise(everywhere, self.k)
+        numbers = {
+            column: summarise(self._of(column, name), self.k, log) or summarise(self.known[column], self.k, log)
+            for column, log in self.logarithmic.items()
+        }
         categories = {
             column: {
                 value: n
-                for value, n in Counter(self._of(column, places)).most_common()
+                for value, n in Counter(self._of(column, name)).most_common()
                 if n >= self.k and value in kept
             }
             for column, kept in self.names.items()
@@ -176,37 +227,20 @@ class _Learner:
         }
         return Stratum(
             category=name,
-            products=len(places),
-            lengths=lengths,
+            products=len(self.strata[name]),
+            lengths={column: told for column, told in lengths.items() if told},
             words=words,
-            invented=invented,
-            numbers=numbers,
+            invented={column: self._invented(column, name) for column in self.rare},
+            numbers={column: told for column, told in numbers.items() if told},
             categories=categories,
         )
 
-    def _of(self, column: str, places: Iterable[int]) -> list[Any]:
-        """The known values of the products at some places."""
-        return [value for place in places if (value := self.columns[column][place]) is not None]
-
-    def _kept(self, column: str) -> dict[str, int]:
-        """Categories that may be named, with their products: k have it, and it is no id or address."""
-        counts = sorted(Counter(self.known[column]).items(), key=lambda item: (-item[1], item[0]))
-        return {name: n for name, n in counts if n >= self.k and self._may_stay(name)}
-
-    def _shared_words(self, column: str) -> dict[str, int]:
-        """Words that may stay, with their products."""
-        frequent = _uses(text.split() for text in self.known[column]).most_common(MOST_WORDS)
-        return {word: n for word, n in frequent if n >= self.k and self._may_stay(word)}
+    def _of(self, column: str, stratum: str | None) -> list[Any]:
+        """The known values of the products of a stratum."""
+        return [value for index in self.strata[stratum] if (value := self.columns[column][index]) is not None]
 
     def _may_stay(self, name: str) -> bool:
         return all(map(shareable, name.split())) and name not in self.survey.firsts
-
-    def _written(self, column: str, text: str) -> list[str]:
-        return [word if word in self.words[column] else RARE for word in text.split()]
-
-    def _used(self, column: str, places: Iterable[int]) -> Counter[str]:
-        """Products of a stratum that use a word."""
-        return _uses(self._written(column, text) for text in self._of(column, places))
 
     def _missing(self, column: str) -> float:
         missing = self.columns[column].count(None)
@@ -214,11 +248,10 @@ class _Learner:
 
     def _invented(self, column: str, stratum: str | None) -> tuple[str, ...]:
         """Words of the length and case of the column's rare words, fewer than these, so that each can be learnt."""
-        here = self._of(column, self.strata[stratum])
-        uses = sum(self._written(column, text).count(RARE) for text in here)
+        uses = sum(words.count(RARE) for words in self._of(column, stratum))
         count = min(max(uses // self.k, FEWEST_INVENTED), MOST_INVENTED)
         letters = summarise([len(word) for word in self.rare[column]], self.k)
-        case = case_of(self.rare[column] if letters else self.words[column] or ["Title"])
+        case = case_of(self.rare[column] if letters else self.frequent[column] or ["Title"])
         return invent_words(count, partial(_letters, letters), case, self.taken, f"{self.secret}/{column}/{stratum}")
 
 
@@ -227,20 +260,13 @@ def _uses(of_products: Iterable[Iterable[Any]]) -> Counter[Any]:
     return Counter(thing for things in of_products for thing in dict.fromkeys(things))  # a set's order changes
 
 
-def _fingerprint(survey: Survey) -> str:
-    """A hash over everything in the rows, whatever their order, that nobody can reckon who has not all of them."""
-    rows = zip(survey.ids, survey.pictures, *survey.values.values(), strict=True)
-    whole = sorted(json.dumps([id, seen.digest.hex(), *values]) for id, seen, *values in rows)
-    return hashlib.sha256("\n".join(whole).encode()).hexdigest()
-
-
 def _letters(histogram: Histogram, at: float) -> float:
     """Length of an invented word for a share of 1."""
-    return min(quantile(histogram, at), LONGEST_INVENTED) if histogram else float(np.interp(at, (0, 1), LETTERS))
+    return min(quantile(histogram, at), MAX_LETTERS) if histogram else float(np.interp(at, (0, 1), LETTERS))
 
 
 def _free_prefix(ids: Iterable[str]) -> str:
-    """How no id of the catalogue begins."""
+    """A prefix that no id of the catalogue has."""
     prefix, number = "like-", 1
     while any(id.startswith(prefix) for id in ids):
         number += 1
@@ -248,29 +274,32 @@ def _free_prefix(ids: Iterable[str]) -> str:
     return prefix
 
 
-def describe(seen: Sequence[ImageStats], k: int) -> dict[str, PictureFormat]:
-    """The pictures of a catalogue by format; formats of too few pictures count as the most frequent one."""
-    counts = Counter(map(format_of, seen))
+def format_of(seen: ImageStats) -> str:
+    """The format of a picture, `PNG+alpha` being another than `PNG`."""
+    return (seen.format or "PNG") + (ALPHA if seen.transparent else "")
+
+
+def _learn_pictures(pictures: Sequence[ImageStats], k: int) -> dict[str, PictureFormat]:
+    """Learn the pictures of a catalogue by format; those of formats of too few count as of the most frequent one."""
+    counts = Counter(map(format_of, pictures))
     main = min(counts, key=lambda format: (-counts[format], format))
     by_format: dict[str, list[ImageStats]] = defaultdict(list)
-    for picture in seen:
+    for picture in pictures:
         by_format[format_of(picture) if counts[format_of(picture)] >= k + 2 else main].append(picture)
-    return {format: _describe(pictures, k) for format, pictures in sorted(by_format.items())}
+    return {format: _learn_format(some, k) for format, some in sorted(by_format.items())}
 
 
-def _describe(seen: Sequence[ImageStats], k: int) -> PictureFormat:
-    sizes = [picture.size or (0, 0) for picture in seen]
-    counts = Counter(sizes)
-    frequent = {size: n for size, n in sorted(counts.items()) if n >= k}
+def _learn_format(pictures: Sequence[ImageStats], k: int) -> PictureFormat:
+    sizes = [picture.size or (0, 0) for picture in pictures]
+    frequent = {size: n for size, n in sorted(Counter(sizes).items()) if n >= k}
     rest = [size for size in sizes if size not in frequent]
-    if len(rest) < k + 2:
-        rest = sizes
-    density = [picture.stored / (width * height) for picture, (width, height) in zip(seen, sizes, strict=True)]
+    rest = rest if len(rest) >= k + 2 else sizes
+    density = [picture.stored / (width * height) for picture, (width, height) in zip(pictures, sizes, strict=True)]
     return PictureFormat(
-        products=len(seen),
+        products=len(pictures),
         sizes=tuple(PictureSize(*size, n) for size, n in frequent.items()),
         longest=summarise([max(size) for size in rest], k, logarithmic=True),
         ratio=summarise([width / height for width, height in rest], k, logarithmic=True),
         bytes_a_pixel=summarise(density, k, logarithmic=True),
-        brightness=summarise([p.brightness for p in seen if p.brightness is not None], k),
+        brightness=summarise([p.brightness for p in pictures if p.brightness is not None], k),
     )

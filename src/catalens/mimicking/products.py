@@ -1,49 +1,57 @@
-"""Products like those of a profile: texts, categories, numbers and looks, each from the seed and its place.
+"""Products like those of a profile: texts, categories, numbers and looks, each from the seed and its number.
 
     MimickedProduct(id="like-00000017", values={"title": "Morvel Red Tote Bag", "category3_code": "BAGS",
-                    "full_price": 1290.0}, look=Look("Tote Bag", "Red", "Striped", ""), photographs=2)
+                    "full_price": 1290.0}, look=Look("Tote Bag", "Red", "Striped", ""))
+
+A word with a known meaning shows in the look as what it means. Each invented word of a category has a trait of its
+own (above, Morvel is striped), and a frequent word without a meaning has one by its hash, where none of the others
+speaks. What no word says is plain, without trim and in the category's own colour.
 
 A number is what can be seen of the product, times noise, put in the place that this has among the numbers of its
 category: so pictures tell about numbers, and the numbers are spread as they are in the catalogue.
 """
 
+import hashlib
 import math
 import random
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtr
 
-from catalens.mimicking.looks import Look, Looks, effect
-from catalens.mimicking.profile import RARE, Profile
-from catalens.mimicking.summaries import pick, place_of, quantile, round_by
-from catalens.mimicking.texts import Chain
+from catalens.mimicking.profile import RARE, Profile, index_of, pick, quantile, round_by
+from catalens.mimicking.text import Chain, kind_in, meaning_of
+from catalens.sampling.assortment import PALETTE, PATTERNS, PLAIN_ONLY, TRIMS, Look
+from catalens.sampling.picture import SHAPES
 
 GOLDEN, PLASTIC = (math.sqrt(5) - 1) / 2, 1 / 1.324717957244746
 """Steps that spread numbers evenly over 0 to 1: so that a small catalogue has its share of every category, too."""
-REHEARSAL = 400
-"""Products of a stratum that are drawn first, to know what effects to expect."""
-LARGEST = 2**53
-"""Whole numbers are at most this, as far as a float tells them apart."""
-NOISE = 0.35
-"""Standard deviation of the noise on numbers, in those of what can be seen."""
+REHEARSAL = 400  # products of a stratum that are drawn first, to know what effects to expect
+LARGEST = 2**53  # whole numbers are at most this, as far as a float tells them apart
+NOISE = 0.35  # standard deviation of the noise on numbers, in those of what can be seen
+QUIET = ("White", "Grey", "Beige", "Brown", "Black", "Navy")  # of things whose colour nobody names
+_AXES = {"colour": list(PALETTE), "pattern": [p for p in PATTERNS if p != "Plain"], "trim": [t for t in TRIMS if t]}
+TRAITS = [
+    trait
+    for turn in zip_longest(*([(axis, value) for value in values] for axis, values in _AXES.items()))
+    for trait in turn
+    if trait
+]
+"""(axis, value) of all that can be seen of a thing beside its kind, the axes by turns."""
 
 Value = str | float | int | None
 
 
-@dataclass(frozen=True)
-class MimickedProduct:
+class MimickedProduct(NamedTuple):
     """A product before it is photographed."""
 
     id: str
-    values: Mapping[str, Value]
-    """By column; None where it is missing."""
-    expected: Mapping[str, float]
-    """By number column: what the picture tells, before the noise."""
+    values: Mapping[str, Value]  # by column; None where it is missing
+    expected: Mapping[str, float]  # by number column: what the picture tells, before the noise
     look: Look
-    photographs: int
 
 
 class Planner:
@@ -51,108 +59,135 @@ class Planner:
 
     def __init__(self, profile: Profile, seed: int) -> None:
         self.profile, self.seed = profile, seed
-        self._stratum = lru_cache(maxsize=None)(lambda place: _Stratum(profile, place))
+        self._stratum = lru_cache(maxsize=None)(lambda index: StratumPlanner(profile, index))
         self._offset = random.Random(f"catalens/like/{seed}").random()
 
     def product(self, number: int) -> MimickedProduct:
-        """Product `number` of the catalogue."""
-        dice = random.Random(f"catalens/like/{self.seed}/product/{number}")
+        """Plan product `number` of the catalogue."""
+        rng = random.Random(f"catalens/like/{self.seed}/product/{number}")
         at = (self._offset + number * GOLDEN) % 1
-        stratum = self._stratum(place_of(at, [stratum.products for stratum in self.profile.strata]))
-        look, values = stratum.draw(dice)
-        numbers, expected = stratum.numbers(look, dice)
-        values |= numbers
-        return MimickedProduct(
-            id=f"{self.profile.id_prefix}{number:08d}",
-            values={name: values[name] for name in self.profile.roles.fields},
-            expected=expected,
-            look=look,
-            photographs=self.photographs(number),
-        )
+        stratum = self._stratum(index_of(at, [stratum.products for stratum in self.profile.strata]))
+        look, values = stratum.draw(rng)
+        numbers, expected = stratum.numbers(look, rng)
+        values = {name: (values | numbers)[name] for name in self.profile.roles.fields}
+        return MimickedProduct(f"{self.profile.id_prefix}{number:08d}", values, expected, look)
 
     def evenly(self, number: int, shot: int) -> float:
-        """A share of 1 for a photograph, spread evenly over all of them and independent of the product's."""
+        """Return a share of 1 for a photograph, spread evenly over all, and independent of the product's."""
         return (self._offset + number * PLASTIC + shot * PLASTIC**2) % 1
 
     def photographs(self, number: int) -> int:
-        """Rows of product `number`."""
+        """Plan the rows of product `number`."""
         at = random.Random(f"catalens/like/{self.seed}/photographs/{number}").random()
         return max(1, round(pick(self.profile.photographs, at).value))
 
-    def rows(self, rows: int) -> Iterator[tuple[int, int]]:
-        """(product number, photograph number) of each row; the last product may have fewer than it planned."""
-        number = planned = 0
-        while planned < rows:
-            photographs = min(self.photographs(number), rows - planned)
-            yield from ((number, photograph) for photograph in range(photographs))
-            planned += photographs
-            number += 1
 
+class StratumPlanner:
+    """Plans products of one stratum."""
 
-class _Stratum:
-    """Draws products of one stratum."""
+    def __init__(self, profile: Profile, index: int) -> None:
+        self.profile, self.its = profile, profile.strata[index]
+        start = _stable(self.its.category or "")
+        self.kind, self.colour = _kinds(profile)[index], QUIET[start % len(QUIET)]
+        self.traits: dict[str, tuple[str, str]] = {}  # (axis, value) of each invented word
+        for words in self.its.invented.values():
+            self.traits |= {word: TRAITS[(start + turn) % len(TRAITS)] for turn, word in enumerate(words)}
+        self._chains = {column: Chain(profile, column, index) for column in self.its.lengths}
+        rng = random.Random("catalens/like/rehearsal")
+        self._effects = np.array([effect(self.draw(rng)[0]) for _ in range(REHEARSAL)])
+        self._noise = NOISE * float(self._effects.std()) or 1.0
 
-    def __init__(self, profile: Profile, place: int) -> None:
-        self.profile, self.its = profile, profile.strata[place]
-        self._looks = Looks(profile, place)
-        self._chains = {column: Chain(profile, column, place) for column in self.its.lengths}
-        dice = random.Random("catalens/like/rehearsal")
-        effects = np.array([effect(self.draw(dice)[0]) for _ in range(REHEARSAL)])
-        self._effects, self._noise = effects, NOISE * float(effects.std()) or 1.0
-
-    def draw(self, dice: random.Random) -> tuple[Look, dict[str, Value]]:
-        """The look of a product, its texts and categories."""
-        texts = {column: self._text(column, dice) for column in self.profile.roles.columns("text")}
-        look = self._looks.look([word for words in texts.values() for word in words])
+    def draw(self, rng: random.Random) -> tuple[Look, dict[str, Value]]:
+        """Draw the look of a product, its texts and categories."""
+        texts = {column: self._text(column, rng) for column in self.profile.roles.columns("text")}
+        look = self.look([word for words in texts.values() for word in words])
         values: dict[str, Value] = {column: " ".join(words) or None for column, words in texts.items()}
-        return look, values | {column: self._category(column, dice) for column in self.profile.categories}
+        return look, values | {column: self._category(column, rng) for column in self.profile.categories}
 
-    def numbers(self, look: Look, dice: random.Random) -> tuple[dict[str, Value], dict[str, float]]:
-        """The numbers of a product with this look, and what they would be without noise."""
+    def numbers(self, look: Look, rng: random.Random) -> tuple[dict[str, Value], dict[str, float]]:
+        """Draw the numbers of a product with this look, and what they would be without noise."""
         values: dict[str, Value] = {}
         expected: dict[str, float] = {}
         for column, rounding in self.profile.numbers.items():
-            missing, noise, habit = dice.random(), dice.gauss(0, self._noise), dice.random()
+            missing, noise, habit = rng.random(), rng.gauss(0, self._noise), rng.random()
             histogram = self.its.numbers.get(column)
             values[column] = None
             if histogram is None or missing < rounding.missing:
                 continue
-            at = self._place(effect(look) + noise)
+            at = self._rank(effect(look) + noise)
             value = quantile(histogram, at, rounding.logarithmic)
             if not pick(histogram, at).shared:
                 value = round_by(rounding.habits, value, habit)
             whole = column in self.profile.integer_fields
             values[column] = min(max(round(value), -LARGEST), LARGEST) if whole else float(value)
-            expected[column] = quantile(histogram, self._place(effect(look)), rounding.logarithmic)
+            expected[column] = quantile(histogram, self._rank(effect(look)), rounding.logarithmic)
         return values, expected
 
-    def _place(self, score: float) -> float:
+    def look(self, words: Sequence[str]) -> Look:
+        """Return the look of a product with these words, of all its texts."""
+        spoken = [meaning for word in words if (meaning := meaning_of(word))]
+        materials = [("colour", value) for axis, value in spoken if axis == "material"]
+        own = [self.traits[word] for word in words if word in self.traits]
+        mute = [word for word in words if word not in self.traits and not meaning_of(word)]
+        others = [TRAITS[_stable(word) % len(TRAITS)] for word in mute]
+        seen = dict(reversed([*spoken, *materials, *own, *others]))  # the first of an axis stays
+        kind = kind_in(" ".join(words)) or self.kind
+        pattern = "Plain" if kind in PLAIN_ONLY else seen.get("pattern", "Plain")
+        return Look(kind, seen.get("colour", self.colour), pattern, seen.get("trim", ""))
+
+    def _rank(self, score: float) -> float:
         """Share of the stratum's products below a score: 0 to 1, evenly spread over all that are drawn."""
         return min(float(ndtr((score - self._effects) / self._noise).mean()), 1 - 1e-9)
 
-    def _text(self, column: str, dice: random.Random) -> list[str]:
-        if column not in self._chains or dice.random() < self.profile.texts[column].missing:
+    def _text(self, column: str, rng: random.Random) -> list[str]:
+        if column not in self._chains or rng.random() < self.profile.texts[column].missing:
             return []
-        words = self._chains[column].draw(dice)
-        taken = self._looks.taken([word for word in words if word != RARE])
-        for place, word in enumerate(words):
+        words = self._chains[column].draw(rng)
+        # axes that words with a meaning settle, or that do not show on the thing that they name
+        named = [word for word in words if word != RARE]
+        taken = {meaning[0].replace("material", "colour") for word in named if (meaning := meaning_of(word))}
+        taken |= {"pattern"} if (kind_in(" ".join(named)) or self.kind) in PLAIN_ONLY else set()
+        for index, word in enumerate(words):
             if word == RARE:
                 invented = self.its.invented[column]
-                open_ones = [each for each in invented if self._looks.traits[each][0] not in taken] or invented
-                words[place] = open_ones[place_of(dice.random(), [1 / (n + 1) for n in range(len(open_ones))])]
-                taken.add(self._looks.traits[words[place]][0])
+                free = [each for each in invented if self.traits[each][0] not in taken] or invented
+                words[index] = free[index_of(rng.random(), [1 / (n + 1) for n in range(len(free))])]
+                taken.add(self.traits[words[index]][0])
         return words
 
-    def _category(self, column: str, dice: random.Random) -> str | None:
+    def _category(self, column: str, rng: random.Random) -> str | None:
         kinds, leads = self.profile.categories[column], column == self.profile.roles.leading
         if leads and self.its.category is not None:
             return self.its.category
         own = self.its.categories.get(column, {})
-        if not leads and dice.random() * self.its.products < sum(own.values()):
-            return list(own)[place_of(dice.random(), list(own.values()))]
+        if not leads and rng.random() * self.its.products < sum(own.values()):
+            return list(own)[index_of(rng.random(), list(own.values()))]
         named = {} if leads else kinds.products  # else from the whole column; a rare name stands for any rare one
         names = [*named, *kinds.rare_names]
-        if dice.random() < kinds.missing or not names:
+        if rng.random() < kinds.missing or not names:
             return None
         rare = [kinds.rare_products / len(kinds.rare_names)] * len(kinds.rare_names)
-        return names[place_of(dice.random(), [*named.values(), *rare])]
+        return names[index_of(rng.random(), [*named.values(), *rare])]
+
+
+def effect(look: Look) -> float:
+    """Return what a look adds to the logarithm of a price, or pushes any other number up by."""
+    colour, kind = list(PALETTE).index(look.colour), list(SHAPES).index(look.kind)
+    by_kind, by_colour = kind * 7 % len(SHAPES) / len(SHAPES), colour * 5 % len(PALETTE) / len(PALETTE)
+    return 1.6 * by_kind + 0.8 * by_colour + 1.5 * (PATTERNS[look.pattern][0] * TRIMS[look.trim][0] - 1)
+
+
+def _kinds(profile: Profile) -> list[str]:
+    """The kind of each stratum's things: what its name says, else by its hash one that no other stratum has."""
+    kinds = [kind_in(stratum.category or "") for stratum in profile.strata]
+    free = [kind for kind in SHAPES if kind not in kinds]
+    for index, stratum in enumerate(profile.strata):
+        if kinds[index] is None:
+            choice = free or list(SHAPES)
+            kinds[index] = choice[_stable(stratum.category or "") % len(choice)]
+            free = [kind for kind in free if kind != kinds[index]]
+    return [kind or "" for kind in kinds]
+
+
+def _stable(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

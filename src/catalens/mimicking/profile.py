@@ -8,44 +8,48 @@
 It is meant to be read, and to be shared instead of the data: every figure in it speaks of at least `k` products,
 `docs/mimic.md` says how. A stratum is a category with at least `k` products; the products of all rarer categories are
 one stratum together.
+
+A value that many products share is kept. All others are grouped with their neighbours, and of a group only a mean is
+kept that leaves out its smallest and its largest value: so not even the dearest product of a shop moves a figure.
 """
 
 import json
-from collections import Counter
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from pydantic import Field, ValidationError
+from scipy.interpolate import BSpline, make_interp_spline
 
-from catalens.catalog.scan import ImageStats
 from catalens.catalog.storage import Roles
 from catalens.config import Frozen
 from catalens.errors import CatalogError
 
-K = 10
-"""Fewest products that a word, a category or a figure of a profile may stand for."""
-RARE = "rare word"
-"""Stands for every word that fewer than `k` products use; a space is in no word, so no word is spelt so."""
-OTHER = "other word"
-"""Stands for every word that fewer than `k` products of a stratum use, and others elsewhere."""
-EDGE = ""
-"""Before the first word of a text and after the last."""
-ALPHA = "+alpha"
-"""After the format of a picture with transparent parts."""
+K = 10  # fewest products that a word, a category or a figure of a profile may stand for
+RARE = "rare word"  # stands for those that fewer than `k` products use; a space is in no word, so none is spelt so
+OTHER = "other word"  # stands for those that fewer than `k` products of a stratum use, and others elsewhere
+EDGE = ""  # before the first word of a text and after the last
+ALPHA = "+alpha"  # after the format of a picture with transparent parts
+GROUPS = 40  # most groups of a histogram, those of shared values not counted
+CHARM = (0.0, -1.0, -0.01, -0.05, -0.1)  # what shops take off a round price
+HABITS = {1000.0: CHARM, 500.0: (0.0,), 100.0: CHARM, 50.0: (0.0,), 10.0: CHARM, 5.0: (0.0,)}
+HABITS |= {1.0: (0.0, -0.01, -0.05, -0.1, -0.5)} | dict.fromkeys((0.5, 0.1, 0.05, 0.01), (0.0,))
+"""Offsets by step, from the one that fewest numbers fit by chance."""
 
 
 class Group(NamedTuple):
     """At least `k` products with neighbouring values."""
 
-    value: float
-    """What they have in common, or their mean without the smallest and the largest, in three digits."""
+    value: float  # what all have, or their mean without the smallest and the largest, in three digits
     products: int
-    shared: bool
-    """Whether all of them have exactly this value."""
+    shared: bool  # whether all of them have exactly this value
 
 
-Histogram = tuple[Group, ...]
-"""Groups in rising order."""
+Histogram = tuple[Group, ...]  # in rising order
 
 
 class Habit(NamedTuple):
@@ -64,87 +68,60 @@ class PictureSize(NamedTuple):
     products: int
 
 
-def format_of(seen: ImageStats) -> str:
-    """The format of a picture, `PNG+alpha` being another than `PNG`."""
-    return (seen.format or "PNG") + (ALPHA if seen.transparent else "")
+class Needs(NamedTuple):
+    """What a row costs the tiny model: means over a sample of rows."""
+
+    tokens: float
+    crops: float
 
 
 class Category(Frozen):
     """A category column."""
 
-    products: dict[str, int]
-    """Products by name, for names of at least `k` products."""
-    rare_products: int
-    """Products of all other names together; 0 where they are fewer than `k`."""
-    rare_names: tuple[str, ...]
-    """Invented names that stand for the others, as many as there are."""
-    missing: float
-    """Share of products without a value."""
+    products: dict[str, int]  # by name, for names of at least `k` products
+    rare_products: int  # of all other names together; 0 where they are fewer than `k`
+    rare_names: tuple[str, ...]  # invented names that stand for the others, as many as there are
+    missing: float  # share of products without a value
 
 
 class Wording(Frozen):
     """How a text column puts its words together."""
 
-    elsewhere: dict[str, int]
-    """Products that use a word in strata that do not name it."""
-    pairs: dict[str, dict[str, int]]
-    """Products in whose text the second word follows the first."""
-    missing: float
-    """Share of products without a text."""
-    tilt: dict[str, float] = {}
-    """Factors on the words' chances, so that they come as often as they do although each text has an invented one."""
+    elsewhere: dict[str, int]  # products that use a word in strata that do not name it
+    pairs: dict[str, dict[str, int]]  # products in whose text the second word follows the first
+    missing: float  # share of products without a text
+    tilt: dict[str, float] = {}  # factors on the words' chances that make up for the invented word of each text
 
 
 class Rounding(Frozen):
     """A number column, beside its histograms."""
 
-    habits: dict[str, tuple[Habit, ...]]
-    """How numbers are rounded, by power of ten; `any` where too few products have that power."""
-    logarithmic: bool
-    """All numbers are above zero, and their ratios count rather than their differences."""
-    missing: float
-    """Share of products without a number."""
+    habits: dict[str, tuple[Habit, ...]]  # by power of ten; `any` where too few products have that power
+    logarithmic: bool  # all are above zero, and their ratios count rather than their differences
+    missing: float  # share of products without a number
 
 
 class PictureFormat(Frozen):
     """The pictures of one file format, `PNG+alpha` being another than `PNG`."""
 
     products: int
-    sizes: tuple[PictureSize, ...]
-    """Frequent sizes; the rest follows `longest` and `ratio`."""
-    longest: Histogram
-    """Pixels of the longer side."""
-    ratio: Histogram
-    """Width over height."""
-    bytes_a_pixel: Histogram
-    """File size over width x height."""
-    brightness: Histogram
-    """Of the border, as seen on white, 0 to 255."""
+    sizes: tuple[PictureSize, ...]  # frequent ones; the rest follows `longest` and `ratio`
+    longest: Histogram  # pixels of the longer side
+    ratio: Histogram  # width over height
+    bytes_a_pixel: Histogram  # file size over width x height
+    brightness: Histogram  # of the border, as seen on white, 0 to 255
 
 
 class Stratum(Frozen):
     """The products of one category, or of all rare categories together."""
 
-    category: str | None
-    """Name of the category; None for the rare ones, and where the catalogue has no category column."""
+    category: str | None  # None for the rare ones, and where the catalogue has no category column
     products: int
-    lengths: dict[str, Histogram] = {}
-    """Words in a text, by column."""
-    words: dict[str, dict[str, int]] = {}
-    """Products that use a word, by text column; `other word` adds up those of all such words."""
-    invented: dict[str, tuple[str, ...]] = {}
-    """Made-up words in place of the rare ones, by text column; none of them is a word of the source."""
-    numbers: dict[str, Histogram] = {}
-    """By number column."""
-    categories: dict[str, dict[str, int]] = {}
-    """Products by name in the other category columns."""
-
-
-class Needs(NamedTuple):
-    """What a row costs a model: means over a sample of rows."""
-
-    tokens: float
-    crops: float
+    lengths: dict[str, Histogram] = {}  # words in a text, by column
+    words: dict[str, dict[str, int]] = {}  # products that use a word, by column; `other word` adds up all such
+    invented: dict[str, tuple[str, ...]] = {}  # by column, in place of the rare words; none is a word of the source
+    numbers: dict[str, Histogram] = {}  # by column
+    categories: dict[str, dict[str, int]] = {}  # products by name in the other category columns
 
 
 class Profile(Frozen):
@@ -156,24 +133,19 @@ class Profile(Frozen):
     integer_fields: tuple[str, ...]
     rows: int
     products: int
-    fractions: dict[str, float]
-    """Shares of the products by split."""
-    photographs: Histogram
-    """Rows of a product."""
-    id_prefix: str
-    """How drawn ids begin, and no id of the source does."""
+    fractions: dict[str, float]  # shares of the products by split
+    photographs: Histogram  # rows of a product
+    id_prefix: str  # how drawn ids begin, and no id of the source does
     categories: dict[str, Category]
     texts: dict[str, Wording]
     numbers: dict[str, Rounding]
     pictures: dict[str, PictureFormat]
-    bytes_a_row: float
-    """Mean size of a picture file."""
+    bytes_a_row: float  # mean size of a picture file
     strata: tuple[Stratum, ...] = Field(min_length=1)
-    needs: Needs | None = None
-    """Tokens and crops of a row under the model that was asked, if any."""
+    needs: Needs | None = None  # None where no row could be measured
 
     def words(self, column: str) -> Counter[str]:
-        """Products that use a word of a text column, `rare word` among them, as far as the profile tells."""
+        """Count the products that use each word of a text column, `rare word` too, as far as the profile tells."""
         named = [Counter(stratum.words.get(column, {})) for stratum in self.strata]
         total = sum(named, Counter(self.texts[column].elsewhere))
         del total[OTHER]
@@ -185,29 +157,128 @@ def load_profile(path: Path | str) -> Profile:
     try:
         return Profile.model_validate_json(Path(path).read_bytes())
     except OSError as error:
-        raise CatalogError(
-            f"{path}: cannot be read ({error.strerror}): give a catalogue or a profile.json"
-        ) from error
+        problem = f"cannot be read ({error.strerror}): give a catalogue or a profile.json"
+        raise CatalogError(f"{path}: {problem}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise CatalogError(
-            f"{path}: not a profile of format 1 ({place}: {first['msg']}): give a catalogue, or its profile.json"
-        ) from error
+        problem = f"not a profile of format 1 ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        raise CatalogError(f"{path}: {problem}: give a catalogue, or its profile.json") from error
 
 
 def save_profile(profile: Profile, path: Path) -> None:
     """Write `profile.json`."""
-    path.write_text(_laid_out(profile.model_dump(mode="json")) + "\n", encoding="utf-8")
+    path.write_text(_layout(profile.model_dump(mode="json")) + "\n", encoding="utf-8")
 
 
-def _laid_out(value: Any, indent: str = "\n") -> str:
+def _layout(value: Any, indent: str = "\n") -> str:
     """JSON with a line for every member, but for lists of plain values, which take one line."""
     if isinstance(value, dict) and value:
         members = [
-            f"{json.dumps(name, ensure_ascii=False)}: {_laid_out(of, indent + ' ')}" for name, of in value.items()
+            f"{json.dumps(name, ensure_ascii=False)}: {_layout(of, indent + ' ')}" for name, of in value.items()
         ]
         return "{" + indent + " " + f",{indent} ".join(members) + indent + "}"
     if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
-        return "[" + indent + " " + f",{indent} ".join(_laid_out(item, indent + " ") for item in value) + indent + "]"
+        return "[" + indent + " " + f",{indent} ".join(_layout(item, indent + " ") for item in value) + indent + "]"
     return json.dumps(value, ensure_ascii=False)
+
+
+def summarise(values: Sequence[float], k: int, logarithmic: bool = False) -> Histogram:
+    """Group values [products]; empty where they are fewer than `k` + 2.
+
+    `logarithmic` takes geometric means, of values above 0.
+    """
+    unique, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
+    least = k + 2  # so that a mean that leaves out two is one of k
+    full = max(least, math.ceil(counts.sum() / GROUPS))
+    groups: list[list[int]] = []
+    room = 0  # products that the last group still takes
+    for index, count in enumerate(counts.tolist()):
+        if room <= 0 or (count >= full and counts[groups[-1]].sum() >= least):
+            groups.append([])
+            room = full
+        groups[-1].append(index)
+        room -= count
+    if len(groups) > 1 and counts[groups[-1]].sum() < least:
+        last = groups.pop()
+        groups[-1] += last
+    if not groups or counts[groups[0]].sum() < least:
+        return ()
+    told: list[Group] = []
+    for group in groups:
+        products, value = int(counts[group].sum()), float(unique[group[0]])
+        if len(group) > 1:
+            every = np.repeat(np.log(unique[group]) if logarithmic else unique[group], counts[group])
+            inner = every[1:-1].mean()
+            value = float(f"{math.exp(inner) if logarithmic else inner:.3g}")
+        told.append(Group(value, products, len(group) == 1))
+    return tuple(told)
+
+
+def quantile(histogram: Histogram, at: float, logarithmic: bool = False) -> float:
+    """Return the value below which the share `at` of the products lies."""
+    if (group := pick(histogram, at)).shared or len(histogram) == 1:
+        return group.value
+    value = float(_curve(histogram, logarithmic)(at))
+    return math.exp(value) if logarithmic else value
+
+
+@lru_cache(maxsize=4096)
+def _curve(histogram: Histogram, logarithmic: bool) -> BSpline:
+    """Quantile function of two or more groups, straight from mean to mean and on beyond the first and last."""
+    shares: list[float] = []
+    values: list[float] = []
+    below, total = 0, sum(group.products for group in histogram)
+    for group in histogram:
+        for end in (0.001, 0.999) if group.shared else (0.5,):
+            shares.append((below + end * group.products) / total)
+            values.append(math.log(group.value) if logarithmic else group.value)
+        below += group.products
+    return make_interp_spline(shares, values, k=1)
+
+
+def pick(histogram: Histogram, at: float) -> Group:
+    """Return the group in which the share `at` of the products, below 1, falls."""
+    return histogram[index_of(at, [group.products for group in histogram])]
+
+
+def index_of(at: float, weights: Sequence[float]) -> int:
+    """Return which of the weights, laid end to end, the share `at` of their sum falls on; `at` is below 1."""
+    bounds = np.cumsum(weights)
+    return min(int(np.searchsorted(bounds, at * bounds[-1], side="right")), len(bounds) - 1)
+
+
+def learn_habits(values: Iterable[float], k: int) -> dict[str, tuple[Habit, ...]]:
+    """Count how numbers are rounded, by power of ten; powers or habits of fewer than `k` products under `any`."""
+    found: dict[str, Counter[tuple[float, float]]] = defaultdict(Counter)
+    for value in values:
+        found[_power(value)][_habit(value)] += 1
+    kept = {power: habits for power, habits in found.items() if habits.total() >= k}
+    kept["any"] = sum(found.values(), Counter())
+    return {
+        power: tuple(Habit(*habit, count) for habit, count in sorted(habits.items()) if count >= k)
+        or (Habit(0.0, 0.0, habits.total()),)
+        for power, habits in sorted(kept.items())
+    }
+
+
+def round_by(habits: dict[str, tuple[Habit, ...]], value: float, at: float) -> float:
+    """Round a drawn number as products of its size are; the share `at` chooses the habit."""
+    known = habits.get(_power(value)) or habits.get("any") or (Habit(0.0, 0.0, 1),)
+    step, offset, _ = known[index_of(at, [habit.products for habit in known])]
+    if not step:
+        return float(f"{value:.6g}")
+    rounded = round((value - offset) / step) * step + offset
+    return round(rounded if rounded * value > 0 else math.copysign(step + offset, value), 6) + 0.0
+
+
+def _habit(value: float) -> tuple[float, float]:
+    for step, offsets in HABITS.items():
+        for offset in offsets:
+            steps = (value - offset) / step
+            if abs(steps - round(steps)) < max(1e-6, 1e-9 * abs(steps)) and round(steps):
+                return step, offset
+    return 0.0, 0.0
+
+
+def _power(value: float) -> str:
+    return str(math.floor(math.log10(abs(value)))) if value else "any"

@@ -31,7 +31,7 @@ from catalens.errors import TrainingError
 from catalens.metrics import Figure, ImageUse, higher_is_better
 from catalens.model import Phi3VProcessor
 from catalens.progress import Progress
-from catalens.tracking import Shown, Tracker
+from catalens.tracking import LoggedExample, Tracker
 from catalens.training.batches import Plan, PlannedBatches, loader_workers
 from catalens.training.checkpoints import State, Training, remove_surplus
 from catalens.training.modules import check_gradients, make_optimizer
@@ -47,7 +47,7 @@ Figures = Mapping[str, Figure]
 class Score(Protocol):
     """Scorer of a model by free generation on a fixed sample of validation rows."""
 
-    def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[Figures, Sequence[Shown]]:
+    def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[Figures, Sequence[LoggedExample]]:
         """Figures, and some of the rows with what was written about them; in every process the same."""
         ...
 
