@@ -9,7 +9,7 @@ from bitsandbytes.functional import dequantize_4bit
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from catalens import checkpoint
+from catalens import checkpoint, devices
 from catalens.checkpoint import TINY, load_model, load_processor, load_run, save_best
 from catalens.config import PromptSpec, Recipe, TrainingSpec, dump_recipe
 from catalens.devices import compute_dtype
@@ -210,7 +210,7 @@ def test_a_run_is_loaded_with_the_rounding_of_its_recipe(precision, rounds, tmp_
     """torch's own choice is TF32 in convolutions, and none in other products."""
     adapted_run(tmp_path, method="lora", precision=precision)
     asked: list[bool] = []
-    monkeypatch.setattr(checkpoint, "enable_tf32", asked.append)
+    monkeypatch.setattr(devices, "enable_tf32", asked.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     load_run(tmp_path, weights=False)

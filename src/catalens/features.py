@@ -66,7 +66,7 @@ class Estimate:
 
     @property
     def pays(self) -> bool:
-        """Whether the cache is quicker and fits; half of the free disk is left to others."""
+        """Tell whether the cache is quicker and fits; half of the free disk is left to others."""
         return self.cached < self.without and self.missing / self.pictures * self.size < self.free / 2
 
     def __str__(self) -> str:
@@ -133,14 +133,14 @@ class FeatureCache:
         free = shutil.disk_usage(self.folder).free
         return Estimate(len(pictures), missing, size, free, computed, read, written, passes)
 
-    def fill(self, pictures: Sequence[bytes], progress: Callable[[int], None]) -> None:
-        """Compute and write what is missing; `progress` hears how many pictures are done.
+    def fill(self, pictures: Sequence[bytes], on_progress: Callable[[int], None]) -> None:
+        """Compute and write what is missing; `on_progress` hears how many pictures are done.
 
         Raises TrainingError where the disk is full.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            for shard in self._computed(pictures, progress):
+            for shard in self._computed(pictures, on_progress):
                 _write(self.folder / f"{next(iter(shard))[:16]}-{len(shard)}.safetensors", shard)
         except (OSError, SafetensorError) as error:
             raise TrainingError(
@@ -150,7 +150,7 @@ class FeatureCache:
         self.refresh()
 
     def _computed(
-        self, pictures: Sequence[bytes], progress: Callable[[int], None]
+        self, pictures: Sequence[bytes], on_progress: Callable[[int], None]
     ) -> Iterator[dict[str, torch.Tensor]]:
         """Features of what is missing, in shards."""
         shard: dict[str, torch.Tensor] = {}
@@ -160,7 +160,7 @@ class FeatureCache:
             if missing:
                 features = self._run([self.decoded(data) for data in missing.values()])
                 shard |= zip(missing, features, strict=True)
-            progress(min(start + TOGETHER, len(pictures)))
+            on_progress(min(start + TOGETHER, len(pictures)))
             if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
                 yield shard
                 shard = {}
@@ -209,7 +209,7 @@ def fill_where_it_pays(
 
 
 def _name(data: bytes) -> str:
-    """What a picture is called in a shard."""
+    """Name a picture in a shard."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -218,7 +218,7 @@ def _home() -> Path:
 
 
 def _fingerprint(model: Any, decoded: DecodedPictures, dtype: torch.dtype) -> str:
-    """What features depend on: the tower's weights, the precision, and how pictures are cut."""
+    """Digest of what features depend on: the tower's weights, the precision, and how pictures are cut."""
     cut = decoded.encoder.processor.image_processor.to_dict()
     digest = hashlib.sha256(json.dumps([cut, str(dtype)], sort_keys=True).encode())
     for name, weight in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Which rows train together: the whole run is planned before its first step.
+"""Rows that train together: the whole run is planned before its first step.
 
     lengths  [66, 71, 66, 68, 90, ...]            tokens of each row
     plan     [[[4, 17], [8, 2]], [[11, 0], ...]]  steps, their micro-batches, the rows of each
@@ -28,12 +28,12 @@ same words would share a batch, which slows learning: the best validation loss o
 def plan_training(lengths: Sequence[int], spec: TrainingSpec, processes: int) -> Plan:
     """The steps of a run over rows of these many tokens, for as many processes as it was begun with."""
     per_step = spec.gradient_accumulation * processes
-    dice = random.Random(spec.seed)
+    rng = random.Random(spec.seed)
     steps: Plan = []
     batches: list[list[int]] = []
     remaining = math.inf if spec.max_steps else spec.epochs
     while remaining > 0 and not (spec.max_steps and len(steps) >= spec.max_steps):
-        epoch = _epoch(lengths, spec, dice)
+        epoch = _epoch(lengths, spec, rng)
         batches += epoch[: math.ceil(len(epoch) * min(1, remaining))]
         whole = len(batches) - len(batches) % per_step
         steps += [batches[start : start + per_step] for start in range(0, whole, per_step)]
@@ -74,11 +74,11 @@ class PlannedBatches(Sampler[list[int]]):
                 yield step[place] if place < len(step) else [~step[0][0]]
 
 
-def _epoch(lengths: Sequence[int], spec: TrainingSpec, dice: random.Random) -> list[list[int]]:
+def _epoch(lengths: Sequence[int], spec: TrainingSpec, rng: random.Random) -> list[list[int]]:
     """Micro-batches of every row once, in random order; rows of like length share one."""
     order = list(range(len(lengths)))
-    dice.shuffle(order)
-    backwards = dice.random() < 0.5  # the last batch is a small one: not always of the longest rows
+    rng.shuffle(order)
+    backwards = rng.random() < 0.5  # the last batch is a small one: not always of the longest rows
     rows = max(1, spec.batch_tokens * len(lengths) // sum(lengths)) if spec.batch_tokens else spec.batch_size
     window = SORTED_TOGETHER * rows
     order = [
@@ -87,7 +87,7 @@ def _epoch(lengths: Sequence[int], spec: TrainingSpec, dice: random.Random) -> l
         for row in sorted(order[start : start + window], key=lambda row: lengths[row], reverse=backwards)
     ]
     batches = _by_tokens(order, lengths, spec) if spec.batch_tokens else _by_rows(order, spec.batch_size)
-    dice.shuffle(batches)
+    rng.shuffle(batches)
     return batches
 
 

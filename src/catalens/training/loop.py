@@ -52,7 +52,7 @@ class Score(Protocol):
         ...
 
     def image_use(self, model: Any, processor: Phi3VProcessor) -> tuple[ImageUse, Figures]:
-        """What other products' pictures do to the score, and the figures with them."""
+        """Verdict on the score with other products' pictures, and the figures with them."""
         ...
 
 
@@ -144,7 +144,7 @@ class Loop:
         )
 
     def _fetch(self, batches: Any) -> list[Batch]:
-        """The next step's micro-batches of this process, counted, and the time that they were waited for."""
+        """Take the next step's micro-batches of this process; count them, and the time that they were waited for."""
         started = time.perf_counter()
         try:
             fetched = [next(batches) for _ in range(self.accumulation)]
@@ -154,7 +154,7 @@ class Loop:
         return fetched
 
     def _backward(self, micro_batches: Sequence[Batch]) -> None:
-        """Gradients of the mean loss over all labels of the step, of all its micro-batches in all processes."""
+        """Add up gradients of the mean loss over all labels of the step, of its micro-batches in all processes."""
         count: Any = sum((batch["labels"] != IGNORED).sum() for batch in micro_batches)
         labels: Any = self.accelerator.reduce(count.to(self.accelerator.device), "sum")
         smoothing = {"label_smoothing": self.spec.label_smoothing} if self.spec.label_smoothing else {}
@@ -170,7 +170,7 @@ class Loop:
             self._loss += loss.detach()
 
     def _log(self, norm: torch.Tensor, rate: float) -> None:
-        """Loss, norm of the gradients, learning rates by part and throughput since the last line."""
+        """Log loss, norm of the gradients, learning rates by part and throughput since the last line."""
         total, steps = self._drain(), self.state.step - self._logged
         self._logged = self.state.step
         loss = total / steps
@@ -270,7 +270,7 @@ class Loop:
         return seconds
 
     def _drain(self) -> float:
-        """Loss since the last call, the mean over the processes."""
+        """Take the loss since the last call, the mean over the processes."""
         gathered: Any = self.accelerator.gather(self._loss)
         total = gathered.mean().item()
         self._loss.zero_()
@@ -297,7 +297,7 @@ class Loop:
 
 
 def start_accelerator(spec: TrainingSpec) -> Accelerator:
-    """accelerate for a run: the precision of products, FSDP2 where several processes are to share the weights."""
+    """Start accelerate: the precision of products, FSDP2 where several processes are to share the weights."""
     bf16 = compute_dtype(spec.precision) == torch.bfloat16
     plugin = None
     if spec.fsdp and processes().num_processes > 1:

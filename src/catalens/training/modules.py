@@ -1,4 +1,4 @@
-"""What trains, said by part, and proof that it does.
+"""Freezing, adapters, optimizers: what trains, said by part, and proof that it does.
 
     vision      model.vision_embed_tokens.img_processor.*            the CLIP tower
     projector   model.vision_embed_tokens.{img_projection,glb_GN,sub_GN}
@@ -29,7 +29,7 @@ from catalens.model import unused_parameter_names
 
 @dataclass(frozen=True)
 class Coverage:
-    """What trains of one part."""
+    """Trained and adapted share of one part."""
 
     train: str
     parameters: int
@@ -96,7 +96,7 @@ text layers cannot be: where adapters are in play, the first stay frozen."""
 
 
 def coverage(model: Any, spec: TrainingSpec) -> dict[Part, Coverage]:
-    """What trains, by part."""
+    """Count what trains, by part."""
     found: dict[Part, Coverage] = {}
     for part, asked in spec.resolved_parts.items():
         own = [(name, p) for name, p in model.named_parameters() if part_of(name) == part]

@@ -1,4 +1,4 @@
-"""How fast a run trains, and how much of its work is of use.
+"""Throughput of a run: how fast it trains, and how much of its work is of use.
 
     {"samples_per_second": 196.2, "tokens_per_second": 12950.0, "useful_tokens": 0.97, "mfu": 0.31,
      "peak_memory_gb": 1.4, "waiting_for_data": 0.02}
@@ -43,7 +43,7 @@ counts."""
 
 @dataclass
 class Counts:
-    """What was computed, and in which time."""
+    """Work of some batches, and the time that it took."""
 
     samples: float = 0
     tokens: float = 0
@@ -130,7 +130,7 @@ class Meter:
 
 
 def estimator_setup(spec: TrainingSpec, cached_features: bool) -> Setup:
-    """A recipe as `catalens check` reckons with it."""
+    """Put a recipe as `catalens check` reckons with it."""
     return Setup(
         spec.method,
         frozen_tower=spec.resolved_parts["vision"].train == "frozen",
@@ -143,7 +143,7 @@ def estimator_setup(spec: TrainingSpec, cached_features: bool) -> Setup:
 def needs_checkpointing(
     spec: TrainingSpec, shape: Phi3VConfig, tokens: int, crops: float, rows: int, cached_features: bool
 ) -> bool:
-    """Whether activations are recomputed: as the recipe says, else where such rows would not fit a GPU."""
+    """Decide whether activations are recomputed: by the recipe, else where such rows would not fit a GPU."""
     if spec.gradient_checkpointing != "auto":
         return spec.gradient_checkpointing
     if not torch.cuda.is_available():

@@ -62,7 +62,7 @@ IMAGE_USE: Mapping[ImageUse, str] = {
     "undecided": "The validation sample cannot tell whether it uses the pictures: `catalens evaluate` asks all test "
     "rows, and a larger training.validation_rows asks more here.",
 }
-"""What the check of the pictures found, in words."""
+"""Verdicts of the check of the pictures, in words."""
 
 IGNORES_IMAGE = "the pictures are ignored"
 """Title of the warning."""
@@ -80,7 +80,7 @@ class Trained:
     throughput: Mapping[str, float]
     """Samples and tokens a second, useful tokens, model FLOPs utilisation, peak memory, waiting for data."""
     image_use: ImageUse | None
-    """What the check of the pictures found for the best checkpoint; None where nothing was generated."""
+    """Verdict of the check of the pictures for the best checkpoint; None where nothing was generated."""
     seconds: float
 
 
@@ -186,7 +186,7 @@ def _trainable(recipe: Recipe) -> tuple[Any, Any]:
 
 
 def check_machine(spec: TrainingSpec) -> None:
-    """RecipeError where the recipe asks for what this machine has not."""
+    """Raise RecipeError where the recipe asks for what this machine has not."""
     for name in ("compile", "liger"):
         if getattr(spec, name) and not torch.cuda.is_available():
             raise RecipeError(f"training.{name} is for GPUs, and there is none here: leave it out")
