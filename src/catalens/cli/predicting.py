@@ -14,8 +14,8 @@ from catalens.errors import PictureError, RecipeError
 from catalens.progress import bars
 
 if TYPE_CHECKING:
+    from catalens.inference.batch import BatchSpec, Load, Outcome
     from catalens.inference.inputs import Input
-    from catalens.inference.volume import Load, Outcome, VolumeSpec
 
 
 @app.command(
@@ -47,7 +47,7 @@ def predict(
     free_categories: Annotated[
         bool, typer.Option("--free-categories", help="Also categories that the catalogue does not have.")
     ] = False,
-    engine: Annotated[str, typer.Option(help="native, vllm, or ray for tables beyond one machine.")] = "native",
+    engine: Annotated[str, typer.Option(help="native, or ray for tables beyond one machine.")] = "native",
     max_bad: Annotated[str, typer.Option(help="Largest share of pictures that may fail.")] = "0%",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace --out, and start anew what was begun.")
@@ -69,12 +69,12 @@ def predict(
     With --out a command that was stopped goes on from where it was. Exit code 6 where more than --max-bad failed.
     """
     from catalens.inference import load_predictor
+    from catalens.inference.batch import BatchSpec, run_version
     from catalens.inference.inputs import InputSpec, open_input
-    from catalens.inference.volume import VolumeSpec, run_version
 
     bearable = share_of(max_bad)
     spec = from_flags(
-        VolumeSpec,
+        BatchSpec,
         {
             "batch_size": batch_size,
             "engine": engine,
@@ -91,21 +91,21 @@ def predict(
     how = {
         "accept_error": accept_error_of(accept_error) if accept_error else None,
         "free_categories": free_categories,
-        "engine": "vllm" if engine == "vllm" else "native",
     }
     place = run.absolute() if engine == "ray" else run  # workers have folders of their own
     load = partial(load_predictor, place, batch_size=batch_size, **how)
     if out is None:
         outcome = _printed(source, load, spec)
     else:
-        outcome = _written(out, source, load, spec, {"run": run_version(run), **how}, overwrite)
+        made_by = {"run": run_version(run), **how, "engine": "native"}  # as manifests of earlier versions have it
+        outcome = _written(out, source, load, spec, made_by, overwrite)
     _report(outcome, out)
     if outcome.failed > bearable * outcome.total:
         raise typer.Exit(PictureError.exit_code)
 
 
-def _printed(source: "Input", load: "Load", spec: "VolumeSpec") -> "Outcome":
-    from catalens.inference.volume import predict_lines
+def _printed(source: "Input", load: "Load", spec: "BatchSpec") -> "Outcome":
+    from catalens.inference.batch import predict_lines
 
     stdout = sys.stdout  # while there is a bar, rich leads sys.stdout to the console
 
@@ -115,17 +115,17 @@ def _printed(source: "Input", load: "Load", spec: "VolumeSpec") -> "Outcome":
 
     if stdout.isatty():
         return predict_lines(source, load, spec, write)
-    with bars(console) as heard:
-        return predict_lines(source, load, spec, write, partial(heard, "pictures"))
+    with bars(console) as progress:
+        return predict_lines(source, load, spec, write, progress)
 
 
 def _written(
-    out: Path, source: "Input", load: "Load", spec: "VolumeSpec", made_by: Mapping[str, Any], overwrite: bool
+    out: Path, source: "Input", load: "Load", spec: "BatchSpec", made_by: Mapping[str, Any], overwrite: bool
 ) -> "Outcome":
-    from catalens.inference.volume import predict_to
+    from catalens.inference.batch import predict_to
 
-    with bars(console) as heard:
-        return predict_to(out, source, load, spec, made_by, overwrite, partial(heard, "pictures"))
+    with bars(console) as progress:
+        return predict_to(out, source, load, spec, made_by, overwrite, progress)
 
 
 def _report(outcome: "Outcome", out: Path | None) -> None:

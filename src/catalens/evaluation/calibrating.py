@@ -22,9 +22,8 @@ from catalens.errors import CatalogError
 from catalens.evaluation.rows import sampled, truth_of
 from catalens.examples import parse_answer
 from catalens.inference.calibration import Calibration, fit_calibration, load_calibration
-from catalens.inference.confidence import field_scores
-from catalens.inference.reading import RunPredictor
-from catalens.inference.writer import Memory, Writer
+from catalens.inference.generation import FeatureCache, Generator
+from catalens.inference.predictor import Predictor, field_scores
 
 PRODUCTS = 2000
 """Most products of the validation split that a calibration learns from."""
@@ -43,7 +42,7 @@ def calibrate(run: Path | str, console: Console | None = None) -> Calibration:
     return _calibrated(loaded, loaded.recipe.evaluation, console)
 
 
-def run_predictor(run: Run, spec: EvaluationSpec, console: Console, memory: Memory) -> RunPredictor:
+def run_predictor(run: Run, spec: EvaluationSpec, console: Console, memory: FeatureCache) -> Predictor:
     """The predictor of a run as `catalens predict` would have it, calibrated where its validation rows are there.
 
     What the tower makes of pictures is shared through `memory`.
@@ -55,9 +54,9 @@ def run_predictor(run: Run, spec: EvaluationSpec, console: Console, memory: Memo
         except CatalogError as error:
             console.print(f"[yellow]not calibrated:[/] {escape(str(error))}", highlight=False)
     longest, space = spec.max_new_tokens, run.space
-    writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, longest, space, memory=memory)
+    writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, longest, space, cache=memory)
     targets = {field.column: spec.accept_error for field in run.prompt.fields}
-    return RunPredictor(writer, run.prompt, calibration, targets)
+    return Predictor(writer, run.prompt, calibration, targets)
 
 
 def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration:
@@ -68,10 +67,12 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
     roles, encoder = catalog.card.roles, Encoder(run.processor, run.prompt)
     everything, _ = usable_rows(catalog, encoder, "validation")
     rows = sampled(one_a_product(everything, roles.id, roles.image), PRODUCTS)
-    writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
+    writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
     with Progress(console=console) as progress:
         task = progress.add_task("calibrating", total=len(rows))
-        written = writer.write([row[roles.image] for row in rows], lambda done: progress.update(task, completed=done))
+        written = writer.generate(
+            [row[roles.image] for row in rows], lambda done: progress.update(task, completed=done)
+        )
     predictions = [parse_answer(run.prompt, one.text).values for one in written]
     scores = [
         {} if values is None else field_scores(run.prompt, one)

@@ -40,10 +40,9 @@ from catalens.evaluation.image_use import blanked, image_use, partners
 from catalens.evaluation.report import Judged, write_report
 from catalens.evaluation.rows import Row, sampled, truth_of
 from catalens.examples import parse_answer
-from catalens.inference import Prediction
-from catalens.inference.decoding import Written
-from catalens.inference.reading import RunPredictor
-from catalens.inference.writer import Engine, Memory, Writer
+from catalens.inference import Prediction, Predictor
+from catalens.inference.generation import FeatureCache, Generator
+from catalens.inference.records import Completion
 from catalens.intervals import Figure
 from catalens.metrics import ImageUse
 from catalens.model import Phi3VProcessor
@@ -87,9 +86,9 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     truths = [truth_of(prompt, row) for row in rows]
     ids = [row[roles.id] for row in rows]
     judge = _Judge(prompt, truths, ids, spec)
-    memory = Memory()
+    memory = FeatureCache()
     predictor = run_predictor(loaded, spec, console, memory)
-    writer = Writer(loaded.model, loaded.processor, prompt, spec.batch_size, spec.max_new_tokens, memory=memory)
+    writer = Generator(loaded.model, loaded.processor, prompt, spec.batch_size, spec.max_new_tokens, cache=memory)
     result: dict[str, Any] = {"format": FORMAT, "rows": len(rows), "products": len(set(ids)), "split": spec.split}
 
     with Progress(console=console) as progress:
@@ -98,7 +97,7 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
         seconds = time.monotonic() - generating
         values = judge.read(free)
         result["model"] = judge.score(values)
-        constrained = _written(progress, "constrained answers", predictor.engine, pictures)
+        constrained = _written(progress, "constrained answers", predictor.generator, pictures)
         predictions = [predictor.judge(written) for written in constrained]
         result["constrained"] = judge.score([prediction.values for prediction in predictions])
         result |= _trust(predictor, judge, predictions)
@@ -110,7 +109,7 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
             loaded.model.to("cpu")  # a GPU need not hold both
             base = load_model(recipe.model, product_dtype(recipe.training), recipe.training.attention).eval()
             longest, space = spec.max_new_tokens, loaded.space
-            untrained = Writer(base, loaded.processor, prompt, spec.batch_size, longest, space)
+            untrained = Generator(base, loaded.processor, prompt, spec.batch_size, longest, space)
             before = _written(progress, "as it was before training", untrained, pictures)
             result["before"] = judge.score(judge.read(before))
     result["left_out"] = left_out
@@ -159,8 +158,10 @@ class ValidationScorer:
         found = self._judge.image_use(self._judge.read(self._write(model, processor, self.pictures)))
         return found["verdict"], flatten(found["shuffled"])
 
-    def _write(self, model: Any, processor: Phi3VProcessor, pictures: Sequence[bytes]) -> list[Written]:
-        return Writer(model, processor, self.prompt, self.spec.batch_size, self.spec.max_new_tokens).write(pictures)
+    def _write(self, model: Any, processor: Phi3VProcessor, pictures: Sequence[bytes]) -> list[Completion]:
+        return Generator(model, processor, self.prompt, self.spec.batch_size, self.spec.max_new_tokens).generate(
+            pictures
+        )
 
 
 def validation_scorer(recipe: Recipe) -> ValidationScorer | None:
@@ -199,11 +200,11 @@ def _folder_name(own: Recipe, recipe: Recipe) -> str:
     return name
 
 
-def _written(progress: Progress, what: str, engine: Engine, pictures: Sequence[bytes]) -> list[Written]:
+def _written(progress: Progress, what: str, engine: Generator, pictures: Sequence[bytes]) -> list[Completion]:
     """Write one answer a picture, in their order, under a bar; equal pictures are answered once."""
     once = list(dict.fromkeys(pictures))
     task = progress.add_task(what, total=len(once))
-    answers = engine.write(once, lambda done: progress.update(task, completed=done))
+    answers = engine.generate(once, lambda done: progress.update(task, completed=done))
     by_picture = dict(zip(once, answers, strict=True))
     return [by_picture[picture] for picture in pictures]
 
@@ -217,7 +218,7 @@ class _Judge:
         self.prompt, self.truths, self.products, self.spec = prompt, truths, products, spec
         self.kinds: dict[str, Kind] = {field.column: field.kind for field in prompt.fields}
 
-    def read(self, answers: Sequence[Written]) -> list[Row | None]:
+    def read(self, answers: Sequence[Completion]) -> list[Row | None]:
         """Read the values of each answer, None where it does not parse."""
         return [parse_answer(self.prompt, answer.text).values for answer in answers]
 
@@ -236,7 +237,7 @@ def _baselines(
     encoder: Encoder,
     pictures: Sequence[bytes],
     judge: _Judge,
-    writer: Writer,
+    writer: Generator,
     progress: Progress,
 ) -> dict[str, Any]:
     """Score the most frequent values, and those of the training picture with the nearest features of the tower."""
@@ -257,7 +258,7 @@ def _judged(
     ids: Sequence[str],
     pictures: Sequence[bytes],
     truths: Sequence[Row],
-    free: Sequence[Written],
+    free: Sequence[Completion],
     predictions: Sequence[Prediction],
 ) -> list[Judged]:
     """The rows as the report shows them."""
@@ -279,7 +280,7 @@ def _judged(
     ]
 
 
-def _trust(predictor: RunPredictor, judge: _Judge, predictions: Sequence[Prediction]) -> dict[str, Any]:
+def _trust(predictor: Predictor, judge: _Judge, predictions: Sequence[Prediction]) -> dict[str, Any]:
     """Whether confidences, intervals and the rule of review hold what they promise."""
     calibration = predictor.calibration
     if calibration is None:
@@ -310,7 +311,7 @@ def _trust(predictor: RunPredictor, judge: _Judge, predictions: Sequence[Predict
     }
 
 
-def _cost(free: Sequence[Written], constrained: Sequence[Written], seconds: float) -> dict[str, float]:
+def _cost(free: Sequence[Completion], constrained: Sequence[Completion], seconds: float) -> dict[str, float]:
     """Costs of a picture, which took so many seconds; tokens and steps are means over the rows."""
     return {
         "tokens_in": float(np.mean([written.prompt_tokens for written in free])),

@@ -31,7 +31,7 @@ def report_unwritable(
     console: Console,
 ) -> None:
     """Write such rows into a run's folder and say how many there are; no file where there are none."""
-    vocabulary = Vocabulary(processor.tokenizer, len(processor.tokenizer))
+    vocabulary = Vocabulary(processor, len(processor.tokenizer))
     constraint = Constraint(vocabulary, prompt, answer_space(prompt, splits["train"].rows))
     found = [
         {"split": split, "id": row[id_column], "field": column, "value": row[column]}
