@@ -22,7 +22,8 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
-from catalens.preparing.downloading import Downloader, DownloadSpec
+from catalens.preparing.download import Downloader
+from catalens.preparing.fetch import DownloadSpec
 
 SERVER = Path(__file__).parents[1] / "tests" / "hostile.py"
 

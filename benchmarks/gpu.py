@@ -34,7 +34,8 @@ from torch.profiler import ProfilerActivity, profile
 from catalens.checkpoint import compute_dtype, device, load_model
 from catalens.collation import Collator
 from catalens.config import TrainingSpec
-from catalens.estimates import ModelShape, Setup, sample_flops, step_memory
+from catalens.estimates import Setup, sample_flops, step_memory
+from catalens.model import Phi3VConfig
 from catalens.training.optimizers import make_optimizer
 from catalens.training.parts import prepare_parts
 from catalens.training.throughput import device_peak
@@ -68,7 +69,7 @@ class Bench:
 
     model: Any
     optimizer: torch.optim.Optimizer
-    shape: ModelShape
+    shape: Phi3VConfig
     peak: float
     steps: int
 
@@ -186,7 +187,7 @@ def _prepared(name: str, method: Any, steps: int) -> Bench:
     spec = TrainingSpec(method=method, learning_rate=1e-6)
     dtype = torch.float32 if method == "full" else compute_dtype()  # as `catalens train` does
     model = prepare_parts(load_model(name, dtype, four_bits=method == "qlora"), spec).train()
-    shape = ModelShape.from_config(model.config.to_dict())
+    shape = model.config
     return Bench(
         model, make_optimizer(model.named_parameters(), spec), shape, device_peak(device(), compute_dtype()), steps
     )

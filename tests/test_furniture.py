@@ -8,8 +8,8 @@ import pytest
 from catalens.catalog.storage import Catalog
 from catalens.config import Kind, load_recipe
 from catalens.evaluation.evaluate import evaluate, validation_scorer
+from catalens.preparing.columns import Columns
 from catalens.preparing.prepare import prepare
-from catalens.preparing.roles import Columns
 from catalens.training.train import train
 
 ROOT = Path(__file__).parents[1]

@@ -1,7 +1,7 @@
 """What earlier versions have written still opens, and says what it said.
 
-`assets/v0.1` holds a catalogue of 14 rows, a recipe, a LoRA run of the tiny model with a checkpoint before its end and its
-evaluation, and predictions; its README says by which commands they were made.
+`assets/v0.1` holds a catalogue of 14 rows, a recipe, a LoRA run of the tiny model with a checkpoint before its end
+and its evaluation, and predictions; its README says by which commands they were made.
 """
 
 import csv

@@ -14,10 +14,11 @@ from catalens.config import make_recipe
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.mark.integration
@@ -42,9 +43,15 @@ def test_the_first_commands_are_the_two_that_matter():
     assert [line.split("#")[0].strip() for line in README.splitlines()[2:4]] == ["make demo", "make test"]
 
 
-def test_the_recipe_in_the_readme_is_valid():
-    for block in blocks("yaml"):
+def test_the_recipes_in_the_documentation_are_valid():
+    recipes = blocks("yaml", TRAINING)
+    assert recipes
+    for block in recipes:
         make_recipe(yaml.safe_load(block))
+
+
+def test_the_readme_stays_short():
+    assert len(README.splitlines()) <= 200
 
 
 def test_links_and_pictures_are_there():

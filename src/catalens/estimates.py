@@ -1,4 +1,4 @@
-"""What a training step computes and what it holds in memory, from a model's sizes alone.
+"""FLOPs and memory of a training step, from a model's own configuration.
 
     Phi-3-Vision, a square photo at num_crops=16: 2,569 tokens, 17 crops
     -> full 78.8 TFLOP a sample, LoRA with a frozen tower 46.2; 75 GB and 17 GB at batch size 1
@@ -7,20 +7,19 @@ docs/estimates.md derives every factor; the tests hold the results to measured a
 Legend: T tokens of a row, C crops, d and f widths of a text layer, h and g widths of a tower block, L layers.
 """
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from catalens.errors import CheckpointError
+from catalens.config import TrainingSpec
+from catalens.model import Phi3VConfig
 
 GPUS = (16, 24, 48, 80, 141)
 """Memory of common GPUs in GB of 10^9 bytes: T4, 4090, L40S, A100 or H100, H200."""
-NUM_CROPS = (1, 4, 16)
-"""`num_crops` that estimates are made for."""
+PHI3_VISION = Phi3VConfig()
+"""microsoft/Phi-3-vision-128k-instruct and Phi-3.5-vision-instruct."""
 
 Amount = TypeVar("Amount", float, NDArray[np.float64])
 """One row's, or many rows' [N]."""
@@ -34,88 +33,8 @@ FRAGMENTATION = 1.1
 
 
 @dataclass(frozen=True)
-class ModelShape:
-    """The sizes that decide what a Phi-3-Vision costs."""
-
-    hidden: int
-    layers: int
-    intermediate: int
-    vocabulary: int
-    vision_hidden: int
-    vision_layers: int
-    vision_intermediate: int
-    crop_size: int
-    patch_size: int
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read a `config.json`; without `vision_config` the tower is the official one. Raises CheckpointError."""
-        vision = config.get("vision_config") or {}
-        try:
-            return cls(
-                hidden=int(config["hidden_size"]),
-                layers=int(config["num_hidden_layers"]),
-                intermediate=int(config["intermediate_size"]),
-                vocabulary=int(config["vocab_size"]),
-                vision_hidden=int(vision.get("hidden_size", PHI3_VISION.vision_hidden)),
-                vision_layers=int(vision.get("num_hidden_layers", PHI3_VISION.vision_layers)),
-                vision_intermediate=int(vision.get("intermediate_size", PHI3_VISION.vision_intermediate)),
-                crop_size=int(vision.get("image_size", PHI3_VISION.crop_size)),
-                patch_size=int(vision.get("patch_size", PHI3_VISION.patch_size)),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"config.json is none of Phi-3-Vision ({error}): give the folder of such a model"
-            ) from error
-
-    @property
-    def text_linear(self) -> int:
-        """Weights of the text layers' products: qkv, o, gate, up and down."""
-        return self.layers * (4 * self.hidden**2 + 3 * self.hidden * self.intermediate)
-
-    @property
-    def tower_block(self) -> int:
-        """Weights of one block of the tower."""
-        return 4 * self.vision_hidden**2 + 2 * self.vision_hidden * self.vision_intermediate
-
-    @property
-    def tower(self) -> int:
-        """Weights of the tower, its last block included: it is stored and never runs."""
-        return self.vision_layers * self.tower_block + (3 * self.patch_size**2 + self.patches) * self.vision_hidden
-
-    @property
-    def projector(self) -> int:
-        """Weights from four merged patches to a picture token."""
-        return 4 * self.vision_hidden * self.hidden + self.hidden**2
-
-    @property
-    def parameters(self) -> int:
-        """All weights; norms and biases, about 0.01 %, are left out."""
-        return self.text_linear + 2 * self.vocabulary * self.hidden + self.projector + self.tower
-
-    @property
-    def patches(self) -> int:
-        """Positions of a crop in the tower: its patches and the class token."""
-        return (self.crop_size // self.patch_size) ** 2 + 1
-
-
-PHI3_VISION = ModelShape(
-    hidden=3072,
-    layers=32,
-    intermediate=8192,
-    vocabulary=32064,
-    vision_hidden=1024,
-    vision_layers=24,
-    vision_intermediate=4096,
-    crop_size=336,
-    patch_size=14,
-)
-"""microsoft/Phi-3-vision-128k-instruct and Phi-3.5-vision-instruct."""
-
-
-@dataclass(frozen=True)
 class Setup:
-    """How the model is trained."""
+    """Training method, as far as it decides over cost."""
 
     method: Literal["full", "lora", "qlora"]
     frozen_tower: bool = True
@@ -128,9 +47,15 @@ class Setup:
     cached_features: bool = False
     """The frozen tower's features are read instead of computed."""
 
+    @classmethod
+    def from_spec(cls, spec: TrainingSpec, checkpointing: bool = False, cached_features: bool = False) -> Self:
+        """Read a recipe."""
+        frozen = spec.resolved_parts["vision"].train == "frozen"
+        return cls(spec.method, frozen, spec.lora.rank, spec.lora.dropout > 0, checkpointing, cached_features)
+
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryEstimate:
     """Bytes that a step holds at its peak."""
 
     weights: float
@@ -144,22 +69,33 @@ class Memory:
         """Bytes of GPU memory at a batch size."""
         return CONTEXT + FRAGMENTATION * (self.weights + self.states + batch * self.sample)
 
-    def largest_batch(self, gpu: float) -> int:
-        """Most rows in a batch that fit a GPU of so many GB; 0 where not even one does."""
-        room = (gpu * 1e9 - CONTEXT) / FRAGMENTATION - self.weights - self.states
-        return max(0, math.floor(room / self.sample))
+
+def count_parameters(config: Phi3VConfig) -> dict[str, int]:
+    """Weights by module; norms and biases, about 0.01 %, are left out.
+
+    `text` are the layers' products (qkv, o, gate, up and down); the tower's last block is stored and never runs.
+    """
+    vision, d, h = _vision(config), config.hidden_size, _vision(config).hidden_size
+    return {
+        "text": config.num_hidden_layers * (4 * d**2 + 3 * d * config.intermediate_size),
+        "embeddings": 2 * config.vocab_size * d,
+        "projector": 4 * h * d + d**2,
+        "tower": vision.num_hidden_layers * _tower_block(config)
+        + (3 * config.patch_size**2 + _positions(config)) * h,
+    }
 
 
-def sample_flops(shape: ModelShape, setup: Setup, tokens: Amount, crops: Amount) -> Amount:
-    """Operations of forward and backward pass for one row; a multiplication and an addition are two.
+def sample_flops(config: Phi3VConfig, setup: Setup, tokens: Amount, crops: Amount) -> Amount:
+    """Count operations of forward and backward pass for one row; a multiplication and an addition are two.
 
     `tokens` is T with the picture's, `crops` C with the global one.
     """
-    text = 2 * shape.text_linear * tokens + 2 * tokens**2 * shape.hidden * shape.layers  # causal: half the scores
-    picture = crops * (shape.patches - 1) / 4 * 2 * shape.projector
-    positions = crops * shape.patches
-    blocks = shape.vision_layers - 1
-    tower = blocks * positions * (2 * shape.tower_block + 4 * shape.patches * shape.vision_hidden)
+    weights, vision, patches = count_parameters(config), _vision(config), _positions(config)
+    causal = 2 * tokens**2 * config.hidden_size * config.num_hidden_layers  # half the scores
+    text = 2 * weights["text"] * tokens + causal
+    picture = crops * (patches - 1) / 4 * 2 * weights["projector"]
+    blocks, positions = vision.num_hidden_layers - 1, crops * patches
+    tower = blocks * positions * (2 * _tower_block(config) + 4 * patches * vision.hidden_size)
     passes = 3 if setup.method == "full" else 2  # backward: to the inputs, and to the weights where they train
     through = 1 if setup.frozen_tower and setup.method != "full" else passes
     tower_passes = 0 if setup.cached_features else 1 if setup.frozen_tower else passes
@@ -168,46 +104,63 @@ def sample_flops(shape: ModelShape, setup: Setup, tokens: Amount, crops: Amount)
     return passes * text + through * picture + tower_passes * tower + again
 
 
-def step_memory(shape: ModelShape, setup: Setup, tokens: float, crops: float) -> Memory:
-    """What training holds, for rows of T tokens and C crops; the head sees answers only and counts for nothing."""
-    adapters = setup.rank * shape.layers * (8 * shape.hidden + 3 * shape.intermediate)
+def step_memory(config: Phi3VConfig, setup: Setup, tokens: float, crops: float) -> MemoryEstimate:
+    """Estimate memory for rows of T tokens and C crops; the head sees answers only and counts for nothing."""
+    parameters, vision = count_parameters(config), _vision(config)
+    total = sum(parameters.values())
+    wide = 8 * config.hidden_size + 3 * config.intermediate_size
+    adapters = setup.rank * config.num_hidden_layers * wide
     if not setup.frozen_tower:
-        wide = 8 * shape.vision_hidden + 2 * (shape.vision_hidden + shape.vision_intermediate)
-        adapters += setup.rank * (shape.vision_layers - 1) * wide
+        wide = 8 * vision.hidden_size + 2 * (vision.hidden_size + vision.intermediate_size)
+        adapters += setup.rank * (vision.num_hidden_layers - 1) * wide
     if setup.method == "full":
-        trained = shape.parameters - (shape.tower if setup.frozen_tower else 0)
-        weights, states = 4 * shape.parameters, 14 * trained
+        weights, states = 4 * total, 14 * (total - (parameters["tower"] if setup.frozen_tower else 0))
     elif setup.method == "lora":
-        weights, states = 2 * shape.parameters, 18 * adapters
+        weights, states = 2 * total, 18 * adapters
     else:
-        kept = shape.parameters - shape.text_linear
-        weights, states = NF4_BYTES * shape.text_linear + 2 * kept, 18 * adapters
-    sample = tokens * _kept_by_text(shape, setup) + crops * shape.patches * _kept_by_tower(shape, setup)
-    return Memory(weights, states, sample)
+        weights, states = NF4_BYTES * parameters["text"] + 2 * (total - parameters["text"]), 18 * adapters
+    sample = tokens * _kept_by_text(config, setup) + crops * _positions(config) * _kept_by_tower(config, setup)
+    return MemoryEstimate(weights, states, sample)
 
 
-def _kept_by_text(shape: ModelShape, setup: Setup) -> float:
+def _kept_by_text(config: Phi3VConfig, setup: Setup) -> float:
     """Bytes a token that the text layers keep, and one layer's set more for the gradients alive at once."""
-    d, f = shape.hidden, shape.intermediate
+    d, f, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     full = setup.method == "full"
     layer = (34 if full else 26) * d + 8 * f  # under autocast the residual stream is fp32
     if not full and setup.dropout:
         layer += 3 * (3 * d + f)
     if setup.checkpointing:
-        return shape.layers * (4 if full else 2) * d + 2 * layer
-    return (shape.layers + 1) * layer
+        return layers * (4 if full else 2) * d + 2 * layer
+    return (layers + 1) * layer
 
 
-def _kept_by_tower(shape: ModelShape, setup: Setup) -> float:
+def _kept_by_tower(config: Phi3VConfig, setup: Setup) -> float:
     """Bytes a patch position that the tower keeps; frozen, it works with one block's set and keeps nothing."""
-    h, g = shape.vision_hidden, shape.vision_intermediate
+    vision = _vision(config)
+    h, g, full = vision.hidden_size, vision.intermediate_size, setup.method == "full"
     block = 16 * h + 8 * g
-    if setup.method != "full" and setup.dropout and not setup.frozen_tower:
+    if not full and setup.dropout and not setup.frozen_tower:
         block += 3 * (5 * h + g)
     if setup.cached_features:
         return 0
     if setup.frozen_tower:
         return block
     if setup.checkpointing:
-        return (shape.vision_layers - 1) * (4 if setup.method == "full" else 2) * h + 2 * block
-    return shape.vision_layers * block
+        return (vision.num_hidden_layers - 1) * (4 if full else 2) * h + 2 * block
+    return vision.num_hidden_layers * block
+
+
+def _vision(config: Phi3VConfig) -> Any:
+    return config.vision_config
+
+
+def _tower_block(config: Phi3VConfig) -> int:
+    """Weights of one block of the tower."""
+    vision = _vision(config)
+    return 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
+
+
+def _positions(config: Phi3VConfig) -> int:
+    """Positions of a crop in the tower: its patches and the class token."""
+    return (config.crop_size // config.patch_size) ** 2 + 1

@@ -139,7 +139,7 @@ def test_forty_models_in_fifteen_colours_lose_no_row():
 def test_one_template_is_divided_by_product_and_said():
     rows = [(n // 2, n, 0) for n in range(600)]
     told: list[str] = []
-    splits = assign_splits(ties(rows, [(0, n) for n in range(1, 600)]), tell=told.append)
+    splits = assign_splits(ties(rows, [(0, n) for n in range(1, 600)]), notice=told.append)
     assert Counter(splits) == {"train": 480, "validation": 60, "test": 60}
     assert all(splits[n] == splits[n + 1] for n in range(0, 600, 2))
     assert len(told) == 1
@@ -162,7 +162,7 @@ def test_no_split_is_empty_where_groups_are_few():
 
 def test_a_product_that_is_nearly_the_whole_table_is_said():
     told: list[str] = []
-    splits = assign_splits(ties([(0, n, 0) for n in range(30)]), tell=told.append)
+    splits = assign_splits(ties([(0, n, 0) for n in range(30)]), notice=told.append)
     assert set(splits) == {"train"}
     assert told[0].startswith("30 of 30 rows share one product id or one picture, or look alike, and stay in one")
 
@@ -170,13 +170,13 @@ def test_a_product_that_is_nearly_the_whole_table_is_said():
 def test_nothing_is_said_of_rows_that_share_nothing():
     told: list[str] = []
     for count in range(3):
-        assign_splits(ties([(n, n, 0) for n in range(count)]), tell=told.append)
+        assign_splits(ties([(n, n, 0) for n in range(count)]), notice=told.append)
     assert told == []
 
 
 def test_a_few_products_that_look_alike_are_copies_and_stay_together():
     told: list[str] = []
-    splits = assign_splits(ties(single(20), [(0, n) for n in range(1, 20)]), tell=told.append)
+    splits = assign_splits(ties(single(20), [(0, n) for n in range(1, 20)]), notice=told.append)
     assert set(splits) == {"train"}
     assert len(told) == 1
 

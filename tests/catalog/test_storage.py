@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from catalens.catalog import storage
-from catalens.catalog.storage import SPLITS, Catalog, CatalogWriter, LeftOut, Roles
+from catalens.catalog.storage import SPLITS, Catalog, CatalogWriter, RejectedRow, Roles
 from catalens.errors import CatalogError
 
 ROLES = Roles(id="code", fields={"title": "text", "kind": "category", "price": "number", "width": "number"})
@@ -35,8 +35,8 @@ def fill(folder: Path, splits: str = "ttvtet", leave_out: bool = True) -> Catalo
         for number, split in enumerate(splits):
             writer.add(names[split], picture(number), f"P{number // 2}", product(number))
         if leave_out:
-            writer.leave_out(LeftOut(row=7, id="P9", reason="picture: not a picture in one of JPEG"))
-            writer.leave_out(LeftOut(row=8, id="", reason="no value in 'code'"))
+            writer.reject(RejectedRow(row=7, id="P9", reason="picture: not a picture in one of JPEG"))
+            writer.reject(RejectedRow(row=8, id="", reason="no value in 'code'"))
     return writer
 
 

@@ -3,7 +3,7 @@
 import io
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -19,20 +19,18 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from catalens.catalog.pictures import GPS
-from catalens.catalog.scanning import LARGEST
-from catalens.catalog.storage import CatalogWriter, LeftOut, Roles
+from catalens.catalog.scan import LARGEST
+from catalens.catalog.storage import CatalogWriter, RejectedRow, Roles
 from catalens.checking.check import Check, check_catalog
-from catalens.checking.costs import crop_costs
-from catalens.checking.distributions import FAR, modified_z, spelling_twins
-from catalens.checking.evidence import Finding
-from catalens.checking.rules import RULES
-from catalens.checking.scanning import Cost, Description
-from catalens.checking.terminal import _costs
+from catalens.checking.costs import CropCost, crop_costs, method_name
+from catalens.checking.facts import FAR, modified_z
+from catalens.checking.rules import Finding, spelling_twins
+from catalens.checking.terminal import print_check
 from catalens.cli import app, main
 from catalens.config import PARTS, PartSpec, TrainingSpec, make_recipe
-from catalens.costing import plan_check
 from catalens.errors import CatalogError, RecipeError
-from catalens.estimates import PHI3_VISION
+from catalens.estimates import GPUS, PHI3_VISION
+from catalens.model import Phi3VImageProcessor
 from catalens.pages.histograms import Scale, histogram
 
 ROLES = Roles(id="sku", fields={"title": "text", "kind": "category", "price": "number"})
@@ -79,31 +77,34 @@ PICTURES = [picture(seed) for seed in range(150)]
 def clean_rows() -> list[Row]:
     """150 rows in three splits, with nothing to say against them."""
     draw = random.Random(3)
-    rows = []
-    for i in range(150):
-        kind = KINDS[i % 3]
-        price = round(np.exp(4 + i % 3 + draw.gauss(0, 0.3)), 2)
-        split = "train" if i < 90 else "validation" if i < 120 else "test"
-        image = PICTURES[i]
-        rows.append(
-            {"split": split, "sku": f"P{i}", "title": f"Item {i}", "kind": kind, "price": price, "image": image}
-        )
-    return rows
+    splits = ["train"] * 90 + ["validation"] * 30 + ["test"] * 30
+    return [
+        {
+            "split": split,
+            "sku": f"P{i}",
+            "title": f"Item {i}",
+            "kind": KINDS[i % 3],
+            "price": round(np.exp(4 + i % 3 + draw.gauss(0, 0.3)), 2),
+            "image": PICTURES[i],
+        }
+        for i, split in enumerate(splits)
+    ]
 
 
-def stored(folder: Path, rows: Iterable[Row], left_out: Iterable[LeftOut] = ()) -> Path:
-    with CatalogWriter(folder, ROLES, {"command": "test"}) as writer:
+def stored(folder: Path, rows: Iterable[Row], left_out: Iterable[RejectedRow] = (), roles: Roles = ROLES) -> Path:
+    with CatalogWriter(folder, roles, {"command": "test"}) as writer:
         for row in rows:
-            writer.add(row["split"], row["image"], row["sku"], {name: row[name] for name in ROLES.fields})
+            writer.add(row["split"], row["image"], row["sku"], {name: row[name] for name in roles.fields})
         for row in left_out:
-            writer.leave_out(row)
+            writer.reject(row)
     return folder
 
 
 def checked(tmp_path: Path, rows: Iterable[Row], recipe: dict[str, Any] | None = None, **more: Any) -> Check:
     folder = stored(tmp_path / "shop", rows, **more)
-    made = make_recipe({"catalog": str(folder), "model": "tiny", "prompt": PROMPT} | (recipe or {}))
-    return check_catalog(folder, plan=plan_check(folder, made))
+    return check_catalog(
+        folder, make_recipe({"catalog": str(folder), "model": "tiny", "prompt": PROMPT} | (recipe or {}))
+    )
 
 
 def only(check: Check, words: str) -> Finding:
@@ -112,20 +113,35 @@ def only(check: Check, words: str) -> Finding:
     return found
 
 
-def page_of(check: Check) -> str:
-    return check.page.read_text(encoding="utf-8")
+def again(data: bytes, size: tuple[int, int] | None = None, form: str = "JPEG", **options: Any) -> bytes:
+    """The same picture, resized and encoded anew."""
+    image, buffer = Image.open(io.BytesIO(data)).convert("RGB"), io.BytesIO()
+    (image.resize(size) if size else image).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def located(data: bytes) -> bytes:
+    exif = Image.Exif()
+    exif.get_ifd(GPS).update({1: "N", 2: (52.0, 31.0, 12.0)})
+    return again(data, exif=exif, quality=95)
 
 
 def test_a_clean_catalogue_has_no_finding(tmp_path):
     check = checked(tmp_path, clean_rows())
     assert check.findings == ()
     assert check.page == tmp_path / "shop/check.html"
-    page = page_of(check)
-    assert "Ready to train." in page
-    assert "None found." in page
+    assert check.view["headline"] == "Ready to train."
+    assert check.view["pictures"]["summary"] == "150 PNG; all can be decoded."
+    price = check.view["fields"][2]
+    assert (price["name"], price["kind"], price["filled"], price["missing"]) == ("price", "number", 150, 0)
+    (number,), (category,), (text,) = (check.view[section] for section in ("numbers", "categories", "texts"))
+    assert [strip["count"] for strip in number["strips"]] == [50, 50, 50]
+    assert [bar["title"] for bar in category["bars"]] == ["30 train, 10 validation, 10 test"] * 3
+    assert text["summary"] == "6 to 8 characters, median 7"
+    assert sum(int(bar["title"].rpartition(": ")[2]) for bar in number["chart"]["bars"]) == 150
+    page = check.page.read_text(encoding="utf-8")
     for section in ("problems", "fields", "numbers", "categories", "texts", "pictures", "cost", "reading"):
         assert f'<section id="{section}">' in page
-    assert "150 PNG; all can be decoded." in page
 
 
 def test_a_catalogue_with_its_page_still_opens(tmp_path):
@@ -136,114 +152,217 @@ def test_a_catalogue_with_its_page_still_opens(tmp_path):
     assert {split: rows.num_rows for split, rows in opened.items()} == check.card.rows
 
 
-def test_leaks_are_errors_and_name_their_rows(tmp_path):
+Change = Callable[[list[Row]], object]
+
+PLANTED: dict[str, tuple[Change, str, str, str, str]] = {
+    # what is changed in the clean rows; then of the finding: severity, title, first row and its detail
+    "no id": (lambda rows: rows[0].update(sku=" "), "error", "1 row without a product id", "train row 1 ( )", ""),
+    "product in two splits": (
+        lambda rows: rows[100].update(sku="P7"),
+        "error",
+        "1 product in more than one split",
+        "train row 8 (P7)",
+        "",
+    ),
+    "picture in two splits": (
+        lambda rows: rows[130].update(image=rows[8]["image"]),
+        "error",
+        "1 picture in more than one split",
+        "train row 9 (P8)",
+        "",
+    ),
+    "copy in two splits": (
+        lambda rows: rows[131].update(image=again(rows[9]["image"], (120, 96), quality=70)),
+        "warning",
+        "1 pair of pictures that look alike straddle two splits",
+        "train row 10 (P9)",
+        "like test row 12 (P131)",
+    ),
+    "copy in one split": (
+        lambda rows: rows[10].update(image=again(rows[9]["image"], (120, 96), quality=70)),
+        "note",
+        "1 pair of pictures of two products look alike",
+        "train row 10 (P9)",
+        "like train row 11 (P10)",
+    ),
+    "placeholder": (
+        lambda rows: [row.update(image=PICTURES[20]) for row in rows[20:30]],
+        "warning",
+        "1 picture shared by 3 or more products",
+        "train row 21 (P20)",
+        "",
+    ),
+    "small picture": (
+        lambda rows: rows[0].update(image=picture(500, (60, 60))),
+        "warning",
+        "1 picture smaller than 112 pixels",
+        "train row 1 (P0)",
+        "60 \u00d7 60",
+    ),
+    "thin picture": (
+        lambda rows: rows[1].update(image=picture(501, (900, 150), "JPEG")),
+        "note",
+        "1 picture at least 4 times as long as wide",
+        "train row 2 (P1)",
+        "900 \u00d7 150",
+    ),
+    "one position": (
+        lambda rows: rows[0].update(image=located(rows[0]["image"])),
+        "warning",
+        "1 picture with the position where it was taken",
+        "train row 1 (P0)",
+        "",
+    ),
+    "positions": (
+        lambda rows: [row.update(image=located(row["image"])) for row in rows[:2]],
+        "warning",
+        "2 pictures with the positions where they were taken",
+        "train row 1 (P0)",
+        "",
+    ),
+    "zero": (
+        lambda rows: rows[4].update(price=0.0),
+        "warning",
+        "price is zero or negative in 1 row",
+        "train row 5 (P4)",
+        "price 0",
+    ),
+    "many decimals": (
+        lambda rows: [rows[i].update(price=price) for i, price in ((3, 84.37999725341797), (4, 84.3799))],
+        "warning",
+        "price has more than 4 decimals in 1 row",
+        "train row 4 (P3)",
+        "price 84.37999725341797",
+    ),
+    "text that does not read back": (
+        lambda rows: rows[0].update(title="Scarf, Category: SHOES"),
+        "warning",
+        "The text of 1 row does not read back as it is written",
+        "train row 1 (P0)",
+        "field 'title' does not read back from 'Product: Scarf, Category: SHOES, Category: BAGS, Price: ",
+    ),
+    "HTML": (
+        lambda rows: rows[1].update(title="Bag <b>new</b> &amp; old"),
+        "warning",
+        "title holds HTML in 1 row",
+        "train row 2 (P1)",
+        "Bag <b>new</b> &amp; old",
+    ),
+    "formula": (
+        lambda rows: rows[2].update(title="=SUM(A1)"),
+        "note",
+        "title begins like a spreadsheet formula in 1 row",
+        "train row 3 (P2)",
+        "=SUM(A1)",
+    ),
+    "long text": (
+        lambda rows: rows[3].update(title="W" * 100_000),
+        "warning",
+        "title is longer than 300 characters in 1 row",
+        "train row 4 (P3)",
+        "100,000 characters",
+    ),
+    "missing": (
+        lambda rows: rows[4].update(title="  "),
+        "warning",
+        "Field title is missing in 1 row",
+        "train row 5 (P4)",
+        "",
+    ),
+    "same title": (
+        lambda rows: rows[5].update(title="Item 3"),
+        "note",
+        "1 value of title stand for more than one product",
+        "train row 4 (P3)",
+        "Item 3 (2 products)",
+    ),
+    "spellings": (
+        lambda rows: [row.update(kind="Bags ") for row in rows[0:24:3]],
+        "warning",
+        "kind spells 1 category in more than one way",
+        "train row 1 (P0)",
+        "'BAGS', 'Bags '",
+    ),
+    "category without training rows": (
+        lambda rows: rows[91].update(kind="GLOVES"),
+        "warning",
+        "1 category of kind without any training row",
+        "validation row 2 (P91)",
+        "GLOVES",
+    ),
+    "rare category": (
+        lambda rows: rows[10].update(kind="BELTS"),
+        "note",
+        "1 category of kind with fewer than 5 training rows",
+        "train row 11 (P10)",
+        "'BELTS'",
+    ),
+    "undecodable": (
+        lambda rows: rows[3].update(image=b"<html>not found</html>"),
+        "warning",
+        "1 picture cannot be decoded",
+        "train row 4 (P3)",
+        "not a picture",
+    ),
+    "more undecodable than training bears": (
+        lambda rows: [row.update(image=b"<html>not found</html>") for row in rows[120:125]],
+        "error",
+        "5 pictures cannot be decoded",
+        "test row 1 (P120)",
+        "not a picture",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_what_is_planted_is_found_and_named(tmp_path, fault: str):
+    change, severity, title, row, detail = PLANTED[fault]
+    rows = clean_rows()
+    change(rows)
+    found = only(checked(tmp_path, rows), title)
+    assert (found.severity, found.title, found.rows[0].row) == (severity, title, row)
+    assert detail in found.rows[0].detail
+    assert bool(found.rows[0].detail) == bool(detail)
+
+
+def test_groups_are_counted_once_and_rows_each(tmp_path):
     rows = clean_rows()
     rows[100]["sku"] = rows[7]["sku"]
-    rows[130]["image"] = rows[8]["image"]
-    seen = Image.open(io.BytesIO(rows[9]["image"]))
-    buffer = io.BytesIO()
-    seen.resize((120, 96)).save(buffer, "JPEG", quality=70)
-    rows[131]["image"] = buffer.getvalue()
-    check = checked(tmp_path, rows)
-    torn = only(check, "product in more than one split")
-    assert torn.severity == "error"
-    assert [named.row for named in torn.rows] == ["train row 8 (P7)", "validation row 11 (P7)"]
-    shared = only(check, "picture in more than one split")
-    assert shared.severity == "error"
-    assert [named.row for named in shared.rows] == ["train row 9 (P8)", "test row 11 (P130)"]
-    alike = only(check, "look alike straddle two splits")
-    assert alike.severity == "warning"
-    assert alike.rows[0].row == "train row 10 (P9)"
-    assert alike.rows[0].detail == "like test row 12 (P131)"
-    assert [finding.severity for finding in check.findings[:2]] == ["error", "error"]
-    page = page_of(check)
-    assert "Mend 2 errors before training." in page
-    assert page.count('<li class="card"><div>') == 1, "the pair is shown"
-
-
-def test_placeholders_are_named_once_whatever_the_number_of_rows(tmp_path):
-    rows = clean_rows()
-    blank = io.BytesIO()
-    Image.new("RGB", (200, 200), "#eeeeee").save(blank, "PNG")
     for row in rows[20:30]:
-        row["image"] = blank.getvalue()
-    found = only(checked(tmp_path, rows), "shared by 3 or more products")
-    assert found.title.startswith("1 picture ")
-    assert found.count == len(found.rows) == 10
-
-
-def test_pictures_that_do_not_decode_are_errors_where_training_would_stop(tmp_path):
-    rows = clean_rows()
-    rows[3]["image"] = rows[3]["image"][:200]
-    few = checked(tmp_path / "few", rows)
-    assert only(few, "1 picture cannot be decoded").severity == "warning"
-    assert "cannot be decoded" in only(few, "1 picture").rows[0].detail
-    for row in rows[120:125]:
-        row["image"] = b"<html>not found</html>"
-    many = only(checked(tmp_path / "many", rows), "6 pictures cannot be decoded")
-    assert many.severity == "error"
-
-
-def test_small_and_thin_pictures(tmp_path):
-    rows = clean_rows()
-    rows[0]["image"] = picture(500, (60, 60))
-    rows[1]["image"] = picture(501, (900, 150), "JPEG")
+        row["image"] = rows[19]["image"]
+    rows[131]["image"] = again(rows[9]["image"], (120, 96), quality=70)
     check = checked(tmp_path, rows)
-    assert only(check, "1 picture smaller than 112 pixels").rows[0].detail == "60 \u00d7 60"
-    assert only(check, "times as long as wide").rows[0].row == "train row 2 (P1)"
-
-
-def test_positions_are_named(tmp_path):
-    exif = Image.Exif()
-    exif.get_ifd(GPS).update({1: "N", 2: (52.0, 31.0, 12.0)})
-    rows = clean_rows()
-    for row in rows[:2]:
-        buffer = io.BytesIO()
-        Image.open(io.BytesIO(row["image"])).convert("RGB").save(buffer, "JPEG", exif=exif, quality=95)
-        row["image"] = buffer.getvalue()
-    found = only(checked(tmp_path, rows), "2 pictures with the positions where they were taken")
-    assert (found.severity, found.rows[0].row) == ("warning", "train row 1 (P0)")
-    assert "--strip-metadata" in found.fix
+    torn = only(check, "1 product in more than one split")
+    assert [tuple(named) for named in torn.rows] == [
+        ("train row 8 (P7)", ""),
+        ("validation row 11 (P7)", "as train row 8 (P7)"),
+    ]
+    shared = only(check, "1 picture shared by 3 or more products")
+    assert (shared.count, len(shared.rows)) == (11, 10)
+    assert check.findings[0] is torn, "errors first"
+    assert check.view["headline"] == "Mend 1 error before training."
+    (pair,) = check.view["pictures"]["pairs"]
+    assert [name for _, name in pair] == ["train row 10 (P9)", "test row 12 (P131)"]
+    (card,) = check.view["pictures"]["placeholders"]
+    assert (card["note"], card["name"]) == ("11 rows", "P19, P20, P21, \u2026")
+    assert card["picture"].startswith("data:image/webp;base64,")
 
 
 def test_numbers_that_stand_out(tmp_path):
     rows = clean_rows()
     rows[3]["price"] *= 100  # a slipped decimal point
-    rows[4]["price"] = 0.0
     check = checked(tmp_path, rows)
-    far = only(check, "price stands far from its category")
-    assert [named.row for named in far.rows][:1] == ["train row 4 (P3)"]
+    far = only(check, "price stands far from its category in 1 row")
+    assert far.rows[0].row == "train row 4 (P3)"
     assert "in BAGS, median" in far.rows[0].detail
-    assert only(check, "zero or negative").count == 1
-    assert "Furthest from their category" in page_of(check)
-
-
-def test_numbers_with_more_decimals_than_a_picture_tells(tmp_path):
-    rows = clean_rows()
-    rows[3]["price"] = 84.37999725341797
-    rows[4]["price"] = 84.3799
-    rows[5]["price"] = 1e-7
-    found = only(checked(tmp_path, rows), "price has more than 4 decimals in 2 rows")
-    assert found.severity == "warning"
-    assert [named.detail for named in found.rows] == ["price 84.37999725341797", "price 1e-07"]
-
-
-def test_texts_that_do_not_read_back_or_hold_markup(tmp_path):
-    rows = clean_rows()
-    rows[0]["title"] = "Scarf, Category: SHOES"
-    rows[1]["title"] = "Bag <b>new</b> &amp; old"
-    rows[2]["title"] = "=SUM(A1)"
-    rows[3]["title"] = "W" * 100_000
-    rows[4]["title"] = "  "
-    check = checked(tmp_path, rows)
-    lost = only(check, "does not read back")
-    assert [named.row for named in lost.rows] == ["train row 1 (P0)", "train row 5 (P4)"]
-    assert "does not read back from" in lost.rows[0].detail
-    assert not lost.rows[0].detail.startswith("train row")
-    assert only(check, "title holds HTML").rows[0].row == "train row 2 (P1)"
-    assert only(check, "spreadsheet formula").rows[0].row == "train row 3 (P2)"
-    assert only(check, "longer than 300 characters").rows[0].detail == "100,000 characters"
-    assert only(check, "Field title is missing in 1 row").severity == "warning"
+    (number,) = check.view["numbers"]
+    assert [card["name"] for card in number["cards"]] == ["train row 4 (P3)"]
+    assert [mark[0] for mark in number["strips"][0]["marks"]] == ["", "box", "median", "far"]
+    rows[3]["price"] *= 100
+    alone = stored(tmp_path / "alone", rows, roles=Roles(id="sku", fields={"price": "number"}))
+    (named,) = only(check_catalog(alone), "price has 1 outlier").rows
+    assert named.row == "train row 4 (P3)"
+    assert " in " not in named.detail
 
 
 def test_a_number_format_that_loses_digits(tmp_path):
@@ -256,75 +375,91 @@ def test_a_number_format_that_loses_digits(tmp_path):
     assert found.rows[0].detail == "price 12.5 is written '12'"
 
 
-def test_categories_twins_tail_and_words_that_training_never_shows(tmp_path):
-    rows = clean_rows()
-    for row in rows[0:24:3]:
-        row["kind"] = "Bags "
-    rows[91]["kind"] = "GLOVES"
-    rows[10]["kind"] = "BELTS"
-    check = checked(tmp_path, rows)
-    twins = only(check, "spells 1 category in more than one way")
-    assert twins.rows[0].detail == "'BAGS', 'Bags '"
-    assert twins.count == 8
-    unseen = only(check, "without any training row")
-    assert [(named.row, named.detail) for named in unseen.rows] == [("validation row 2 (P91)", "GLOVES")]
-    rare = only(check, "fewer than 5 training rows")
-    assert [named.row for named in rare.rows] == ["train row 11 (P10)"]
-
-
-def test_every_rejected_form_is_shown(tmp_path):
+def test_rejected_rows_by_reason_with_every_form(tmp_path):
     reasons = ["not a number in 'price': '1.299,00 \u20ac'"] * 3 + [
         "not a number in 'price': 'on request'",
         "HTTP 404",
     ]
-    left_out = [LeftOut(row=i, id=f"R{i}", reason=reason) for i, reason in enumerate(reasons, start=1)]
-    check = checked(tmp_path, clean_rows(), left_out=left_out)
-    found = only(check, "did not make it into the catalogue")
-    assert found.severity == "note"
-    assert found.count == 5
-    assert found.rows[0].row == "row 1 (R1)"
-    page = page_of(check)
-    for form in ("&#39;1.299,00 \u20ac&#39;", "&#39;on request&#39;", "HTTP 404"):
-        assert form in page
+    left_out = [RejectedRow(row=i, id=f"R{i}", reason=reason) for i, reason in enumerate(reasons, start=1)]
+    check = checked(tmp_path / "few", clean_rows(), left_out=left_out)
+    found = only(check, "5 rows of the table (3.2%) did not make it into the catalogue")
+    assert (found.severity, found.count, found.rows[0].row) == ("note", 5, "row 1 (R1)")
+    number, missing = check.view["rejected"]
+    assert (number.reason, number.count) == ("not a number in 'price'", 4)
+    assert number.forms == (("'1.299,00 \u20ac'", 3), ("'on request'", 1))
+    assert (missing.reason, missing.count, missing.forms) == ("HTTP 404", 1, ())
+    many = checked(tmp_path / "many", clean_rows(), left_out=left_out * 2)
+    assert only(many, "did not make it into the catalogue").severity == "warning"
 
 
 def test_an_empty_split_and_an_empty_catalogue(tmp_path):
     check = checked(tmp_path / "some", [row for row in clean_rows() if row["split"] != "validation"])
     assert only(check, "Split validation has no rows").severity == "error"
-    empty = stored(tmp_path / "none", [])
-    found = check_catalog(empty).findings
-    assert [finding.severity for finding in found] == ["error", "error", "warning"]
+    empty = check_catalog(stored(tmp_path / "none", []))
+    assert [finding.severity for finding in empty.findings] == ["error", "error", "warning"]
+    assert empty.costs == ()
+
+
+class Texts:
+    """Facts of two training rows with pictures of one size."""
+
+    splits = ("train", "train", "test")
+    text_tokens = (60, 60, 9000)
+    pictures = (SimpleNamespace(size=(800, 800)),) * 3
+
+
+def costs_of(training: dict[str, Any]) -> list[CropCost]:
+    return crop_costs(Texts(), Phi3VImageProcessor(), PHI3_VISION, TrainingSpec.model_validate(training))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", get_args(TrainingSpec.model_fields["method"].annotation))
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("train", get_args(PartSpec.model_fields["train"].annotation))
-def test_every_way_to_train_is_among_the_costs(method: str, part: str, train: str):
+def test_every_way_to_train_has_its_costs(method: str, part: str, train: str):
     try:
         training = TrainingSpec.model_validate({"method": method, "parts": {part: train}})
     except ValidationError:
         return  # no recipe has it
-    described = [Description(costs={4: Cost(800, 5)})] * 2
-    check = SimpleNamespace(costs=crop_costs(["train"] * 2, described, PHI3_VISION, training))
-    assert [sum(way.chosen for way in cost.methods) for cost in check.costs] == [1]
-    (name,) = [way.name for cost in check.costs for way in cost.methods if way.chosen]
+    name = method_name(training)
     assert name.startswith({"full": "Full", "lora": "LoRA", "qlora": "QLoRA"}[method])
     assert ("frozen" in name) == (training.resolved_parts["vision"].train == "frozen")
-    console = Console(file=io.StringIO(), width=200)
-    console.print(_costs(check))
-    assert name.lower() in console.file.getvalue()
+    assert [cost.num_crops for cost in costs_of({"method": method, "parts": {part: train}})] == [1, 4, 16]
+
+
+def test_costs_are_of_the_recipes_own_method_and_name_the_gpus_that_hold_it():
+    one, four, sixteen = costs_of({"method": "lora", "batch_size": 1})
+    assert [round(cost.tflop, 1) for cost in (one, four, sixteen)] == [6.2, 14.0, 46.2]
+    assert [cost.crops for cost in (one, four, sixteen)] == [2, 5, 17]
+    assert (sixteen.tokens, sixteen.max_tokens, sixteen.epoch_tokens, sixteen.steps) == (2569, 2569, 5138, 2)
+    assert sixteen.fits() == "48 GB, 16 GB checkpointed"
+    for allowed, fits in ((True, "16 GB checkpointed"), (False, "48 GB")):
+        cost = costs_of({"method": "lora", "batch_size": 1, "gradient_checkpointing": allowed})[-1]
+        assert cost.fits() == fits
+        assert [*cost.memory] == [allowed]
+    huge = costs_of({"method": "full", "batch_size": 512})[-1]
+    assert huge.fits() == f"none of up to {GPUS[-1]} GB"
+    assert costs_of({"batch_size": 2, "gradient_accumulation": 4})[0].step_rows == 8
+
+
+def test_a_batch_of_tokens_holds_the_rows_that_it_holds():
+    one, _, sixteen = costs_of({"batch_tokens": 4000})
+    assert (one.batch_rows, sixteen.batch_rows) == (10, 1)
 
 
 def test_costs_follow_the_recipe_and_its_tokenizer(tmp_path):
     training = {"batch_size": 4, "gradient_accumulation": 2, "method": "full"}
     check = checked(tmp_path, clean_rows(), {"training": training})
-    one, four, sixteen = check.costs
-    assert [cost.num_crops for cost in check.costs] == [1, 4, 16]
+    one, four, _ = check.costs
     assert one.steps == 12, "90 rows, 8 a step"
     assert one.crops == 2
-    assert (one.tokens, four.tokens) < (four.tokens, sixteen.tokens)
-    assert [method.name for method in one.methods if method.chosen] == ["Full"]
-    assert "with its own tokenizer" in page_of(check)
+    assert one.tokens < four.tokens
+    assert check.view["method"] == "Full, tower too"
+    assert "with its own tokenizer" in check.view["basis"]
+    console = Console(file=io.StringIO(), width=200)
+    print_check(check, console)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Full, tower too, 8 rows a step" in printed
+    assert one.fits() in printed
 
 
 def test_tokens_are_those_that_training_makes(tmp_path):
@@ -332,37 +467,38 @@ def test_tokens_are_those_that_training_makes(tmp_path):
     from catalens.checkpoint import load_processor
     from catalens.collation import Encoder
 
-    folder = stored(tmp_path / "shop", clean_rows())
-    recipe = make_recipe({"catalog": str(folder), "prompt": PROMPT})
-    describe = plan_check(folder, recipe).describe
-    for num_crops in (1, 4, 16):
-        encoder = Encoder(load_processor("tiny", num_crops), recipe.prompt)
-        for row in Catalog(folder).rows("test")[:3]:
-            example = encoder.example(row, encoder.picture(row["image"]))
-            cost = describe(row, "row", (160, 128)).costs[num_crops]
-            assert cost.tokens == len(example["input_ids"])
-            assert cost.crops == len(example["pixel_values"])
+    rows = clean_rows()[:3]
+    check = checked(tmp_path, rows)
+    prompt = make_recipe({"catalog": "", "prompt": PROMPT}).prompt
+    for cost in check.costs:
+        encoder = Encoder(load_processor("tiny", cost.num_crops), prompt)
+        made = [
+            encoder.example(row, encoder.picture(row["image"])) for row in Catalog(tmp_path / "shop").rows("train")
+        ]
+        assert cost.epoch_tokens == sum(len(example["input_ids"]) for example in made)
+        assert cost.crops == np.mean([len(example["pixel_values"]) for example in made])
 
 
 def test_without_the_model_on_disk_it_says_so_and_estimates(tmp_path):
     check = checked(tmp_path, clean_rows(), {"model": "microsoft/no-such-model-here"})
-    assert "microsoft/no-such-model-here, cannot be loaded from disk" in page_of(check)
+    assert "microsoft/no-such-model-here, cannot be loaded from disk" in check.view["basis"]
     assert check.costs[0].crops == 2
     assert 313 < check.costs[0].tokens < 373, "313 for the picture, some 50 for the text"
 
 
 def test_a_recipe_that_does_not_fit_the_catalogue(tmp_path):
-    folder = stored(tmp_path / "shop", clean_rows())
+    fields = [{"column": "category3_code", "label": "Category", "kind": "category"}]
     with pytest.raises(RecipeError, match="no column 'category3_code'; its columns are title, kind, price"):
-        plan_check(
-            folder,
-            make_recipe(
-                {
-                    "catalog": str(folder),
-                    "prompt": {"fields": [{"column": "category3_code", "label": "Category", "kind": "category"}]},
-                }
-            ),
-        )
+        checked(tmp_path, clean_rows(), {"prompt": {"fields": fields}})
+
+
+@pytest.mark.parametrize("columns", [("<|user|>", "a_b", "a b"), ("\u00e9t\u00e9", "{name}", "Category: x")])
+def test_any_names_of_columns_make_a_prompt(tmp_path, columns: tuple[str, ...]):
+    rows = [row | dict(zip(columns, (row["title"], row["kind"], row["price"]), strict=True)) for row in clean_rows()]
+    roles = Roles(id="sku", fields=dict(zip(columns, ("text", "category", "number"), strict=True)))
+    check = check_catalog(stored(tmp_path / "shop", rows, roles=roles))
+    assert check.findings == ()
+    assert "No recipe was given: reckoned for Phi-3-Vision" in check.view["basis"]
 
 
 def test_errors_of_the_command(tmp_path, capsys, monkeypatch):
@@ -371,7 +507,7 @@ def test_errors_of_the_command(tmp_path, capsys, monkeypatch):
     folder = stored(tmp_path / "shop", clean_rows())
     (tmp_path / "file").write_text("")
     with pytest.raises(CatalogError, match="cannot be written"):
-        check_catalog(folder, tmp_path / "file" / "check.html")
+        check_catalog(folder, out=tmp_path / "file" / "check.html")
     (folder / "rejected.parquet").write_bytes(b"nonsense")
     with pytest.raises(CatalogError, match=r"rejected\.parquet: cannot be read"):
         check_catalog(folder)
@@ -406,7 +542,7 @@ def test_out_names_the_page_and_the_catalogue_stays_as_it_is(tmp_path):
 
 def test_same_catalogue_same_page(tmp_path):
     folder = stored(tmp_path / "shop", clean_rows())
-    pages = [check_catalog(folder, tmp_path / name).page.read_bytes() for name in ("a.html", "b.html")]
+    pages = [check_catalog(folder, out=tmp_path / name).page.read_bytes() for name in ("a.html", "b.html")]
     assert pages[0] == pages[1]
 
 
@@ -427,13 +563,15 @@ def hostile_rows() -> list[Row]:
 
 
 def hostile_check(tmp_path: Path) -> Check:
-    reasons = [LeftOut(row=i, id=text[:80], reason=f"{text[:30]}: {text[:300]}") for i, text in enumerate(HOSTILE)]
+    reasons = [
+        RejectedRow(row=i, id=text[:80], reason=f"{text[:30]}: {text[:300]}") for i, text in enumerate(HOSTILE)
+    ]
     return checked(tmp_path, hostile_rows(), left_out=reasons)
 
 
 def test_hostile_tables_are_escaped_in_page_and_terminal(tmp_path):
     check = hostile_check(tmp_path)
-    page = page_of(check)
+    page = check.page.read_text(encoding="utf-8")
     assert len(page) < 1_000_000
     assert "<script" not in page
     assert "<img src=http" not in page
@@ -530,7 +668,3 @@ def test_spelling_twins():
         ["e\u0301te\u0301", "\u00e9t\u00e9"],
     ]
     assert spelling_twins([]) == []
-
-
-def test_every_rule_is_exercised():
-    assert len(RULES) == len(set(RULES)) == 15

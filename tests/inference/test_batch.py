@@ -23,7 +23,7 @@ from catalens.inference.batch import BatchSpec, Outcome, predict_lines, predict_
 from catalens.inference.inputs import Input, InputSpec, open_input
 from catalens.inference.output_writer import open_output
 from catalens.inference.records import csv_cell, record_schema
-from catalens.preparing.downloading import DownloadSpec
+from catalens.preparing.fetch import DownloadSpec
 
 ROOT = Path(__file__).parents[2]
 SMALL = BatchSpec(batch_size=2, download=DownloadSpec(allow_private_hosts=True))

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from catalens.catalog.appearance import look_at
 from catalens.catalog.pictures import open_picture
+from catalens.catalog.scan import look_at
 from catalens.catalog.splits import split_of
 from catalens.catalog.storage import SPLITS, Catalog, CatalogWriter, Roles
 from catalens.cli import app
@@ -675,8 +675,8 @@ def test_noise_is_the_profiles_own():
 
 @pytest.mark.skipif(not TABLE.is_file(), reason=f"no furniture table at {TABLE}")
 def test_a_real_catalogue_is_mimicked_and_kept_to_itself(tmp_path: Path):
+    from catalens.preparing.columns import Columns
     from catalens.preparing.prepare import prepare
-    from catalens.preparing.roles import Columns
 
     fields: dict[str, Kind] = {"title": "text", "category3_code": "category", "width_cm": "number"}
     folder, _ = prepare(str(TABLE), tmp_path / "furniture", Columns(fields=fields))

@@ -18,8 +18,8 @@ from hostile import KINDS, SLOW, Hostile, expected_reason, hostile_server  # noq
 
 from catalens.catalog.storage import SPLITS, Catalog, CatalogCard
 from catalens.errors import TooManyBadRowsError
-from catalens.preparing.downloading import DownloadSpec
-from catalens.preparing.journal import Journal
+from catalens.preparing.fetch import DownloadSpec
+from catalens.preparing.journal import open_journal
 from catalens.preparing.prepare import PrepareSpec, prepare
 
 ROOT = Path(__file__).parents[2]
@@ -124,14 +124,14 @@ def test_categories_too_rare_for_every_split_are_named(hostile: Hostile, tmp_pat
     path = table(tmp_path / "table.csv", [hostile.url("jpeg", n) for n in range(30)])
     path.write_text(path.read_text().replace("KIND 0", "HATS", 1))
     told: list[str] = []
-    prepare(str(path), tmp_path / "out", spec=PrepareSpec(download=HASTY, max_bad=1.0), tell=told.append)
+    prepare(str(path), tmp_path / "out", spec=PrepareSpec(download=HASTY, max_bad=1.0), notice=told.append)
     (rare,) = (text for text in told if "too rare" in text)
     assert "HATS (1)" in rare
 
 
 def test_what_came_of_each_row_is_on_record(hostile: Hostile, tmp_path: Path):
     prepared(table(tmp_path / "table.csv", [hostile.url("redirect", 1), hostile.url("gone", 2)]), tmp_path / "out")
-    with Journal(tmp_path / "out.work/journal.sqlite") as journal:
+    with open_journal(tmp_path / "out.work/journal.sqlite") as journal:
         found = journal._database.execute(
             "SELECT reason, status, final_url, attempts, bytes > 20000, length(sha256) FROM pictures ORDER BY picture"
         ).fetchall()
@@ -177,7 +177,7 @@ def killed_prepare(server: str, folder: Path, rows: int, kills: int) -> None:
         now = counts(server)
         assert all(now[name] == before[name] for name in finished)
         if (work / "journal.sqlite").exists():
-            with Journal(work / "journal.sqlite") as journal:
+            with open_journal(work / "journal.sqlite") as journal:
                 done = journal._database.execute("SELECT key FROM pictures WHERE made IS NOT NULL")
                 finished |= {key.removeprefix(server) for (key,) in done}
         before = now

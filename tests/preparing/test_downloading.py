@@ -22,11 +22,9 @@ from pydantic import ValidationError
 from catalens import __version__
 from catalens.catalog.pictures import open_picture
 from catalens.errors import PictureError
-from catalens.preparing.collecting import CollectSpec
-from catalens.preparing.downloading import Downloader, DownloadSpec, Fetched, Network
-from catalens.preparing.downloading.fetching import forbidding_directive, retry_after
-from catalens.preparing.downloading.network import refusal
-from catalens.preparing.downloading.pacing import TROUBLES, Host
+from catalens.preparing.collect import CollectSpec
+from catalens.preparing.download import TROUBLES, Downloader, Fetched, Host
+from catalens.preparing.fetch import DownloadSpec, Network, forbidding_directive, refusal, retry_after
 
 # Time-outs are far above what a busy machine takes for loopback, and are only waited for by what never comes.
 QUICK = DownloadSpec(
@@ -82,7 +80,6 @@ class TestServers:
         lasting = {"broken", "silent", "stalled", "short", "cut-chunk", "hung-up"}
         again = lasting | {"busy", "shaky", "dropped"}
         assert {kind for kind, one in results.items() if one.attempts == 2} == again
-        assert {kind for kind, one in results.items() if one.retryable} == lasting | {"drip"}
         # The redirect ends at that jpeg, and redirect-far goes round by itself.
         alone = {kind: count for kind, count in counts.items() if kind not in ("jpeg", "hung-up", "redirect-far")}
         assert alone == {kind: 2 if kind in again else 1 for kind in alone}
@@ -288,7 +285,6 @@ class TestPacing:
         results = fetch(spec.model_copy(update={"retries": 0}), urls, hostile.network())
         assert all(one.body is None for one in results)
         assert sum(stem(one) == "host given up" for one in results) > 280
-        assert all(one.retryable for one in results if stem(one) == "host given up")
         assert sum(hostile.counts.values()) <= requests * (TROUBLES + spec.per_host)
 
     def test_a_slow_picture_is_waited_for_while_bytes_come(self, hostile: Hostile):
@@ -328,7 +324,6 @@ class TestPacing:
         stems = {stem(one) for one in results[:300]}
         assert "host given up" in stems
         assert stems <= {"host given up", "HTTP 429"}
-        assert all(one.retryable for one in results[:300])
         assert sum(hostile.counts[f"/too-many/{n}"] for n in range(300)) < 300
         assert [one.reason for one in results[300:]] == [None] * 30
 
@@ -365,18 +360,18 @@ class TestPacing:
     def test_a_host_is_given_up_for_silence_alone(self):
         host = Host(DownloadSpec(host_patience=100))
         for second in range(0, 1000, 10):
-            host.unheard(second)
+            host.failed(second)
             if second % 50 == 0:
                 host.answered()
         assert not host.given_up
         for second in range(1000, 1110, 10):
-            host.unheard(second)
+            host.failed(second)
         assert host.given_up
 
     def test_two_bad_urls_far_apart_are_no_dead_host(self):
         host = Host(DownloadSpec(host_patience=100))
         for second in (0, 1000):
-            host.unheard(second)
+            host.failed(second)
         assert not host.given_up
 
 
@@ -470,15 +465,15 @@ class TestAddresses:
 
         network = Network(getaddrinfo)
         results = fetch(QUICK, [f"http://{name}.internal/a.jpg" for name in ("gone", "vault")], network)
-        assert {(stem(one), one.attempts, one.retryable) for one in results} == {("host not found", 1, False)}
+        assert {(stem(one), one.attempts) for one in results} == {("host not found", 1)}
 
     def test_names_that_do_not_exist(self):
         def getaddrinfo(host: str, *_: object, flags: int = 0) -> list:
             raise socket.gaierror(socket.EAI_AGAIN if host.startswith("later") else socket.EAI_NONAME, "no such name")
 
         gone, later = fetch(QUICK, ["http://gone.test/a.jpg", "http://later.test/a.jpg"], Network(getaddrinfo))
-        assert (gone.reason, gone.attempts, gone.retryable) == ("host not found: gone.test", 1, False)
-        assert (stem(later), later.attempts, later.retryable) == ("connection failed", 2, True)
+        assert (gone.reason, gone.attempts) == ("host not found: gone.test", 1)
+        assert (stem(later), later.attempts) == ("connection failed", 2)
 
     def test_a_certificate_that_nobody_signed_is_refused(self, tmp_path: Path):
         key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
@@ -509,7 +504,6 @@ class TestAddresses:
 
         result, asked = asyncio.run(run())
         assert stem(result) == "TLS failed"
-        assert not result.retryable
         assert asked == 0
 
 
@@ -559,7 +553,7 @@ class TestUrls:
         result = fetch(QUICK, [url], no_network())[0]
         assert stem(result) == reason
         assert "secret" not in str(result)
-        assert (result.body, result.status, result.attempts, result.retryable) == (None, None, 1, False)
+        assert (result.body, result.status, result.attempts) == (None, None, 1)
 
     @given(st.lists(st.text(max_size=60), max_size=20), st.sampled_from(["", "http://", "https://shop.test/", "//"]))
     def test_no_text_makes_it_raise(self, texts: list[str], prefix: str):

@@ -17,14 +17,15 @@ from hostile import Hostile, encoded, hostile_server, jpeg, pixels  # noqa: F401
 from typer.testing import CliRunner
 
 from catalens import files
+from catalens.catalog import folder as folders
 from catalens.catalog import storage
-from catalens.catalog.storage import SPLITS, Catalog, CatalogWriter, Roles, parquet_rows
+from catalens.catalog.storage import SPLITS, Catalog, CatalogWriter, Roles, group_batches, open_parquet
 from catalens.cli import app
 from catalens.errors import CatalensError, CatalogError, TooManyBadRowsError
 from catalens.preparing import prepare as preparing
+from catalens.preparing.columns import Columns
 from catalens.preparing.journal import Journal
 from catalens.preparing.prepare import PrepareSpec, prepare
-from catalens.preparing.roles import Columns
 from catalens.sampling.sample import sample_catalog
 
 HEADER = ["sku", "title", "category", "price", "photo"]
@@ -241,7 +242,7 @@ def test_a_kill_while_a_catalogue_is_replaced_leaves_one(out: Path, moment: int,
         return call
 
     with monkeypatch.context() as patched:
-        for owner, name in ((Path, "rename"), (Path, "unlink"), (shutil, "rmtree"), (files, "manifest")):
+        for owner, name in ((Path, "rename"), (Path, "unlink"), (shutil, "rmtree"), (folders, "manifest")):
             patched.setattr(owner, name, dying(getattr(owner, name)))
         patched.setattr(storage, "sweep", lambda folder: None)
         with pytest.raises(Killed):
@@ -258,7 +259,7 @@ def test_a_former_catalogue_that_cannot_be_removed_is_one_sentence(out: Path, mo
 
     former = contents(out)
     with monkeypatch.context() as patched:
-        patched.setattr(files, "_remove", refuse)
+        patched.setattr(folders, "_remove", refuse)
         code, said = prepare_again(table_of(out), *OTHER_SPLITS)
     assert code == 3
     assert f"{out} cannot be written (Permission denied)" in said
@@ -693,28 +694,28 @@ def test_a_row_that_joins_products_of_two_splits_is_left_out_alone(tmp_path: Pat
 def test_no_more_pictures_are_in_memory_than_connections(
     hostile: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from catalens.catalog import collecting
-    from catalens.preparing.downloading import Downloader, DownloadSpec
+    from catalens.preparing import download as downloading
+    from catalens.preparing.fetch import DownloadSpec
 
     path = tmp_path / "shop.csv"
     urls(hostile, path, 60)
     in_memory = most = 0
-    read, record = Downloader._read, collecting._Tally.take
+    ask, record = downloading.ask, Journal.record
 
-    async def reading(self: Any, *arguments: Any) -> Any:
+    async def asking(*arguments: Any) -> Any:
         nonlocal in_memory, most
-        body = await read(self, *arguments)
-        in_memory += isinstance(body, bytes)
+        answer = await ask(*arguments)
+        in_memory += isinstance(answer.outcome, bytes)
         most = max(most, in_memory)
-        return body
+        return answer
 
-    def taking(self: Any, *arguments: Any) -> None:
+    def recording(self: Any, *arguments: Any) -> None:
         nonlocal in_memory
         in_memory -= 1
         record(self, *arguments)
 
-    monkeypatch.setattr(Downloader, "_read", reading)
-    monkeypatch.setattr(collecting._Tally, "take", taking)
+    monkeypatch.setattr(downloading, "ask", asking)
+    monkeypatch.setattr(Journal, "record", recording)
     download = DownloadSpec(concurrency=4, per_host=64, per_host_rate=1e6, allow_private_hosts=True)
     prepared(path, tmp_path / "out", download=download)
     assert 1 < most <= 4
@@ -724,7 +725,7 @@ def test_no_more_pictures_are_in_memory_than_connections(
 PEAK = """
 import resource, sys
 from catalens.preparing.prepare import PrepareSpec, prepare
-from catalens.preparing.roles import Columns
+from catalens.preparing.columns import Columns
 prepare(sys.argv[1], sys.argv[2], Columns("photo", "sku", {"title": "text"}), PrepareSpec(max_bad=1.0))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
@@ -746,9 +747,10 @@ def test_memory_does_not_grow_with_pictures_that_came_with_their_rows(tmp_path: 
 def test_parquet_is_read_by_bytes_not_by_rows(tmp_path: Path):
     rows = [{"photo": os.urandom(2_000_000), "n": n} for n in range(40)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "fat.parquet", row_group_size=40)
-    batches = list(parquet_rows(tmp_path / "fat.parquet"))
-    assert [r["n"] for batch in batches for r in batch] == list(range(40))
-    assert max(sum(len(r["photo"]) for r in batch) for batch in batches) <= storage.GROUP_BYTES
+    with open_parquet(tmp_path / "fat.parquet") as parquet:
+        batches = list(group_batches(parquet, range(parquet.num_row_groups)))
+    assert [n for batch in batches for n in batch.column("n").to_pylist()] == list(range(40))
+    assert max(sum(map(len, batch.column("photo").to_pylist())) for batch in batches) <= storage.GROUP_BYTES
 
 
 # Opened by others -----------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from catalens.errors import CatalogError
-from catalens.preparing.encodings import detect_encoding
 from catalens.preparing.sources import open_source
+from catalens.preparing.text import detect_encoding
 
 WORDS = {
     (

@@ -16,9 +16,9 @@ from PIL import Image
 
 from catalens.catalog.storage import SPLITS, Catalog, CatalogCard, Roles
 from catalens.errors import CatalogError, TooManyBadRowsError
+from catalens.preparing.columns import Columns
 from catalens.preparing.prepare import PrepareSpec
 from catalens.preparing.prepare import prepare as prepare_source
-from catalens.preparing.roles import Columns
 
 ROLES = Roles(id="code", fields={"title": "text", "kind": "category", "price": "number"})
 HEADER = ["code", "title", "kind", "price", "photo"]
@@ -363,9 +363,11 @@ def test_progress_counts_every_row_in_every_stage(source: Path):
     seen: list[tuple[str, int, int | None, str]] = []
     path = table(source, {}, {"photo": "absent.png"}, {})
     columns = Columns("photo", ROLES.id, ROLES.fields)
-    prepare_source(
-        str(path), source.parent / "out", columns, PrepareSpec(max_bad=0.5), progress=lambda *told: seen.append(told)
-    )
+
+    def progress(stage: str, done: int, total: int | None = None, note: str = "") -> None:
+        seen.append((stage, done, total, note))
+
+    prepare_source(str(path), source.parent / "out", columns, PrepareSpec(max_bad=0.5), progress=progress)
     assert seen[:2] == [("reading", 3, 3, ""), ("pictures", 0, 2, "")]  # two rows share a picture
     assert [told[:3] for told in seen[2:4]] == [("pictures", n, 2) for n in (1, 2)]
     assert seen[3][3] == "1 picture cannot be read"

@@ -25,10 +25,9 @@ from hypothesis import strategies as st
 
 from catalens.catalog.storage import SPLITS, Catalog, Roles
 from catalens.errors import CatalogError
+from catalens.preparing.columns import Columns, Numbers, Unreadable, picture_reason, read_picture, read_values
 from catalens.preparing.prepare import PrepareSpec, prepare
-from catalens.preparing.roles import Columns
 from catalens.preparing.sources import open_source
-from catalens.preparing.values import Numbers, Unreadable, picture_reason, read_picture, read_values
 
 BURBERRY = "DBQ/Burberry.Product.prices.United.States"
 ROWS = [
@@ -60,7 +59,7 @@ def test_longer_texts_tell_their_encoding(tmp_path: Path):
     (tmp_path / "shop.csv").write_bytes(text(rows, ";").encode("cp1251"))
     source = open_source(str(tmp_path / "shop.csv"))
     assert list(source.rows()) == rows
-    assert source.told == "read as cp1251, as in 'Красная', divided by ';'"
+    assert source.notice == "read as cp1251, as in 'Красная', divided by ';'"
     (tmp_path / "said.csv").write_bytes(text(rows).encode("koi8-r"))
     assert list(open_source(str(tmp_path / "said.csv"), encoding="koi8-r").rows()) == rows
 
@@ -149,7 +148,7 @@ def test_the_reference_case_needs_no_flags(tmp_path: Path, hostile: Hostile, mon
     pq.write_table(pa.Table.from_pylist(table), folder / "data.parquet")
     told: list[str] = []
     out, card = prepare(
-        BURBERRY, spec=PrepareSpec.model_validate({"download": {"allow_private_hosts": True}}), tell=told.append
+        BURBERRY, spec=PrepareSpec.model_validate({"download": {"allow_private_hosts": True}}), notice=told.append
     )
     assert out == Path("catalogs/Burberry.Product.prices.United.States")
     assert card.roles.id == "product_code"
@@ -502,7 +501,7 @@ def test_guessed_flags_can_be_pasted(tmp_path: Path):
     (tmp_path / "shop.csv").write_text(text(rows))
     (tmp_path / "a.png").write_bytes(encoded(pixels(1, 80, 80), "PNG"))
     told: list[str] = []
-    prepare(str(tmp_path / "shop.csv"), tmp_path / "out", tell=told.append)
+    prepare(str(tmp_path / "shop.csv"), tmp_path / "out", notice=told.append)
     assert told[0] == "guessed from names and values: --image 'Image Src' --id Handle --text Title"
 
 

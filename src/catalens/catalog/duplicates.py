@@ -73,7 +73,7 @@ def _band_links(
     sizes = np.diff(np.append(starts, len(order)))
     end = np.repeat(starts + sizes, sizes)
     at = np.flatnonzero((order < upright) & np.repeat(sizes <= FEW, sizes))
-    for step in range(1, FEW):  # every one with the one `step` places further in its bucket
+    for step in range(1, FEW):  # every one with the one `step` further in its bucket
         at = at[at + step < end[at]]
         left, right = order[at], order[at + step]
         near = np.bitwise_count(words[left] ^ words[right]).sum(axis=1) <= threshold
@@ -88,14 +88,14 @@ def _bucket_links(
     """Links that join near members of different groups, until those of a group need no more."""
     rows = members % len(groups)
     group = groups[rows]
-    for place in range(np.count_nonzero(members < len(groups))):
-        others = place + 1 + np.flatnonzero(group[place + 1 :] != group[place])
+    for index in range(np.count_nonzero(members < len(groups))):
+        others = index + 1 + np.flatnonzero(group[index + 1 :] != group[index])
         if not others.size:
             return
-        near = others[np.bitwise_count(words[members[place]] ^ words[members[others]]).sum(axis=1) <= threshold]
+        near = others[np.bitwise_count(words[members[index]] ^ words[members[others]]).sum(axis=1) <= threshold]
         if near.size:
-            yield _different(np.full(near.size, rows[place]), rows[near])
-            group[np.isin(group, group[near], kind="table")] = group[place]
+            yield _different(np.full(near.size, rows[index]), rows[near])
+            group[np.isin(group, group[near], kind="table")] = group[index]
 
 
 def _different(left: NDArray[np.intp], right: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -8,6 +8,8 @@ import io
 import re
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -33,30 +35,34 @@ def open_picture(data: bytes) -> Image.Image:
     return _decode(data)[0]
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels of what `open_picture` gives, without decoding it; raises PictureError."""
+@contextmanager
+def _header(data: bytes) -> Iterator[Image.Image]:
+    """The header of a picture, nothing decoded; whatever Pillow raises is a PictureError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            # turned by a quarter; of a TIFF Pillow gives the upright size
-            lying = image.getexif().get(ORIENTATION, 1) >= 5 and image.format != "TIFF"
+            yield Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception as error:
         raise PictureError(f"not a picture in one of {', '.join(FORMATS)}") from error
-    return (image.height, image.width) if lying else image.size
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels of what `open_picture` gives, without decoding it; raises PictureError."""
+    with _header(data) as image:
+        # turned by a quarter; of a TIFF Pillow gives the upright size
+        lying = image.getexif().get(ORIENTATION, 1) >= 5 and image.format != "TIFF"
+        return (image.height, image.width) if lying else image.size
 
 
 def declared_pixels(data: bytes) -> int:
     """Pixels that a picture has by its header; nothing is decoded. PictureError where it has none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        return sys.maxsize  # Pillow tells no more than that they are too many
-    except Exception as error:
-        raise PictureError(f"not a picture in one of {', '.join(FORMATS)}") from error
-    return image.width * image.height
+        with _header(data) as image:
+            return image.width * image.height
+    except PictureError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            return sys.maxsize  # Pillow tells no more than that they are too many
+        raise
 
 
 def has_position(image: Image.Image) -> bool:
@@ -143,7 +149,7 @@ def _bare_webp(data: bytes) -> bytes | None:
 
 
 def _decode(data: bytes) -> tuple[Image.Image, bool, str | None]:
-    """What is seen, whether every reader sees it in these bytes, and their format."""
+    """The picture as seen, whether every reader sees it in these bytes, and their format."""
     if not data:
         raise PictureError("no bytes")
     try:

@@ -1,4 +1,4 @@
-"""Which split a row belongs to: rows that are tied go together, by the hash of their first product.
+"""Splits of rows: those that are tied go together, by the hash of their first product.
 
     row  product  photo        split
     1    P1       a.jpg        train       by the hash of P1
@@ -35,7 +35,7 @@ ENOUGH = 0.5
 
 @dataclass(frozen=True)
 class Ties:
-    """What ties rows to one another, in the order of the table; n rows."""
+    """Ties between rows, in the order of the table; n rows."""
 
     products: NDArray[np.uint64]
     """`key` of the product id, [n]."""
@@ -61,20 +61,20 @@ def assign_splits(
     ties: Ties,
     fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
     given: Sequence[str | None] = (),
-    tell: Callable[[str], None] = lambda text: None,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> list[str | None]:
     """Assign every row a split, or None where it is tied to rows of two splits of an earlier preparation.
 
     `given` are the splits of an earlier preparation by row, None for new rows; they are kept. A group without any
     goes where the hash of its first row's product says, unless that row's category has `SLACK` rows more than its
-    share there: then to the split that lacks most of it (stratification). `tell` hears of groups that are too large
+    share there: then to the split that lacks most of it (stratification). `notice` hears of groups that are too large
     for that.
     """
     names, shares = list(fractions), list(fractions.values())
     total = len(ties.products)
     splits = [None if split is None or split not in fractions else names.index(split) for split in given]
     splits += [None] * (total - len(splits))
-    groups = _groups(ties, shares, tell)
+    groups = _groups(ties, shares, notice)
     decided, torn = _earlier(groups, splits)
     movable = set(groups.tolist()) - set(decided) - torn
     counts: dict[int, Counter[int]] = defaultdict(Counter)
@@ -141,7 +141,7 @@ def components(links: NDArray[np.intp], count: int) -> NDArray[np.intp]:
     return connected_components(graph, directed=False)[1].astype(np.intp)
 
 
-def _groups(ties: Ties, shares: Sequence[float], tell: Callable[[str], None]) -> NDArray[np.intp]:
+def _groups(ties: Ties, shares: Sequence[float], notice: Callable[[str], None]) -> NDArray[np.intp]:
     """Number of each row's group: tied rows share one, except in a group of look-alikes too large for any split.
 
     Too large is what leaves the other splits less than half of their shares. Where it holds many products, its
@@ -157,12 +157,12 @@ def _groups(ties: Ties, shares: Sequence[float], tell: Callable[[str], None]) ->
     apart = components(same, total)
     divided = len(np.unique(apart[alike]))
     if divided >= TEMPLATE:
-        tell(
+        notice(
             f"{sizes.max()} of {total} rows look alike, as pictures of one template do, and are divided by product: "
             "scores are then of products that resemble those learnt"
         )
         return np.where(alike, apart + groups.max() + 1, groups)
-    tell(
+    notice(
         f"{sizes.max()} of {total} rows share one product id or one picture, or look alike, and stay in one split: "
         "name another column with --id, remove the placeholder picture, or add other products, for splits as asked"
     )

@@ -29,19 +29,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
+from catalens.catalog.folder import Manifests, partial_of, put_in_place, recover, refuse_taken, sweep
 from catalens.catalog.splits import key
 from catalens.config import Frozen, Kind
 from catalens.errors import CatalogError
-from catalens.files import (
-    Manifests,
-    locked,
-    partial_of,
-    put_in_place,
-    recover,
-    refuse_taken,
-    sweep,
-    writing,
-)
+from catalens.files import locked, writing
 
 SPLITS = ("train", "validation", "test")
 SHARD_BYTES = 256 * 2**20
@@ -54,7 +46,7 @@ EXTENSIONS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", 
 
 
 class Roles(Frozen):
-    """What each column is for."""
+    """Roles of a catalogue's columns."""
 
     id: str
     """Column that names the product; rows that share it are variants of one product."""
@@ -73,7 +65,7 @@ class Roles(Frozen):
         return next(iter(self.columns("category")), None)
 
 
-class LeftOut(Frozen):
+class RejectedRow(Frozen):
     """A row that did not make it into the catalogue."""
 
     row: int
@@ -93,7 +85,7 @@ class CatalogCard(Frozen):
     name: str
     roles: Roles
     provenance: dict[str, Any]
-    """Where the rows come from: the command's settings, the source and its hash."""
+    """Origin of the rows: the command's settings, the source and its hash."""
     rows: dict[str, int]
     """Rows by split."""
     products: dict[str, int]
@@ -137,10 +129,10 @@ class CatalogWriter:
         self.figures: dict[str, float] = {}
         self.aside = partial_of(self.folder)
         """Becomes the folder when the block ends, with whatever else was put into it."""
-        self._left_out: Counter[str] = Counter()
-        self._rejected = _File(self.aside / "rejected.parquet", REJECTED)
-        schema = _schema(roles, self.integer_fields)
-        self._shards = {split: _Shards(self.aside / "data", split, schema) for split in SPLITS}
+        self._reasons: Counter[str] = Counter()
+        self._rejected = _Shards(self.aside / "rejected.parquet", REJECTED)
+        schema, data = _schema(roles, self.integer_fields), self.aside / "data"
+        self._shards = {split: _Shards(data / f"{split}-{{:05d}}-of-{{:05d}}.parquet", schema) for split in SPLITS}
         self._products = {split: array("Q") for split in SPLITS}  # 8 bytes a row, whatever the ids
         self._digest = hashlib.sha256()
         self._held = ExitStack()
@@ -157,17 +149,13 @@ class CatalogWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        with self._held:
-            try:
-                if kind is None:
-                    with writing(self.folder):
-                        self._finish()
-                        put_in_place(self.aside, self.folder, self._replaces)
-                    return
-            except BaseException:
-                sweep(self.aside)
-                raise
-            sweep(self.aside)
+        with self._held, ExitStack() as undo:
+            undo.callback(sweep, self.aside)
+            if kind is None:
+                with writing(self.folder):
+                    self._finish()
+                    put_in_place(self.aside, self.folder, self._replaces)
+                undo.pop_all()  # what is there now may be another process's
 
     def add(self, split: str, image: bytes, id: str, values: Mapping[str, object]) -> None:
         """Add a row whose picture has been checked; CatalogError where it cannot be written."""
@@ -184,15 +172,15 @@ class CatalogWriter:
         self._digest.update(json.dumps([split, id, [values[name] for name in self.roles.fields]]).encode())
         self._digest.update(hashlib.sha256(image).digest())
 
-    def leave_out(self, row: LeftOut) -> None:
+    def reject(self, row: RejectedRow) -> None:
         """Record a row that is not in the catalogue."""
-        self._left_out[row.reason.split(":")[0]] += 1
+        self._reasons[row.reason.split(":")[0]] += 1
         with writing(self.folder):
             self._rejected.add(row.model_dump())
 
     @cached_property
     def card(self) -> CatalogCard:
-        """What `catalog.json` says; complete once the block has ended."""
+        """Content of `catalog.json`; complete once the block has ended."""
         return CatalogCard(
             name=self.folder.name,
             roles=self.roles,
@@ -201,71 +189,57 @@ class CatalogWriter:
             products={split: len(np.unique(products)) for split, products in self._products.items()},
             integer_fields=self.integer_fields,
             content_hash=f"sha256:{self._digest.hexdigest()}",
-            left_out=dict(self._left_out.most_common()),
+            left_out=dict(self._reasons.most_common()),
             figures=self.figures,
         )
 
     def _finish(self) -> None:
-        for shards in self._shards.values():
+        for shards in (*self._shards.values(), self._rejected):
             shards.close()
-        self._rejected.close()
         (self.aside / "catalog.json").write_text(self.card.model_dump_json(indent=2) + "\n", encoding="utf-8")
         (self.aside / "README.md").write_text(_dataset_card(self.card), encoding="utf-8")
 
 
-class _File:
-    """A Parquet file that is written a group of rows at a time; there is none where there are no rows."""
+class _Shards:
+    """The files of one split, numbered `-of-N` when N is known; none of an empty one: datasets cannot read it."""
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path, self.schema = path, schema
-        self.bytes = 0
-        """Of the pictures that are written."""
+    def __init__(self, pattern: Path, schema: pa.Schema) -> None:
+        self.rows = 0
+        self._pattern, self._schema = pattern, schema
         self._group: list[dict[str, Any]] = []
-        self._group_bytes = 0
+        self._group_bytes = self._file_bytes = 0
+        self._paths: list[Path] = []
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, row: dict[str, Any], size: int = 0) -> None:
+        if self._file_bytes >= SHARD_BYTES:
+            self._end_file()
+        self.rows += 1
         self._group.append(row)
         self._group_bytes += size
         if self._group_bytes >= GROUP_BYTES or len(self._group) == GROUP_ROWS:
             self._flush()
 
     def close(self) -> None:
+        self._end_file()
+        for number, path in enumerate(self._paths):
+            path.rename(self._pattern.with_name(self._pattern.name.format(number, len(self._paths))))
+
+    def _flush(self) -> None:
+        if self._writer is None:
+            stem = self._pattern.stem.partition("-")[0]
+            self._paths.append(self._pattern.with_name(f"{stem}-{len(self._paths):05d}.partial"))
+            self._writer = pq.ParquetWriter(self._paths[-1], self._schema)
+        self._writer.write_table(pa.Table.from_pylist(self._group, schema=self._schema))
+        self._file_bytes += self._group_bytes
+        self._group, self._group_bytes = [], 0
+
+    def _end_file(self) -> None:
         if self._group:
             self._flush()
         if self._writer is not None:
             self._writer.close()
-
-    def _flush(self) -> None:
-        self._writer = self._writer or pq.ParquetWriter(self.path, self.schema)
-        self._writer.write_table(pa.Table.from_pylist(self._group, schema=self.schema))
-        self.bytes += self._group_bytes
-        self._group, self._group_bytes = [], 0
-
-
-class _Shards:
-    """The files of one split, numbered `-of-N` when N is known; none of an empty one: datasets cannot read it."""
-
-    def __init__(self, folder: Path, split: str, schema: pa.Schema) -> None:
-        self.folder, self.split, self.schema = folder, split, schema
-        self.rows = 0
-        self._files: list[_File] = []
-
-    def add(self, row: dict[str, Any], size: int) -> None:
-        if not self._files or self._files[-1].bytes >= SHARD_BYTES:
-            self._end_file()
-            self._files.append(_File(self.folder / f"{self.split}-{len(self._files):05d}.partial", self.schema))
-        self.rows += 1
-        self._files[-1].add(row, size)
-
-    def close(self) -> None:
-        self._end_file()
-        for number, file in enumerate(self._files):
-            file.path.rename(self.folder / f"{self.split}-{number:05d}-of-{len(self._files):05d}.parquet")
-
-    def _end_file(self) -> None:
-        if self._files:
-            self._files[-1].close()
+        self._writer, self._file_bytes = None, 0
 
 
 class Catalog:
@@ -311,12 +285,14 @@ class Catalog:
         found = 0
         try:
             for file in sorted((self.folder / "data").glob(f"{split}-*.parquet")):
-                for rows in parquet_rows(file, wanted):
-                    if roles.image in wanted:
-                        for row in rows:
-                            row[roles.image] = (row[roles.image] or {}).get("bytes") or b""
-                    found += len(rows)
-                    yield rows
+                with open_parquet(file) as parquet:
+                    for batch in group_batches(parquet, range(parquet.num_row_groups), wanted):
+                        rows = batch.to_pylist()
+                        if roles.image in wanted:
+                            for row in rows:
+                                row[roles.image] = (row[roles.image] or {}).get("bytes") or b""
+                        found += len(rows)
+                        yield rows
         except (OSError, pa.ArrowException) as error:
             raise CatalogError(f"{self.folder}/data: cannot be read ({error}): prepare the table again") from error
         if found != (counted := self.card.rows[split]):
@@ -325,15 +301,19 @@ class Catalog:
             )
 
 
-def parquet_rows(file: Path | IO[bytes], columns: Sequence[str] | None = None) -> Iterator[list[dict[str, Any]]]:
-    """Rows of a Parquet file, some hundreds or some megabytes at a time, however large its row groups are."""
-    # by default Arrow reads a whole row group at once, and keeps all that it has read
-    with pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES) as parquet:
-        for number in range(parquet.num_row_groups):
-            group = parquet.metadata.row_group(number)
-            wanted = min(BATCH_ROWS, group.num_rows * GROUP_BYTES // max(1, group.total_byte_size))
-            for batch in parquet.iter_batches(max(1, wanted), row_groups=[number], columns=columns):
-                yield batch.to_pylist()
+def open_parquet(file: Path | IO[bytes]) -> pq.ParquetFile:
+    """Open a Parquet file; by default Arrow reads a whole row group at once, and keeps all that it has read."""
+    return pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True)
+
+
+def group_batches(
+    parquet: pq.ParquetFile, groups: Iterable[int], columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Batches of row groups, some hundreds of rows or some megabytes at a time, however large the groups are."""
+    for number in groups:
+        group = parquet.metadata.row_group(number)
+        wanted = min(BATCH_ROWS, group.num_rows * GROUP_BYTES // max(1, group.total_byte_size))
+        yield from parquet.iter_batches(max(1, wanted), row_groups=[number], columns=columns)
 
 
 def _schema(roles: Roles, integer_fields: Sequence[str]) -> pa.Schema:

@@ -2,90 +2,74 @@
 
     check_catalog("catalogs/demo").findings[0]
     Finding("warning", "3 pairs of pictures that look alike straddle two splits", why=..., fix=..., count=3,
-            rows=(Named("train row 12 (10441027)", "like test row 5 (10398111)"), ...))
+            rows=(NamedRow("train row 12 (10441027)", "like test row 5 (10398111)"), ...))
 
 Before an expensive run, not after it. Nothing is changed but the page that is written.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from catalens.catalog.storage import Catalog, CatalogCard
-from catalens.checking.costs import CropCost, crop_costs
-from catalens.checking.evidence import NAMED_ROWS, Evidence, Finding, read_rejections
-from catalens.checking.page import write_check
-from catalens.checking.rules import find
-from catalens.checking.scanning import Describe, scan_catalog
-from catalens.config import TrainingSpec
-from catalens.errors import CatalogError
-from catalens.estimates import ModelShape
-from catalens.pages.base import refuse_to_overwrite
+from catalens.checking.costs import CropCost, crop_costs, default_prompt, load_sizes
+from catalens.checking.facts import read_facts
+from catalens.checking.page import page_view
+from catalens.checking.rules import Finding, find
+from catalens.collation import Encoder
+from catalens.config import Recipe, TrainingSpec
+from catalens.errors import RecipeError
+from catalens.files import writing
+from catalens.model import Phi3VImageProcessor
+from catalens.pages.base import refuse_to_overwrite, write_page
+from catalens.progress import Progress, silent
 
 PAGE = "check.html"
 
 
 @dataclass(frozen=True)
 class Check:
-    """What came out of a check."""
+    """Findings and costs of a catalogue, and where their page is."""
 
     page: Path
     card: CatalogCard
     findings: tuple[Finding, ...]
     """Errors first, then warnings and notes."""
-    missing: Mapping[str, int]
-    """Missing values by field."""
     costs: tuple[CropCost, ...]
+    view: Mapping[str, Any]
+    """What the page shows, by section."""
 
     def count(self, severity: str) -> int:
-        """Findings of a severity."""
+        """Count findings of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is to be trained on the catalogue, as far as a check needs to know."""
-
-    describe: Describe
-    """What the recipe makes of a row."""
-    shape: ModelShape
-    training: TrainingSpec
-    basis: str
-    """A sentence for the reader: which model, which tokenizer."""
-
-
 def check_catalog(
-    folder: Path | str,
-    out: Path | str | None = None,
-    plan: Plan | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    folder: Path | str, recipe: Recipe | None = None, out: Path | str | None = None, progress: Progress = silent
 ) -> Check:
     """Check a catalogue and write the page, to `out` or into its folder.
 
-    Without a plan no text is read back and no cost is reckoned. Raises CatalogError where the catalogue cannot be
-    read or the page cannot be written.
+    Without a recipe the prompt has all fields, and costs are those of Phi-3-Vision. Raises CatalogError where the
+    catalogue cannot be read or the page cannot be written, RecipeError where it lacks a column of the recipe.
     """
     catalog = Catalog(folder)
+    fields = catalog.card.roles.fields
+    prompt = recipe.prompt if recipe else default_prompt(fields)
+    if absent := [field.column for field in prompt.fields if field.column not in fields]:
+        raise RecipeError(f"prompt.fields: {folder} has no column {absent[0]!r}; its columns are {', '.join(fields)}")
     page = Path(out) if out else catalog.folder / PAGE
     page = page / PAGE if page.is_dir() else page
-    with _written(page):
+    with writing(page):
         refuse_to_overwrite(page)
-    scan, described = scan_catalog(catalog, plan.describe if plan else None, progress)
-    evidence = Evidence(catalog.card, scan, described, read_rejections(catalog.folder, NAMED_ROWS))
-    findings = find(evidence)
-    costs = crop_costs(scan.splits, described, plan.shape, plan.training) if plan else []
-    with _written(page):
+    processor, config, basis = load_sizes(recipe.model if recipe else None)
+    facts = read_facts(catalog, prompt, Encoder(processor, prompt) if processor else None, progress)
+    findings = find(facts)
+    images = processor.image_processor if processor else Phi3VImageProcessor()
+    training = recipe.training if recipe else TrainingSpec()
+    costs = crop_costs(facts, images, config, training)
+    view = page_view(catalog, facts, findings, costs, training, basis)
+    with writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
-        write_check(page, catalog, evidence, findings, costs, plan.basis if plan else "")
-    missing = {name: values.count(None) for name, values in scan.values.items()}
-    return Check(page, catalog.card, tuple(findings), missing, tuple(costs))
-
-
-@contextmanager
-def _written(page: Path) -> Iterator[None]:
-    """Turn whatever a file system raises into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise CatalogError(f"{page}: cannot be written ({error.strerror}): give another --out") from error
+        write_page(page, Path(__file__).with_name("check.html.j2"), **view)
+    return Check(page, catalog.card, tuple(findings), tuple(costs), view)

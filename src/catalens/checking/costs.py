@@ -1,118 +1,144 @@
-"""What an epoch costs at 1, 4 and 16 crops: tokens, steps, operations, and which GPUs are large enough.
+"""Costs of an epoch at 1, 4 and 16 crops, as the recipe trains: tokens, steps, operations, and the GPUs that hold it.
 
-num_crops 16: 2,569 tokens a row, 17 crops; LoRA with a frozen tower 46.2 TFLOP a sample,
-batches of at most 1 row on 48 GB, 16 with gradient checkpointing
+num_crops 16: 2,569 tokens a row, 17 crops; LoRA, frozen tower: 46.2 TFLOP a row, 8 rows take 170 GB,
+              with gradient checkpointing 29 GB: fits GPUs from 48 GB checkpointed
 """
 
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from catalens.checking.scanning import Cost, Description
-from catalens.config import TrainingSpec
-from catalens.estimates import GPUS, ModelShape, Setup, sample_flops, step_memory
+from catalens.checking.facts import CHARACTERS_PER_TOKEN, Facts
+from catalens.checkpoint import TINY, load_processor
+from catalens.config import REFERENCE_FIELDS, FieldSpec, Kind, PromptSpec, TrainingSpec
+from catalens.estimates import GPUS, PHI3_VISION, Setup, sample_flops, step_memory
+from catalens.model import Phi3VConfig, Phi3VImageProcessor, Phi3VProcessor
 
+NUM_CROPS = (1, 4, 16)
+"""`num_crops` that costs are reckoned for."""
 LONG_ROW = 99
 """Percentile of the row lengths that memory is reckoned for; a few longer rows are the exception."""
 
 
 @dataclass(frozen=True)
-class MethodCost:
-    """One way to train."""
-
-    name: str
-    chosen: bool
-    """Whether the recipe trains so."""
-    tflop: float
-    """Of a row, on average, forward and backward."""
-    step_tflop: float
-    """Of an optimizer step."""
-    memory: float
-    """GB at batch size 1."""
-    batches: tuple[tuple[int, int], ...]
-    """For each of `GPUS`: the largest batch, and the largest with gradient checkpointing."""
-
-
-@dataclass(frozen=True)
 class CropCost:
-    """The training split at one `num_crops`."""
+    """Cost of the training split at one `num_crops`."""
 
     num_crops: int
-    rows: int
     tokens: float
-    """Of a row, on average, as `crops`."""
+    """Of a row, on average, as `crops` and `tflop`."""
     long_tokens: float
     """Of a long row, which decides over memory."""
-    longest: int
+    max_tokens: int
     crops: float
     epoch_tokens: int
+    batch_rows: int
+    """Rows in a forward pass, for memory."""
     step_rows: int
     """Rows in an optimizer step."""
     steps: int
     """Optimizer steps in an epoch."""
-    methods: tuple[MethodCost, ...]
+    tflop: float
+    """Of a row, forward and backward."""
+    memory: Mapping[bool, float]
+    """GB at the peak of a step, without (False) and with gradient checkpointing, as far as the recipe allows each."""
+
+    def fits(self) -> str:
+        """Name the smallest of the common GPUs that hold a step: `80 GB, 24 GB checkpointed`."""
+        fitting, below = [], math.inf
+        for checkpointing, gb in self.memory.items():
+            smallest = next((gpu for gpu in GPUS if gb <= gpu), math.inf)
+            if smallest < below:
+                fitting.append(f"{smallest} GB{' checkpointed' if checkpointing else ''}")
+                below = smallest
+        return ", ".join(fitting) or f"none of up to {GPUS[-1]} GB"
 
 
-METHODS: tuple[tuple[str, Literal["full", "lora", "qlora"], bool], ...] = (
-    ("Full", "full", False),
-    ("Full, frozen tower", "full", True),
-    ("LoRA, tower too", "lora", False),
-    ("LoRA, frozen tower", "lora", True),
-    ("QLoRA, tower too", "qlora", False),
-    ("QLoRA, frozen tower", "qlora", True),
-)
-"""All there are: one of them is the recipe's."""
+def method_name(training: TrainingSpec) -> str:
+    """Name how a recipe trains: `LoRA, frozen tower`."""
+    method = {"full": "Full", "lora": "LoRA", "qlora": "QLoRA"}[training.method]
+    return f"{method}, {'frozen tower' if Setup.from_spec(training).frozen_tower else 'tower too'}"
+
+
+def load_sizes(model: str | None) -> tuple[Phi3VProcessor | None, Phi3VConfig, str]:
+    """Load a model's processor and configuration, and a sentence for the reader on what costs stand on.
+
+    Without a model, or where it is not on disk: no processor, and the configuration of Phi-3-Vision.
+    """
+    basis = "No recipe was given"
+    if model:
+        try:
+            processor = load_processor(model)
+            config = Phi3VConfig.from_pretrained(TINY if model == "tiny" else model)
+            return processor, config, f"For the recipe\u2019s model, {model}, with its own tokenizer."
+        except Exception:  # of any library, over a damaged folder
+            basis = f"The recipe\u2019s model, {model}, cannot be loaded from disk"
+    basis += f": reckoned for Phi-3-Vision, text by {CHARACTERS_PER_TOKEN} characters a token."
+    return None, PHI3_VISION, basis
 
 
 def crop_costs(
-    splits: Sequence[str], described: Sequence[Description], shape: ModelShape, training: TrainingSpec
+    facts: Facts, images: Phi3VImageProcessor, config: Phi3VConfig, training: TrainingSpec
 ) -> list[CropCost]:
-    """Costs by `num_crops`, from the training rows whose size is known; empty where there are none."""
-    known: dict[int, list[Cost]] = defaultdict(list)
-    for split, row in zip(splits, described, strict=True):
-        for num_crops, cost in row.costs.items() if split == "train" else ():
-            known[num_crops].append(cost)
-    return [
-        _crop_cost(num_crops, [c.tokens for c in costs], [c.crops for c in costs], shape, training)
-        for num_crops, costs in sorted(known.items())
+    """Estimate costs by `num_crops` from the training rows whose text and picture are of use; empty without any."""
+    rows = [
+        (text, look.size)
+        for split, text, look in zip(facts.splits, facts.text_tokens, facts.pictures, strict=True)
+        if split == "train" and text is not None and look.size
     ]
+    costs = []
+    for num_crops in NUM_CROPS if rows else ():
+        canvases = [images.hd_size(*size, num_crops) for _, size in rows]
+        crops = np.array([1 + height * width // images.crop_size**2 for height, width in canvases], float)
+        tokens = np.array([text for text, _ in rows], float)
+        tokens += [images.num_image_tokens(*canvas) for canvas in canvases]
+        costs.append(_crop_cost(num_crops, tokens, crops, config, training))
+    return costs
 
 
 def _crop_cost(
-    num_crops: int, tokens: Sequence[int], crops: Sequence[int], shape: ModelShape, training: TrainingSpec
+    num_crops: int,
+    tokens: NDArray[np.float64],
+    crops: NDArray[np.float64],
+    config: Phi3VConfig,
+    training: TrainingSpec,
 ) -> CropCost:
-    step_rows = training.batch_size * training.gradient_accumulation
-    long = float(np.percentile(tokens, LONG_ROW))
-    most = float(np.percentile(crops, LONG_ROW))
-    methods = []
-    for name, method, frozen in METHODS:
-        setup = Setup(method, frozen, training.lora.rank, training.lora.dropout > 0)
-        tflop = float(np.mean(sample_flops(shape, setup, np.array(tokens, float), np.array(crops, float)))) / 1e12
-        plain = step_memory(shape, setup, long, most)
-        again = step_memory(shape, replace(setup, checkpointing=True), long, most)
-        chosen = method == training.method and (frozen == (training.resolved_parts["vision"].train == "frozen"))
-        methods.append(
-            MethodCost(
-                name,
-                chosen,
-                tflop,
-                tflop * step_rows,
-                plain.peak(1) / 1e9,
-                tuple((plain.largest_batch(gpu), again.largest_batch(gpu)) for gpu in GPUS),
-            )
-        )
+    long, most = float(np.percentile(tokens, LONG_ROW)), float(np.percentile(crops, LONG_ROW))
+    batch, allowed = _batch(training, long), training.gradient_checkpointing
+    memory = {
+        again: step_memory(config, Setup.from_spec(training, again), long, most).peak(batch) / 1e9
+        for again in ((False, True) if allowed == "auto" else (allowed,))
+    }
+    step_rows = _batch(training, float(tokens.mean())) * training.gradient_accumulation
     return CropCost(
         num_crops=num_crops,
-        rows=len(tokens),
-        tokens=float(np.mean(tokens)),
+        tokens=float(tokens.mean()),
         long_tokens=long,
-        longest=max(tokens),
-        crops=float(np.mean(crops)),
-        epoch_tokens=sum(tokens),
+        max_tokens=int(tokens.max()),
+        crops=float(crops.mean()),
+        epoch_tokens=int(tokens.sum()),
+        batch_rows=batch,
         step_rows=step_rows,
-        steps=-(-len(tokens) // step_rows),
-        methods=tuple(methods),
+        steps=math.ceil(len(tokens) / step_rows),
+        tflop=float(sample_flops(config, Setup.from_spec(training), tokens, crops).mean()) / 1e12,
+        memory=memory,
     )
+
+
+def _batch(training: TrainingSpec, tokens: float) -> int:
+    """Rows of so many tokens in one forward pass."""
+    return max(1, int(training.batch_tokens // tokens)) if training.batch_tokens else training.batch_size
+
+
+def default_prompt(fields: Mapping[str, Kind]) -> PromptSpec:
+    """Make a prompt of all fields: the default where it has them, else one with the columns as labels."""
+    if {field.column: field.kind for field in REFERENCE_FIELDS} == dict(fields):
+        return PromptSpec()
+    labels = [" ".join("".join(c if c.isalnum() else " " for c in name).split()) for name in fields]
+    if not all(labels) or len(set(labels)) < len(labels):
+        labels = [f"Field {number}" for number in range(1, len(labels) + 1)]
+    specs = zip(fields.items(), labels, strict=True)
+    return PromptSpec(fields=tuple(FieldSpec(column=name, label=label, kind=kind) for (name, kind), label in specs))

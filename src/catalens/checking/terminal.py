@@ -1,4 +1,4 @@
-"""What a check found, in a terminal."""
+"""Summary of a check in a terminal."""
 
 from rich import box
 from rich.console import Console
@@ -6,11 +6,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from catalens.checking.check import Check
-from catalens.checking.page import headline
-from catalens.estimates import GPUS
 from catalens.pages.base import shown
 
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
+MEMORY = {False: "GB a step", True: "checkpointed"}
 
 
 def print_check(check: Check, console: Console) -> None:
@@ -18,8 +17,8 @@ def print_check(check: Check, console: Console) -> None:
     rows = ", ".join(f"{count:,} {split}" for split, count in check.card.rows.items())
     console.print(f"{rows} rows of {sum(check.card.products.values()):,} products", highlight=False)
     fields = [
-        f"{_text(name)} ({kind}{f', {check.missing[name]:,} missing' if check.missing[name] else ''})"
-        for name, kind in check.card.roles.fields.items()
+        f"{_text(field['name'])} ({field['kind']}{f', {missing:,} missing' if (missing := field['missing']) else ''})"
+        for field in check.view["fields"]
     ]
     console.print(f"fields: {', '.join(fields)}", highlight=False)
     if check.findings:
@@ -29,26 +28,26 @@ def print_check(check: Check, console: Console) -> None:
         for finding in check.findings:
             table.add_row(f"[{COLOURS[finding.severity]}]{finding.severity}[/]", _text(finding.title))
             if finding.rows:
-                first = finding.rows[0]
-                table.add_row("", f"[dim]{_text(first.row)}{': ' if first.detail else ''}{_text(first.detail)}[/]")
+                row, detail = map(_text, finding.rows[0])
+                table.add_row("", f"[dim]{row}{': ' if detail else ''}{detail}[/]")
             table.add_row("", f"[dim]fix:[/] {_text(finding.fix)}")
         console.print(table)
     if check.costs:
         console.print(_costs(check))
-    console.print(f"[bold]{headline(check.findings)}[/]", highlight=False)
+    console.print(f"[bold]{check.view['headline']}[/]", highlight=False)
 
 
 def _costs(check: Check) -> Table:
-    """The recipe's method by `num_crops`, or LoRA where it names none of them."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title="largest batch by GPU memory")
-    table.add_column("num_crops")
-    for heading in ("tokens\na row", "steps\nan epoch", "TFLOP\na row", *(f"{gpu}\nGB" for gpu in GPUS)):
+    """Costs of the recipe's method by `num_crops`."""
+    memory = [MEMORY[checkpointing] for checkpointing in check.costs[0].memory]
+    title = f"{check.view['method']}, {check.costs[0].step_rows:,} rows a step"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title=title)
+    for heading in ("num_crops", "tokens\na row", "steps\nan epoch", "TFLOP\na row", *memory):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("fits GPUs\nfrom")
     for cost in check.costs:
-        method = next(method for method in cost.methods if method.chosen)
-        batches = [f"{plain:,}" if plain else "-" for plain, _ in method.batches]
-        figures = (f"{cost.tokens:,.0f}", f"{cost.steps:,}", f"{method.tflop:,.3g}")
-        table.add_row(f"{cost.num_crops} {method.name.lower()}", *figures, *batches)
+        figures = (f"{cost.tokens:,.0f}", f"{cost.steps:,}", f"{cost.tflop:,.3g}")
+        table.add_row(str(cost.num_crops), *figures, *(f"{gb:,.1f}" for gb in cost.memory.values()), cost.fits())
     return table
 
 

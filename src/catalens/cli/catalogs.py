@@ -108,9 +108,9 @@ def prepare(
     A run that was stopped goes on from where it was; a second run, also of a table or flags that have changed, asks
     only for pictures that it has not seen.
     """
+    from catalens.preparing.columns import Columns
     from catalens.preparing.prepare import PrepareSpec
     from catalens.preparing.prepare import prepare as prepare_source
-    from catalens.preparing.roles import Columns
 
     fields: list[tuple[str, Kind]] = [
         *((name, "text") for name in text or []),
@@ -166,11 +166,9 @@ def check(
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # a title beyond the model's length is a finding
     from catalens.checking.check import check_catalog
     from catalens.checking.terminal import print_check
-    from catalens.costing import plan_check
 
-    plan = plan_check(catalog, load_recipe(recipe) if recipe else None)
-    with bars(console) as heard:
-        checked = check_catalog(catalog, out, plan, lambda done, all: heard("checking", done, all, ""))
+    with bars(console) as progress:
+        checked = check_catalog(catalog, load_recipe(recipe) if recipe else None, out, progress)
     print_check(checked, Terminal())
     answer(f"page: {checked.page}")
     if checked.count("error") or (strict and checked.count("warning")):

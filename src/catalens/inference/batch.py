@@ -31,8 +31,9 @@ from catalens.inference.inputs import Input
 from catalens.inference.output_writer import open_output
 from catalens.inference.predictor import Predictor
 from catalens.inference.records import Prediction, Record, json_line, record_of, record_schema
-from catalens.preparing.collecting import CollectSpec, join_ray, receive
-from catalens.preparing.downloading import Downloader, DownloadSpec
+from catalens.preparing.collect import CollectSpec, join_ray, receive
+from catalens.preparing.download import Downloader
+from catalens.preparing.fetch import DownloadSpec
 from catalens.preparing.journal import TableRow
 from catalens.progress import Progress, silent
 

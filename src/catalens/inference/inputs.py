@@ -19,10 +19,9 @@ from typing import Literal
 from catalens.catalog.storage import SPLITS, Catalog, is_missing
 from catalens.config import Frozen
 from catalens.errors import CatalogError, RecipeError
+from catalens.preparing.columns import PICTURE_NAME, guess_id, guess_image, picture_reason, read_id, read_picture
 from catalens.preparing.journal import TableRow
-from catalens.preparing.roles import PICTURE_NAME, guess_id, guess_image
 from catalens.preparing.sources import Row, is_table, open_source
-from catalens.preparing.values import picture_reason, read_id, read_picture
 
 
 class InputSpec(Frozen):
@@ -89,8 +88,8 @@ def _refuse_options(spec: InputSpec, names: Sequence[str], reason: str) -> None:
 
 def _table(where: str, spec: InputSpec, notice: Callable[[str], None]) -> Input:
     source = open_source(where, spec.encoding, spec.delimiter)
-    if source.told:
-        notice(source.told)
+    if source.notice:
+        notice(source.notice)
     first = source.first(spec.image, spec.id)
     image = spec.image or guess_image(source.columns, first)
     id = spec.id or guess_id([name for name in source.columns if name != image], first)

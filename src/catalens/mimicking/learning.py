@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from catalens.catalog.appearance import Seen
+from catalens.catalog.scan import ImageStats
 from catalens.catalog.storage import SPLITS, Catalog
 from catalens.errors import CatalogError
 from catalens.mimicking.profile import (
@@ -248,17 +248,17 @@ def _free_prefix(ids: Iterable[str]) -> str:
     return prefix
 
 
-def describe(seen: Sequence[Seen], k: int) -> dict[str, PictureFormat]:
+def describe(seen: Sequence[ImageStats], k: int) -> dict[str, PictureFormat]:
     """The pictures of a catalogue by format; formats of too few pictures count as the most frequent one."""
     counts = Counter(map(format_of, seen))
     main = min(counts, key=lambda format: (-counts[format], format))
-    by_format: dict[str, list[Seen]] = defaultdict(list)
+    by_format: dict[str, list[ImageStats]] = defaultdict(list)
     for picture in seen:
         by_format[format_of(picture) if counts[format_of(picture)] >= k + 2 else main].append(picture)
     return {format: _describe(pictures, k) for format, pictures in sorted(by_format.items())}
 
 
-def _describe(seen: Sequence[Seen], k: int) -> PictureFormat:
+def _describe(seen: Sequence[ImageStats], k: int) -> PictureFormat:
     sizes = [picture.size or (0, 0) for picture in seen]
     counts = Counter(sizes)
     frequent = {size: n for size, n in sorted(counts.items()) if n >= k}

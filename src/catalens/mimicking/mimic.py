@@ -16,9 +16,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from catalens.catalog.folder import refuse_taken
 from catalens.catalog.splits import split_of
 from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, Roles
-from catalens.files import refuse_existing
 from catalens.mimicking.fidelity import Cost, Fidelity, compare, time_steps, write_fidelity
 from catalens.mimicking.learning import learn_profile
 from catalens.mimicking.photographs import photograph
@@ -65,7 +65,7 @@ def mimic_catalog(
     exists, `like` is neither or has too few products, or where something of the original is in a drawn row: nothing
     is written then.
     """
-    refuse_existing(out)
+    refuse_taken(Path(out))
     profile, original = _know(Path(like), meter, progress)
     rows = rows or profile.rows
     fractions = fractions or profile.fractions

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from catalens.catalog.appearance import border_brightness
+from catalens.catalog.scan import border_brightness
 from catalens.mimicking.looks import Look
 from catalens.mimicking.profile import ALPHA, PictureFormat
 from catalens.mimicking.summaries import place_of, quantile

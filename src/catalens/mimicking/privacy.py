@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz import fuzz, process
 
-from catalens.catalog.appearance import NO_FINGERPRINT
 from catalens.catalog.duplicates import BITS
+from catalens.catalog.scan import NO_FINGERPRINT
 from catalens.errors import CatalogError
 from catalens.mimicking.surveys import Survey
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from catalens.catalog.appearance import Seen
+from catalens.catalog.scan import ImageStats
 from catalens.catalog.storage import Roles
 from catalens.config import Frozen
 from catalens.errors import CatalogError
@@ -64,7 +64,7 @@ class PictureSize(NamedTuple):
     products: int
 
 
-def format_of(seen: Seen) -> str:
+def format_of(seen: ImageStats) -> str:
     """The format of a picture, `PNG+alpha` being another than `PNG`."""
     return (seen.format or "PNG") + (ALPHA if seen.transparent else "")
 

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from catalens.catalog.appearance import look_at
-from catalens.catalog.scanning import Scan
+from catalens.catalog.scan import Scan, look_at
 from catalens.catalog.storage import Catalog, Roles
 from catalens.errors import CatalensError
 from catalens.mimicking.profile import Needs

@@ -1,4 +1,4 @@
-"""What is known of a table's rows and of their pictures, durable at every moment: one SQLite file.
+"""Journal of a table's rows and of their pictures, durable at every moment: one SQLite file.
 
     rows      3, "8043", {"title": "Check Scarf", ...}, "https://shop.example/8043.jpg", picture 2
     pictures  2, "https://shop.example/8043.jpg", 200, 1 attempt, sha256, fingerprint
@@ -15,10 +15,10 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 from catalens.config import Kind
 from catalens.errors import CatalogError
@@ -61,28 +61,27 @@ class TableRow:
     """Why it cannot be used, whatever its picture is."""
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A picture without a record."""
 
     number: int
     """By which the journal knows it."""
     source: str
     """URL or path, as the table has it."""
-    kept: bool = False
-    """Whether its bytes are there and have only to be decoded."""
+    kept: bool
+    """Its bytes are there and have only to be decoded."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """What came of a picture."""
+    """Outcome of fetching and decoding a picture."""
 
     reason: str | None
     """Why there is none; None where there is one."""
     stored: bytes | None = None
-    """The picture as the catalogue will hold it."""
+    """The picture as the catalogue will hold it; None also where that is as it was received."""
     sha256: bytes | None = None
-    """Of `stored`."""
+    """Of the picture as the catalogue will hold it."""
     fingerprint: bytes | None = None
     received: bytes | None = None
     """As it came from the web, to be kept with it."""
@@ -91,71 +90,62 @@ class Record:
     status: int | None = None
     """Last HTTP status."""
     final_url: str | None = None
-    """Where the last redirect led."""
     attempts: int = 1
 
 
-class Journal:
-    """The rows and pictures of one table; use as a context manager, one process at a time."""
+@contextmanager
+def open_journal(path: Path) -> Iterator["Journal"]:
+    """Open a journal, made if absent, for one process at a time.
 
-    def __init__(self, path: Path) -> None:
-        """Open a journal, made if absent; CatalogError where the file is none."""
-        self.path = path
-        self._database = sqlite3.connect(path, isolation_level=None)
-        try:
-            with self.explained():
-                # a transaction survives the death of the process; only that of the machine may lose the last ones
-                self._database.execute("PRAGMA journal_mode = WAL")
-                self._database.execute("PRAGMA synchronous = NORMAL")
-                ((version,),) = self._database.execute("PRAGMA user_version")
-                if version == 0:
-                    self._database.executescript(f"BEGIN; {SCHEMA} COMMIT;")
-                elif version != FORMAT:
-                    raise CatalogError(
-                        f"{path} is of another version of catalens: remove {path.parent} to start again"
-                    )
-        except BaseException:
-            self._database.close()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._database.close()
-
-    @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turn whatever SQLite raises in the block into one sentence."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            name = getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_")
-            if name.startswith(UNWRITABLE):
-                raise CatalogError(
-                    f"{self.path} cannot be written ({error}): mend that and give the same command again, what is "
-                    "done is kept"
-                ) from error
+    Raises CatalogError where the file is none, and for whatever SQLite raises in the block.
+    """
+    try:
+        with closing(sqlite3.connect(path, isolation_level=None)) as database:
+            # a transaction survives the death of the process; only that of the machine may lose the last ones
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")
+            ((version,),) = database.execute("PRAGMA user_version")
+            if version == 0:
+                database.executescript(f"BEGIN; {SCHEMA} COMMIT;")
+            elif version != FORMAT:
+                raise CatalogError(f"{path} is of another version of catalens: remove {path.parent} to start again")
+            yield Journal(path, database)
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_").startswith(UNWRITABLE):
             raise CatalogError(
-                f"{self.path} is damaged ({error}): remove {self.path.parent} to start again"
+                f"{path} cannot be written ({error}): mend that and give the same command again, what is done is kept"
             ) from error
+        raise CatalogError(f"{path} is damaged ({error}): remove {path.parent} to start again") from error
+
+
+class Journal:
+    """The rows and pictures of one table."""
+
+    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
+        self.path, self._database = path, database
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._database.execute("BEGIN IMMEDIATE")
-        try:
+        with self._database:  # commits, or rolls back
             yield
-            self._database.execute("COMMIT")
-        except BaseException:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            raise
+
+    def _one(self, sql: str, *values: object) -> Any:
+        """The first row of what a query finds; None where it finds nothing."""
+        return self._database.execute(sql, values).fetchone()
+
+    def _pages(self, sql: str, *values: object) -> Iterator[list[Any]]:
+        """Rows of a query, some at a time, so that others may write; its first value is the last number found."""
+        last = 0
+        while page := self._database.execute(f"{sql} LIMIT {PAGE}", (last, *values)).fetchall():
+            yield page
+            last = page[-1][0]
 
     # What was asked for, and what was written
 
     def state(self, name: str) -> dict[str, Any]:
-        """What is noted under a name; empty where nothing is."""
-        found = self._database.execute("SELECT value FROM state WHERE name = ?", (name,)).fetchone()
+        """Look up what is noted under a name; empty where nothing is."""
+        found = self._one("SELECT value FROM state WHERE name = ?", name)
         return _mapping(found[0]) if found else {}
 
     def note(self, name: str, value: Mapping[str, Any]) -> None:
@@ -163,8 +153,7 @@ class Journal:
         self._database.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, json.dumps(value)))
 
     def __contains__(self, manifest: object) -> bool:
-        found = self._database.execute("SELECT 1 FROM catalogues WHERE manifest = ?", (manifest,))
-        return found.fetchone() is not None
+        return self._one("SELECT 1 FROM catalogues WHERE manifest = ?", manifest) is not None
 
     def add(self, manifest: str) -> None:
         """Remember a catalogue that is written from here; durable when this returns."""
@@ -192,77 +181,63 @@ class Journal:
 
     def _picture(self, key: str, row: TableRow) -> int:
         self._database.execute("INSERT OR IGNORE INTO pictures (key, source) VALUES (?, ?)", (key, row.picture))
-        ((picture,),) = self._database.execute("SELECT picture FROM pictures WHERE key = ?", (key,))
+        (picture,) = self._one("SELECT picture FROM pictures WHERE key = ?", key)
         if row.embedded is not None:
             self._database.execute("INSERT OR IGNORE INTO received VALUES (?, ?)", (picture, row.embedded))
         return picture
 
     def readdress(self, key_of: Callable[[str], str]) -> None:
         """Give rows the pictures that are at their addresses now: a file may be another than before."""
-        last = 0
-        while page := self._database.execute(
+        addressed = (
             "SELECT number, rows.source, key FROM rows JOIN pictures USING (picture) "
-            "WHERE number > ? AND key NOT LIKE ? ORDER BY number LIMIT ?",
-            (last, f"{EMBEDDED}%", PAGE),
-        ).fetchall():
+            "WHERE number > ? AND key NOT LIKE ? ORDER BY number"
+        )
+        for page in self._pages(addressed, f"{EMBEDDED}%"):
             changed = [(number, source, now) for number, source, key in page if (now := key_of(source)) != key]
             with self._transaction():
                 for number, source, key in changed:
                     picture = self._picture(key, TableRow(number, "", {}, source))
                     self._database.execute("UPDATE rows SET picture = ? WHERE number = ?", (picture, number))
-            last = page[-1][0]
 
     def total(self) -> int:
         """Rows of the table."""
-        ((total,),) = self._database.execute("SELECT count(*) FROM rows")
-        return total
+        return self._one("SELECT count(*) FROM rows")[0]
 
     # Pictures
 
     def pictures(self, made: str) -> tuple[int, int]:
         """Pictures of the rows in all, and those that have a record, `made` as is wanted now."""
-        ((total, waiting),) = self._database.execute(
+        total, waiting = self._one(
             "SELECT count(*), coalesce(sum(reason IS NULL AND made IS NOT ?), 0) FROM pictures "
             "WHERE picture IN (SELECT picture FROM rows)",
-            (made,),
+            made,
         )
         return total, total - waiting
 
     def pending(self, made: str) -> Iterator[Wanted]:
         """Pictures of the rows without a record, without their bytes."""
-        last = 0
-        while page := self._database.execute(
+        waiting = (
             "SELECT picture, source, picture IN (SELECT picture FROM received) FROM pictures "
             "WHERE picture > ? AND reason IS NULL AND made IS NOT ? AND picture IN (SELECT picture FROM rows) "
-            "ORDER BY picture LIMIT ?",
-            (last, made, PAGE),
-        ).fetchall():
+            "ORDER BY picture"
+        )
+        for page in self._pages(waiting, made):
             yield from (Wanted(picture, source, bool(kept)) for picture, source, kept in page)
-            last = page[-1][0]
 
     def received(self, number: int) -> bytes | None:
         """Bytes of a picture as it came, where they are kept."""
-        found = self._database.execute("SELECT data FROM received WHERE picture = ?", (number,)).fetchone()
+        found = self._one("SELECT data FROM received WHERE picture = ?", number)
         return found[0] if found else None
 
     def record(self, number: int, record: Record, made: str) -> None:
         """Write down what came of a picture; durable when this returns."""
         with self._transaction():
+            r = record
             self._database.execute(
                 "UPDATE pictures SET made = ?, reason = ?, status = coalesce(?, status), "
                 "final_url = coalesce(?, final_url), attempts = ?, bytes = ?, sha256 = ?, fingerprint = ? "
                 "WHERE picture = ?",
-                (
-                    made,
-                    record.reason,
-                    record.status,
-                    record.final_url,
-                    record.attempts,
-                    record.size,
-                    record.sha256,
-                    record.fingerprint,
-                    number,
-                ),
+                (made, r.reason, r.status, r.final_url, r.attempts, r.size, r.sha256, r.fingerprint, number),
             )
             self._database.execute("DELETE FROM stored WHERE picture = ?", (number,))
             if record.received is not None:
@@ -272,7 +247,7 @@ class Journal:
 
     def forget_failed(self) -> int:
         """Forget the records without a picture, so that they are asked for again; how many rows have one."""
-        ((total,),) = self._database.execute(
+        (total,) = self._one(
             "SELECT count(*) FROM rows JOIN pictures USING (picture) WHERE pictures.reason IS NOT NULL"
         )
         self._database.execute("UPDATE pictures SET reason = NULL, made = NULL WHERE reason IS NOT NULL")
@@ -312,22 +287,14 @@ class Journal:
             )
             self.note("shares", shares)
 
-    def failures(self) -> Iterator[TableRow]:
-        """Rows that cannot be used, in order, each with its reason."""
-        found = self._database.execute(
-            "SELECT number, id, rows.source, coalesce(rows.reason, pictures.reason) AS why FROM rows "
-            "LEFT JOIN pictures USING (picture) WHERE why IS NOT NULL ORDER BY number"
-        )
-        for number, id, source, reason in found:
-            yield TableRow(number, id, {}, source, reason=reason)
-
-    def results(self) -> Iterator[tuple[TableRow, bytes | None]]:
-        """Every row in order with its picture; a row without one says why in its `reason`."""
+    def results(self, failed: bool = False) -> Iterator[tuple[TableRow, bytes | None]]:
+        """Rows in order, all or the `failed`, each with its picture; one without says why in its `reason`."""
         found = self._database.execute(
             "SELECT number, id, fields, rows.source, coalesce(rows.reason, pictures.reason) AS why, sha256, "
             "CASE WHEN coalesce(rows.reason, pictures.reason) IS NULL THEN coalesce(stored.data, received.data) END "
             "FROM rows LEFT JOIN pictures USING (picture) LEFT JOIN stored USING (picture) "
-            "LEFT JOIN received USING (picture) ORDER BY number"
+            "LEFT JOIN received USING (picture) WHERE why IS NOT NULL OR NOT ? ORDER BY number",
+            (failed,),
         )
         for number, id, fields, source, reason, sha256, data in found:
             if reason is None and hashlib.sha256(data or b"").digest() != sha256:

@@ -3,7 +3,7 @@
     imageurl,product_code,title,category3_code,full_price
     https://shop.example/8043.jpg,8043,Check Scarf,ACCESSORIES,390.0
 
-    catalogs/shop.work/   journal.sqlite   the rows, and what came of their pictures (`records`)
+    catalogs/shop.work/   journal.sqlite   the rows, and what came of their pictures
     catalogs/shop/        the catalogue
 
 Four passes, none of which holds the table: rows are read into the journal; their pictures are fetched, decoded and
@@ -18,55 +18,129 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from pydantic import Field
 
 from catalens.catalog.duplicates import near_pairs
+from catalens.catalog.folder import manifest, occupied, recover, refuse_taken
 from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key
-from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter, LeftOut, Roles, refuse_double_roles
-from catalens.config import Frozen
+from catalens.catalog.storage import (
+    GROUP_BYTES,
+    Catalog,
+    CatalogCard,
+    CatalogWriter,
+    RejectedRow,
+    Roles,
+    refuse_double_roles,
+)
 from catalens.errors import CatalogError, TooManyBadRowsError, first_line
-from catalens.files import locked, manifest, occupied, recover, refuse_existing, refuse_taken, writing
-from catalens.preparing.collecting import CollectSpec, collect, collect_on_ray, picture_key
-from catalens.preparing.downloading import DownloadSpec
-from catalens.preparing.journal import Journal, TableRow
-from catalens.preparing.roles import Columns, guess_columns
+from catalens.files import locked, writing
+from catalens.preparing.collect import CollectSpec, collect, picture_key
+from catalens.preparing.columns import (
+    Columns,
+    Numbers,
+    guess_columns,
+    picture_reason,
+    read_picture,
+    read_values,
+    storable,
+)
+from catalens.preparing.journal import Journal, TableRow, open_journal
 from catalens.preparing.sources import Row, Source, open_source
-from catalens.preparing.values import Numbers, picture_reason, read_picture, read_values, storable
+from catalens.progress import Progress, silent
 
-LONGEST_SOURCE = 200
+MAX_SOURCE = 200
 """Characters that are shown of a URL or path."""
 BATCH_ROWS = 1000
-BATCH_BYTES = 16 * 2**20
-"""Bytes of pictures that came with their rows, from which on they are written down."""
+"""Rows that are written down together, or fewer with `GROUP_BYTES` of pictures that came with them."""
 TIED = "tied to products of two splits"
 TIED_FIX = "give variants of one product one id, or raise --max-bad to leave them out"
-
-Progress = Callable[[str, int, int | None, str], None]
-"""Called with a stage's name, rows done, rows in all where known, and failures by reason."""
+Notice = Callable[[str], None]
 
 
-class PrepareSpec(Frozen):
-    """How a table becomes a catalogue."""
+class PrepareSpec(CollectSpec):
+    """Settings of `prepare`; `base` is that of the source."""
 
     fractions: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_FRACTIONS))
     """Shares of train, validation and test."""
     max_bad: float = 0.05
     """Largest share of rows that may be left out."""
     numbers: Numbers = Numbers()
-    download: DownloadSpec = DownloadSpec()
-    max_side: int | None = None
-    """Longest side of a stored picture in pixels; unset: as it came."""
-    strip_metadata: bool = False
-    """Take EXIF with its position, XMP and comments out of stored pictures."""
     encoding: str | None = None
     delimiter: str | None = None
-    engine: Literal["local", "ray"] = "local"
-    """Where pictures are worked on; the result is the same."""
+
+
+def prepare(
+    where: str,
+    out: Path | str | None = None,
+    columns: Columns | None = None,
+    spec: PrepareSpec | None = None,
+    retry_failed: bool = False,
+    progress: Progress = silent,
+    notice: Notice = lambda text: None,
+) -> tuple[Path, CatalogCard]:
+    """Make the catalogue `out`, by default `catalogs/<name of the source>`, of any source of `open_source`.
+
+    Goes on from where an earlier run was stopped, and keeps the pictures of earlier runs whatever else is asked;
+    `retry_failed` asks again for those that failed. `notice` hears what was guessed and found. Raises CatalogError
+    where the table cannot be read, lacks a column or has no rows, where `out` is something else, or another process
+    is at it; RecipeError where a column's role cannot be told; and TooManyBadRowsError above `max_bad` or where no
+    row is left, with what was fetched kept.
+    """
+    spec, given = spec or PrepareSpec(), columns or Columns()
+    source = open_source(where, spec.encoding, spec.delimiter)
+    if source.notice:
+        notice(source.notice)
+    out = Path("catalogs") / source.name if out is None else Path(out)
+    first = source.first(given.image, given.id, *given.fields)
+    columns = guess_columns(source.columns, first, given, spec.numbers)
+    flags = {columns.image: "--image", columns.id: "--id"}
+    flags |= {name: f"--{kind}" for name, kind in columns.fields.items()}
+    guessed = [name for name in flags if name not in (given.image, given.id, *given.fields)]
+    if guessed:
+        words = shlex.join(str(word) for name in guessed for word in (flags[name], name))
+        notice(f"guessed from names and values: {words}")
+    roles = Roles(id=str(columns.id), fields=dict(columns.fields))
+    refuse_double_roles(roles)
+    with _held_journal(out) as journal:
+        work = _Work(out, source, str(columns.image), roles, spec, journal, notice)
+        work.read(progress)
+        if retry_failed:
+            notice(f"{journal.forget_failed()} rows failed before and are asked for again")
+        elif (done := work.finished()) is not None:
+            left_out = sum(done.left_out.values())
+            notice(f"{out} is complete; --retry failed asks again for the {left_out} rows left out")
+            return out, done
+        work.collect(progress)
+        return out, work.write(progress)
+
+
+@contextmanager
+def _held_journal(out: Path) -> Iterator[Journal]:
+    """The journal in the work folder of a catalogue, held by this process until the block ends."""
+    if out.name in ("", ".."):
+        refuse_taken(out)
+    folder = out.with_name(f"{out.name}.work")
+    with ExitStack() as held:
+        with writing(folder):
+            if not held.enter_context(locked(folder)):
+                raise CatalogError(
+                    f"{folder} is being worked on by another process: wait for it or choose another --out"
+                )
+            recover(out)
+            path = folder / "journal.sqlite"
+            if not path.is_file():
+                if (folder / "plan.json").exists():
+                    raise CatalogError(
+                        f"{folder} is of an earlier version of catalens: remove it, or choose another --out"
+                    )
+                refuse_taken(out)
+                if occupied(folder):
+                    raise CatalogError(f"{folder} is in the way: move it away or choose another --out")
+        yield held.enter_context(open_journal(path))
 
 
 @dataclass(frozen=True)
@@ -82,87 +156,6 @@ class _Keys:
     """Of an earlier preparation."""
 
 
-def prepare(
-    where: str,
-    out: Path | str | None = None,
-    columns: Columns | None = None,
-    spec: PrepareSpec | None = None,
-    retry_failed: bool = False,
-    progress: Progress = lambda stage, done, total, note: None,
-    tell: Callable[[str], None] = lambda text: None,
-) -> tuple[Path, CatalogCard]:
-    """Make the catalogue `out`, by default `catalogs/<name of the source>`, of any source of `open_source`.
-
-    Goes on from where an earlier run was stopped, and keeps the pictures of earlier runs whatever else is asked;
-    `retry_failed` asks again for those that failed. `tell` hears what was guessed and found. Raises CatalogError
-    where the table cannot be read, lacks a column or has no rows, where `out` is something else, or another process
-    is at it; RecipeError where a column's role cannot be told; and TooManyBadRowsError above `max_bad` or where no
-    row is left, with what was fetched kept.
-    """
-    spec = spec or PrepareSpec()
-    source = open_source(where, spec.encoding, spec.delimiter)
-    if source.told:
-        tell(source.told)
-    out = Path("catalogs") / source.name if out is None else Path(out)
-    columns = _columns(source, columns or Columns(), spec.numbers, tell)
-    with _work(out, source, columns, spec, tell) as work:
-        work.read(progress)
-        if retry_failed:
-            tell(f"{work.journal.forget_failed()} rows failed before and are asked for again")
-        elif (done := work.finished()) is not None:
-            tell(f"{out} is complete; --retry failed asks again for the {sum(done.left_out.values())} rows left out")
-            return out, done
-        work.collect(progress)
-        return out, work.write(progress)
-
-
-def _columns(source: Source, given: Columns, numbers: Numbers, tell: Callable[[str], None]) -> Columns:
-    first = source.first(given.image, given.id, *given.fields)
-    columns = guess_columns(source.columns, first, given, numbers)
-    flags = {columns.image: "--image", columns.id: "--id"} | {
-        name: f"--{kind}" for name, kind in columns.fields.items()
-    }
-    guessed = {name for name in flags if name not in (given.image, given.id, *given.fields)}
-    if guessed:
-        said = shlex.join(str(word) for name, flag in flags.items() if name in guessed for word in (flag, name))
-        tell(f"guessed from names and values: {said}")
-    return columns
-
-
-@contextmanager
-def _work(
-    out: Path, source: Source, columns: Columns, spec: PrepareSpec, tell: Callable[[str], None]
-) -> Iterator["_Work"]:
-    """The work folder of a catalogue, held by this process until the block ends."""
-    roles = Roles(id=str(columns.id), fields=dict(columns.fields))
-    refuse_double_roles(roles)
-    if out.name in ("", ".."):
-        refuse_existing(out)
-    folder = out.with_name(f"{out.name}.work")
-    with ExitStack() as held:
-        with writing(folder):
-            if not held.enter_context(locked(folder)):
-                raise CatalogError(
-                    f"{folder} is being worked on by another process: wait for it or choose another --out"
-                )
-            recover(out)
-            path = folder / "journal.sqlite"
-            if not path.is_file():
-                _refuse_begun(out, folder)
-        journal = held.enter_context(Journal(path))
-        with journal.explained():
-            yield _Work(out, source, str(columns.image), roles, spec, journal, tell)
-
-
-def _refuse_begun(out: Path, folder: Path) -> None:
-    """Raise CatalogError where a catalogue and its work folder cannot be begun."""
-    if (folder / "plan.json").exists():
-        raise CatalogError(f"{folder} is of an earlier version of catalens: remove it, or choose another --out")
-    refuse_existing(out)
-    if occupied(folder):
-        raise CatalogError(f"{folder} is in the way: move it away or choose another --out")
-
-
 class _Work:
     """The passes over a journal."""
 
@@ -174,26 +167,20 @@ class _Work:
         roles: Roles,
         spec: PrepareSpec,
         journal: Journal,
-        tell: Callable[[str], None],
+        notice: Notice,
     ) -> None:
-        self.out, self.source, self.image, self.roles, self.spec = out, source, image, roles, spec
-        self.journal, self._tell = journal, tell
         base = source.base if "://" in source.base else str(Path(source.base).absolute())
-        self._collecting = CollectSpec(
-            base=base, download=spec.download, max_side=spec.max_side, strip_metadata=spec.strip_metadata
-        )
-        self._key_of = partial(picture_key, embedded=None, base=base)
+        self.spec = spec.model_copy(update={"base": base})
+        self.out, self.source, self.image, self.roles = out, source, image, roles
+        self.journal, self._notice = journal, notice
         self._asked = {
             "version": source.version,
             "image": image,
             "roles": roles.model_dump(mode="json"),
             **spec.model_dump(mode="json", include={"numbers", "encoding", "delimiter"}),
         }
-        where = (
-            source.where
-            if "://" in source.where or not Path(source.where).exists()
-            else str(Path(source.where).absolute())
-        )
+        here = "://" not in source.where and Path(source.where).exists()
+        where = str(Path(source.where).absolute()) if here else source.where
         if (before := journal.state("table")) not in ({}, {"where": where}):
             raise CatalogError(
                 f"{journal.path.parent} is of another table ({before.get('where')}): choose another --out, or remove "
@@ -205,7 +192,7 @@ class _Work:
     def finished(self) -> CatalogCard | None:
         """The card of the catalogue, where it is complete and as asked."""
         done = self.journal.state("complete")
-        pictures, recorded = self.journal.pictures(self._collecting.made)
+        pictures, recorded = self.journal.pictures(self.spec.made)
         if recorded < pictures or done.get("asked") != self._complete or not occupied(self.out):
             return None
         if manifest(self.out) != done.get("manifest"):
@@ -217,7 +204,7 @@ class _Work:
     def _complete(self) -> dict[str, Any]:
         return {
             "rows": self._asked,
-            "made": self._collecting.made,
+            "made": self.spec.made,
             "fractions": [[split, share] for split, share in self.spec.fractions.items()],  # their order counts
         }
 
@@ -228,10 +215,11 @@ class _Work:
         """Read the table into the journal, unless it is there as it is now."""
         before = self.journal.state("asked")
         if before == self._asked:
-            self.journal.readdress(self._key_of)
+            self.journal.readdress(lambda picture: picture_key(picture, None, self.spec.base))
             return
         if before:
-            self._tell(f"read anew, for another {_difference(before, self._asked)}; pictures that are there are kept")
+            other = ", ".join(name for name in self._asked if before.get(name) != self._asked[name])
+            self._notice(f"read anew, for another {other}; pictures that are there are kept")
         self.journal.read(self._batches(progress), self._asked)
 
     def _batches(self, progress: Progress) -> Iterator[list[tuple[TableRow, str | None]]]:
@@ -241,82 +229,17 @@ class _Work:
         columns = [self.image, self.roles.id, *self.roles.fields]
         for read, cells in enumerate(self.source.rows(columns), start=1):
             row = self._row(read, cells)
-            key = None if row.reason else picture_key(row.picture, row.embedded, self._collecting.base)
+            key = None if row.reason else picture_key(row.picture, row.embedded, self.spec.base)
             batch.append((row, key))
             size += len(row.embedded or b"")
-            if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
+            if len(batch) == BATCH_ROWS or size >= GROUP_BYTES:
                 yield batch
-                progress("reading", read, None, "")
+                progress("reading", read)
                 batch, size = [], 0
         yield batch
-        progress("reading", read, read, "")
-        where, spec = self.source.where, self.spec
-        if Path(where).exists() and open_source(where, spec.encoding, spec.delimiter).version != self.source.version:
-            raise CatalogError(f"{where} changed while it was read: give the same command again")
-
-    def collect(self, progress: Progress) -> None:
-        """Give every picture a record."""
-        total, done = self.journal.pictures(self._collecting.made)
-        progress("pictures", done, total, "")
-        run = collect_on_ray if self.spec.engine == "ray" else collect
-
-        def heard(more: int, failures: Mapping[str, int]) -> None:
-            worst = sorted(failures.items(), key=lambda item: -item[1])[:3]
-            progress("pictures", done + more, total, ", ".join(f"{count} {reason}" for reason, count in worst))
-
-        run(self.journal, self._collecting, heard)
-
-    def write(self, progress: Progress) -> CatalogCard:
-        """Assign splits and write the catalogue, in the place of an earlier one."""
-        keys, total = self._keys(), self.journal.total()
-        shares = dict(self.spec.fractions)
-        kept = keys.splits if self.journal.state("shares") == shares else ()  # other shares are asked for: all anew
-        assigned = assign_splits(keys.ties, shares, kept, self._tell)
-        self._refuse_many(total, assigned)
-        splits = iter(assigned)
-        provenance = {
-            "command": "prepare",
-            "table": Path(self.source.where).name if "://" not in self.source.where else self.source.where,
-            "version": self.source.version,
-            "image_column": self.image,
-            "fractions": shares,
-        }
-        floats = [name for name in self.roles.columns("number") if name not in keys.integers]
-        with CatalogWriter(self.out, self.roles, provenance, keys.integers, self.journal) as writer:
-            for row, stored in self.journal.results():
-                left_out = LeftOut(row=row.number, id=row.id, url=row.picture, reason=row.reason or TIED)
-                if stored is None or (split := next(splits)) is None:
-                    writer.leave_out(left_out)
-                else:
-                    writer.add(split, stored, row.id, {**row.fields, **{n: float(row.fields[n]) for n in floats}})
-                progress("storing", row.number, total, "")
-        self.journal.assign(assigned, shares)
-        self.journal.note("complete", {"asked": self._complete, "manifest": manifest(self.out)})
-        if rare := _rare(keys, assigned, [split for split, share in self.spec.fractions.items() if share]):
-            self._tell(f"categories too rare to be in every split: {rare}")
-        self._tell(f"{self.journal.path.parent} keeps what was fetched for a later run; it may be removed")
-        return writer.card
-
-    def _refuse_many(self, total: int, assigned: Sequence[str | None]) -> None:
-        """Raise TooManyBadRowsError where too few rows are left."""
-        tied = assigned.count(None)
-        bad = total - len(assigned) + tied
-        if bad < total and self._few(bad):
-            return
-        counts, some = Counter({TIED: tied} if tied else {}), []
-        for row in self.journal.failures():
-            counts[str(row.reason).split(":")[0]] += 1
-            if len(some) < 5:
-                shown = f" ({row.picture[:LONGEST_SOURCE]})" if row.picture else ""
-                some.append(f"row {row.number} ({row.id}): {row.reason}{shown}")
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-        raise TooManyBadRowsError(
-            f"{bad} of {total} rows of {self.source.where} cannot be used, "
-            + (f"more than --max-bad {self.spec.max_bad * 100:g}%" if bad < total else "no row is left")
-            + f": {reasons}"
-            + (f"; such as {'; '.join(some)}" if some else "")
-            + ("; rows that are tied share an id or a picture: " + TIED_FIX if tied else "")
-        )
+        progress("reading", read, read)
+        if self.source.changed():
+            raise CatalogError(f"{self.source.where} changed while it was read: give the same command again")
 
     def _row(self, number: int, row: Row) -> TableRow:
         """A row that can be kept, whatever the table holds."""
@@ -334,6 +257,69 @@ class _Work:
         if reason is not None:
             return TableRow(number, id, {}, picture, reason=storable(reason))
         return TableRow(number, id, fields, picture, embedded)
+
+    def collect(self, progress: Progress) -> None:
+        """Give every picture a record."""
+        total, done = self.journal.pictures(self.spec.made)
+        progress("pictures", done, total)
+
+        def on_progress(more: int, failures: Mapping[str, int]) -> None:
+            worst = sorted(failures.items(), key=lambda item: -item[1])[:3]
+            progress("pictures", done + more, total, ", ".join(f"{count} {reason}" for reason, count in worst))
+
+        collect(self.journal, self.spec, on_progress)
+
+    def write(self, progress: Progress) -> CatalogCard:
+        """Assign splits and write the catalogue, in the place of an earlier one."""
+        keys, total = self._keys(), self.journal.total()
+        shares = dict(self.spec.fractions)
+        kept = keys.splits if self.journal.state("shares") == shares else ()  # other shares are asked for: all anew
+        assigned = assign_splits(keys.ties, shares, kept, self._notice)
+        self._refuse_many(total, assigned)
+        splits = iter(assigned)
+        provenance = {
+            "command": "prepare",
+            "table": Path(self.source.where).name if "://" not in self.source.where else self.source.where,
+            "version": self.source.version,
+            "image_column": self.image,
+            "fractions": shares,
+        }
+        floats = [name for name in self.roles.columns("number") if name not in keys.integers]
+        with CatalogWriter(self.out, self.roles, provenance, keys.integers, self.journal) as writer:
+            for row, stored in self.journal.results():
+                if stored is None or (split := next(splits)) is None:
+                    reason = row.reason or TIED
+                    writer.reject(RejectedRow(row=row.number, id=row.id, url=row.picture, reason=reason))
+                else:
+                    writer.add(split, stored, row.id, {**row.fields, **{n: float(row.fields[n]) for n in floats}})
+                progress("storing", row.number, total)
+        self.journal.assign(assigned, shares)
+        self.journal.note("complete", {"asked": self._complete, "manifest": manifest(self.out)})
+        if rare := _rare(keys, assigned, [split for split, share in self.spec.fractions.items() if share]):
+            self._notice(f"categories too rare to be in every split: {rare}")
+        self._notice(f"{self.journal.path.parent} keeps what was fetched for a later run; it may be removed")
+        return writer.card
+
+    def _refuse_many(self, total: int, assigned: Sequence[str | None]) -> None:
+        """Raise TooManyBadRowsError where too few rows are left."""
+        tied = assigned.count(None)
+        bad = total - len(assigned) + tied
+        if bad < total and self._few(bad):
+            return
+        counts, some = Counter({TIED: tied} if tied else {}), []
+        for row, _ in self.journal.results(failed=True):
+            counts[str(row.reason).split(":")[0]] += 1
+            if len(some) < 5:
+                shown = f" ({row.picture[:MAX_SOURCE]})" if row.picture else ""
+                some.append(f"row {row.number} ({row.id}): {row.reason}{shown}")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        raise TooManyBadRowsError(
+            f"{bad} of {total} rows of {self.source.where} cannot be used, "
+            + (f"more than --max-bad {self.spec.max_bad * 100:g}%" if bad < total else "no row is left")
+            + f": {reasons}"
+            + (f"; such as {'; '.join(some)}" if some else "")
+            + ("; rows that are tied share an id or a picture: " + TIED_FIX if tied else "")
+        )
 
     def _keys(self) -> _Keys:
         products, contents, categories, prints = array("Q"), array("Q"), array("q"), bytearray()
@@ -364,7 +350,3 @@ def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) ->
     rows = {number: [counts[number, split] for split in splits] for number in range(len(keys.categories))}
     rare = [f"{keys.categories[number]} ({sum(found)})" for number, found in rows.items() if not all(found)]
     return ", ".join(rare[:10]) + (f" and {len(rare) - 10} more" if len(rare) > 10 else "")
-
-
-def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    return ", ".join(name for name in other if one.get(name) != other[name])

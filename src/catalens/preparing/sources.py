@@ -1,4 +1,4 @@
-"""Where rows come from: a table, a folder of pictures, a dataset; read row by row, never as a whole.
+"""Sources of rows: a table, a folder of pictures, a dataset; read row by row, never as a whole.
 
     open_source("burberry.csv")
     open_source("s3://shop/products.parquet")
@@ -6,32 +6,31 @@
     open_source("DBQ/Burberry.Product.prices.United.States")       a Hugging Face dataset
 
 give a `Source` whose `rows()` yields `{"imageurl": "https://...", "product_code": "8043", "full_price": 390.0, ...}`.
-Values are as the file has them: text where the format knows no types, so that no code loses its leading zeros. A row
-that cannot be read is a sentence that says why.
+Values are as the file has them: text where the format knows no types, so that no code loses its leading zeros; the
+shortest decimal of a narrow number, 20.99 and not 20.989999771118164. A row that cannot be read is a sentence that
+says why; a cell that cannot be (a timestamp in the year 300000, half a character, a damaged page) is `Unreadable`.
 """
 
 import codecs
-import errno
 import hashlib
-import io
-import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from catalens.catalog.storage import group_batches, open_parquet
 from catalens.errors import CatalensError, CatalogError, first_line
-from catalens.preparing.arrow import batch_rows, parquet_rows
-from catalens.preparing.delimited import detect_delimiter, records
-from catalens.preparing.encodings import detect_encoding
-from catalens.preparing.roles import SAMPLE_ROWS, names_of
-from catalens.preparing.values import SHOWN
+from catalens.files import file_hash
+from catalens.preparing.columns import SAMPLE_ROWS, SHOWN, Unreadable, names_of
+from catalens.preparing.text import csv_records, csv_rows, detect_delimiter, detect_encoding, json_rows, open_bytes
 
 FORMATS = {
     ".csv": "csv",
@@ -43,22 +42,21 @@ FORMATS = {
     ".ndjson": "jsonl",
 }
 SAMPLE_BYTES = 2**18
-"""How much of a text table is looked at to tell its encoding and delimiter."""
+"""Beginning of a text table that tells its encoding and delimiter."""
 FIRST_BYTES = 2**26
 """Most bytes of pictures that are held to guess columns."""
 DATASET_ROWS = 64
 """Rows of a dataset read at a time."""
-LONG_INTEGER = 100
-"""Digits from which a whole number in JSON is read as a double: nothing of use is as large."""
+MAX_REASON = 200
+"""Characters that are kept of what Arrow says of damage."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"
 """Column of a metadata file that names the picture, by the imagefolder convention of Hugging Face datasets."""
 IDENTITIES = ("ETag", "etag", "Content-MD5", "md5Hash", "blob_id")
-"""What file systems call a mark of a file's content."""
+"""Names of a mark of a file's content, in the file systems of fsspec."""
 
 Row = Mapping[Any, Any] | str
 """A row by column, or why it cannot be read."""
-
 Read = Callable[[Collection[str] | None], Iterator[Row]]
 """Reads rows from the first on: all columns, or at least those named."""
 
@@ -68,16 +66,18 @@ class Source:
     """Rows that can be read again and again, in the same order."""
 
     where: str
-    """What the user gave."""
+    """Path, URL or id, as the user gave it."""
     name: str
-    """What a catalogue made of it is called by default."""
+    """Default name of a catalogue made of it."""
     base: str
     """Folder or URL that picture paths are relative to."""
     columns: tuple[str, ...]
+    read: Read
+    files: tuple[tuple[Path, object], ...]
+    """Local files that hold the rows, each as it was before its content was looked at."""
     version: str
     """Changes when the rows may have changed."""
-    read: Read
-    told: str = ""
+    notice: str = ""
     """How the file was read, where that was guessed."""
     length: int | None = None
     """Rows in all, where the file tells it."""
@@ -101,6 +101,10 @@ class Source:
         """Rows in all; reads through a table that does not tell."""
         return sum(1 for _ in self.rows(self.columns[:1])) if self.length is None else self.length
 
+    def changed(self) -> bool:
+        """Tell whether a local file is another than when the source was opened."""
+        return any(_state(path) != state for path, state in self.files)
+
     def first(self, *named: str | None) -> list[Mapping[Any, Any]]:
         """Some first rows; CatalogError where there are none, or where a column that is `named` is not there."""
         for name in named:
@@ -113,7 +117,8 @@ class Source:
                 reason = reason or row
                 continue
             rows.append(row)
-            held += sum(map(_held, row.values()))
+            cells = (value.get("bytes") if isinstance(value, Mapping) else value for value in row.values())
+            held += sum(len(data) for data in cells if isinstance(data, bytes))
             if held > FIRST_BYTES:
                 break
         if not rows and reason:
@@ -143,125 +148,128 @@ def open_source(where: str, encoding: str | None = None, delimiter: str | None =
 
 
 def is_table(where: str) -> bool:
-    """Whether a path or URL is named as a table is."""
+    """Tell a path or URL that is named as a table is."""
     return _suffix(where) in FORMATS
 
 
-def open_bytes(path: str) -> IO[bytes]:
-    """Open a local path or URL for reading, decompressed where its name says so."""
-    if "://" not in path and Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
-        raise OSError(errno.EISDIR, "Is a folder, a pipe or a device")
-    return fsspec.open(path, "rb", compression="infer").open()  # type: ignore[return-value]
+def _suffix(where: str) -> str:
+    """`.csv` of `shop.csv`, `shop.csv.gz` and `https://shop.example/shop.csv?v=2`."""
+    path = urlsplit(where).path if "://" in where else where
+    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
+    return next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".bz2", ".xz", ".zst")), "")
 
 
-# Tables
+# Tables ----------------------------------------------------------------------------------------------------------
 
 
 def _table(where: str, encoding: str | None, delimiter: str | None) -> Source:
-    if "://" not in where and not Path(where).is_file():
+    local = "://" not in where
+    if local and not Path(where).is_file():
         raise CatalogError(f"{where}: " + ("is no file" if Path(where).exists() else "there is no such file"))
     kind = FORMATS.get(_suffix(where))
     if kind is None:
         raise CatalogError(f"{where}: give a {', '.join(FORMATS)} file")
-    columns, read, told = _reader(kind, where, encoding, delimiter)
+    files = _states([Path(where)] if local else [])
+    columns, read, notice, length = _reader(kind, where, encoding, delimiter)
     if twice := next((name for name in columns if name and columns.count(name) > 1), None):
         raise CatalogError(f"{where}: column {twice!r} stands twice: rename one")
-    length = _parquet_length(where) if kind == "parquet" else None
-    base, _, name = where.rpartition("/") if "://" in where else (str(Path(where).parent), "", Path(where).name)
+    base, name = (str(Path(where).parent), Path(where).name) if local else where.rsplit("/", 1)
     name = PurePosixPath(name).name.split(".")[0]
-    return Source(where, name, base, tuple(columns), _version(where), read, told, length)
+    version = file_hash(where) if local else _remote_version(where)
+    return Source(where, name, base, tuple(columns), read, files, version, notice, length)
 
 
-def _reader(kind: str, where: str, encoding: str | None, delimiter: str | None) -> tuple[list[str], Read, str]:
-    """Column names of a file, what reads its rows, and what was guessed."""
+def _reader(
+    kind: str, where: str, encoding: str | None, delimiter: str | None
+) -> tuple[Sequence[str], Read, str, int | None]:
+    """Column names of a file, what reads its rows, what was guessed, and how many rows there are."""
     if kind == "parquet":
         with open_bytes(where) as file, pq.ParquetFile(file) as parquet:
-            names = list(parquet.schema_arrow.names)
-        return names, lambda columns: _parquet_rows(where, columns), ""
-    sample = _sample(where)
+            return (
+                parquet.schema_arrow.names,
+                lambda names: _parquet_rows(where, names),
+                "",
+                parquet.metadata.num_rows,
+            )
+    with open_bytes(where) as file:
+        sample = file.read(SAMPLE_BYTES)
+    if len(sample) == SAMPLE_BYTES:  # up to a whole line, where there is one
+        sample = sample[: sample.rfind(b"\n") + 1] or sample
     try:
         found = codecs.lookup(encoding).name if encoding else detect_encoding(where, sample)
     except LookupError as error:
         raise CatalogError(f"{where}: --encoding {encoding} is none that Python knows: say another") from error
     text = sample.decode(found, errors="catalens.damaged").removeprefix("\ufeff")
     word = next((word for word in re.findall(r"\w+", text) if not word.isascii()), "")[:SHOWN]
-    told = f"read as {found}{f', as in {word!r}' if word else ''}" if not encoding and found != "utf-8" else ""
+    notice = f"read as {found}{f', as in {word!r}' if word else ''}" if not encoding and found != "utf-8" else ""
     if kind == "jsonl":
-        known = (row for row in islice(_json_rows(where, found), SAMPLE_ROWS) if isinstance(row, Mapping))
-        return list(dict.fromkeys(name for row in known for name in row)), lambda _: _json_rows(where, found), told
+        known = (row for row in islice(json_rows(where, found), SAMPLE_ROWS) if isinstance(row, Mapping))
+        names = list(dict.fromkeys(name for row in known for name in row))
+        return names, lambda _: json_rows(where, found), notice, None
     sign = delimiter or ("\t" if _suffix(where) == ".tsv" else detect_delimiter(text))
     sign = "\t" if sign == "\\t" else sign
     if len(sign) != 1:
         raise CatalogError(f"{where}: --delimiter {sign!r} is no delimiter: give one sign")
-    with open_bytes(where) as file:
-        header = next(records(_lines(file, found), sign), None)
+    header = next(csv_records(where, found, sign), None)
     if not isinstance(header, list):
         raise CatalogError(f"{where}: {f'its header cannot be read: {header}' if header else 'the file is empty'}")
-    if not delimiter and (told or sign not in (",", "\t")):
-        told = f"{told or f'read as {found}'}, divided by {sign!r}"
-    return header, lambda _: _csv_rows(where, found, sign), told
+    if not delimiter and (notice or sign not in (",", "\t")):
+        notice = f"{notice or f'read as {found}'}, divided by {sign!r}"
+    return header, lambda _: csv_rows(where, found, sign), notice, None
 
 
-def _sample(where: str) -> bytes:
-    """The beginning of a text table, up to a whole line where there is one."""
-    with open_bytes(where) as file:
-        sample = file.read(SAMPLE_BYTES)
-    return sample[: sample.rfind(b"\n") + 1] or sample if len(sample) == SAMPLE_BYTES else sample
+# Arrow and Parquet -----------------------------------------------------------------------------------------------
 
 
-def _csv_rows(where: str, encoding: str, delimiter: str) -> Iterator[Row]:
-    with open_bytes(where) as file:
-        found = records(_lines(file, encoding), delimiter)
-        header = next(found)
-        for cells in found:
-            if isinstance(cells, list):
-                fits = len(cells) <= len(header)
-                yield dict(zip(header, cells, strict=False)) if fits else "more values than the table has columns"
-            else:
-                yield cells
-
-
-def _lines(file: IO[bytes], encoding: str) -> Iterator[str]:
-    """Lines with their ends, as csv wants them; what is not of the encoding is marked in them."""
-    with io.TextIOWrapper(file, encoding=encoding, errors="catalens.damaged", newline="") as text:
-        yield next(text, "").removeprefix("\ufeff")
-        yield from text
-
-
-def _json_rows(where: str, encoding: str) -> Iterator[Row]:
-    with open_bytes(where) as file:
-        for line in _lines(file, encoding):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line, parse_int=_integer)
-            except (ValueError, RecursionError) as error:
-                yield f"not JSON: {first_line(error)}"
-            else:
-                yield row if isinstance(row, dict) else "not a JSON object"
-
-
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= LONG_INTEGER else float(digits)
+def batch_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Mapping[Any, Any]]:
+    """Yield the rows of a batch as dicts of Python values."""
+    columns = [_cells(column) for column in batch.itercolumns()]
+    return (dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True))
 
 
 def _parquet_rows(where: str, columns: Collection[str] | None) -> Iterator[Row]:
-    with open_bytes(where) as file:
-        yield from parquet_rows(file, columns)
+    """Rows with all columns, or those named; only these are read, so that damage elsewhere does not matter."""
+    with open_bytes(where) as file, open_parquet(file) as parquet:
+        names = [name for name in parquet.schema_arrow.names if columns is None or name in columns]
+        for group in range(parquet.num_row_groups):
+            cells = [_column(parquet, group, name) for name in names]
+            yield from (dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True))
 
 
-def _parquet_length(where: str) -> int:
-    with open_bytes(where) as file, pq.ParquetFile(file) as parquet:
-        return parquet.metadata.num_rows
+def _column(parquet: pq.ParquetFile, group: int, name: str) -> Iterator[Any]:
+    """Cells of one column of a row group; those that damage makes unreadable are `Unreadable`."""
+    read = 0
+    try:
+        for batch in group_batches(parquet, [group], [name]):
+            yield from _cells(batch.column(batch.schema.get_field_index(name)))
+            read += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise  # a disk or a network that failed
+        reason = f"row group {group + 1} of the file, {first_line(error)[:MAX_REASON]}"
+        yield from repeat(Unreadable(reason), parquet.metadata.row_group(group).num_rows - read)
 
 
-def _held(value: object) -> int:
-    """Bytes of a picture's cell."""
-    data = value.get("bytes") if isinstance(value, Mapping) else value
-    return len(data) if isinstance(data, bytes) else 0
+def _cells(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    try:
+        values = column.to_pylist()
+    except Exception:  # a value that Python has no type for, or text that is none
+        values = [_cell(scalar) for scalar in column]
+    kind = column.type.value_type if isinstance(column.type, pa.DictionaryType) else column.type
+    if not (pa.types.is_float16(kind) or pa.types.is_float32(kind)):
+        return values
+    narrow = np.float16 if pa.types.is_float16(kind) else np.float32
+    return [float(str(narrow(value))) if isinstance(value, float) else value for value in values]
 
 
-# Folders and datasets
+def _cell(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except Exception as error:
+        return Unreadable(first_line(error)[:MAX_REASON])
+
+
+# Folders and datasets --------------------------------------------------------------------------------------------
 
 
 def _folder(folder: Path, encoding: str | None, delimiter: str | None) -> Source:
@@ -269,9 +277,10 @@ def _folder(folder: Path, encoding: str | None, delimiter: str | None) -> Source
     tables = sorted(path for name in METADATA for path in folder.rglob(name))
     if not tables:
         return _dataset(str(folder))
+    files = _states(tables)
     parts = []
     for path in tables:
-        columns, read, _ = _reader(FORMATS[path.suffix], str(path), encoding, delimiter)
+        columns, read, *_ = _reader(FORMATS[path.suffix], str(path), encoding, delimiter)
         if FILE_NAME not in columns:
             raise CatalogError(f"{path}: has no column {FILE_NAME!r} that names the pictures")
         parts.append((path.parent.relative_to(folder).as_posix(), columns, read))
@@ -279,31 +288,43 @@ def _folder(folder: Path, encoding: str | None, delimiter: str | None) -> Source
     def rows(columns: Collection[str] | None) -> Iterator[Row]:
         for inner, _, read in parts:
             for row in read(columns):
-                name = row.get(FILE_NAME) if isinstance(row, Mapping) and inner != "." else None
-                named = isinstance(row, Mapping) and isinstance(name, str) and name
-                yield {**row, FILE_NAME: f"{inner}/{name}"} if named and isinstance(row, Mapping) else row
+                if inner != "." and isinstance(row, Mapping):
+                    name = row.get(FILE_NAME)
+                    row = {**row, FILE_NAME: f"{inner}/{name}"} if name and isinstance(name, str) else row
+                yield row
 
     columns = dict.fromkeys(name for _, names, _ in parts for name in names)
-    return Source(str(folder), folder.resolve().name, str(folder), tuple(columns), _versions(tables, folder), rows)
+    version = _version_of(tables, folder)
+    return Source(str(folder), folder.resolve().name, str(folder), tuple(columns), rows, files, version)
 
 
 def _dataset(where: str) -> Source:
     """A dataset of the Hugging Face hub, or a folder of files in a form that `datasets` knows."""
     from datasets import Image, load_dataset_builder
 
+    here = Path(where).is_dir()
     name = PurePosixPath(Path(where).resolve().name if Path(where).exists() else where).name
     try:
-        place = str(Path(where).absolute()) if Path(where).is_dir() else where  # "." has no name
-        builder = load_dataset_builder(place)
-        files = [str(path) for paths in (builder.config.data_files or {}).values() for path in paths]
-        local = Path(where).is_dir() and all(Path(path).is_file() for path in files)
+        builder = load_dataset_builder(str(Path(where).absolute()) if here else where)  # "." has no name
+        data_files = (builder.config.data_files or {}).values()
+        paths = [str(path) for some in data_files for path in some]
+        local = here and all(Path(path).is_file() for path in paths)
+        files = _states(map(Path, paths) if local else [])
         if local:
-            version = _versions([Path(path) for path in files], Path(where).resolve())
+            version = _version_of(map(Path, paths), Path(where))
         else:
-            marks = [getattr(paths, "origin_metadata", "") for paths in (builder.config.data_files or {}).values()]
-            version = _digest([str(builder.hash), *files, *map(str, marks)])
-        if local and files and builder.name == "parquet":
-            return _parquet_folder(where, name, files, version)
+            marks = [getattr(some, "origin_metadata", "") for some in data_files]
+            version = _digest([str(builder.hash), *paths, *map(str, marks)])
+        if local and paths and builder.name == "parquet":  # read as single files are
+            readers = [_reader("parquet", path, None, None) for path in paths]
+            columns = dict.fromkeys(name for names, *_ in readers for name in names)
+            length = sum(length or 0 for *_, length in readers)
+
+            def file_rows(columns: Collection[str] | None) -> Iterator[Row]:
+                for _, read, *_ in readers:
+                    yield from read(columns)
+
+            return Source(where, name, where, tuple(columns), file_rows, files, version, length=length)
         splits: Mapping[Any, Any] = builder.as_streaming_dataset()  # type: ignore[assignment]
         parts = []
         for part in splits.values():
@@ -324,36 +345,27 @@ def _dataset(where: str) -> Source:
                 yield from batch_rows(table)
 
     names = dict.fromkeys(column for _, columns in parts for column in columns)
-    return Source(where, name, where, tuple(names), version, rows)
+    return Source(where, name, where, tuple(names), rows, files, version)
 
 
-def _parquet_folder(where: str, name: str, files: list[str], version: str) -> Source:
-    """A folder of Parquet files, which are read as single ones are."""
-    columns = dict.fromkeys(column for path in files for column in _reader("parquet", path, None, None)[0])
-    length = sum(map(_parquet_length, files))
-
-    def rows(columns: Collection[str] | None) -> Iterator[Row]:
-        for path in files:
-            yield from _parquet_rows(path, columns)
-
-    return Source(where, name, where, tuple(columns), version, rows, length=length)
+# Versions --------------------------------------------------------------------------------------------------------
 
 
-# Names and versions
+def _states(files: Iterable[Path]) -> tuple[tuple[Path, object], ...]:
+    return tuple((path, _state(path)) for path in files)
 
 
-def _suffix(where: str) -> str:
-    """`.csv` of `shop.csv`, `shop.csv.gz` and `https://shop.example/shop.csv?v=2`."""
-    path = urlsplit(where).path if "://" in where else where
-    suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
-    return next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".bz2", ".xz", ".zst")), "")
+def _state(path: Path) -> object:
+    """Size, time and inode, which differ when a file is written anew; None where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-def _version(where: str) -> str:
-    """SHA-256 of a local file; of a remote one what its server says of the content, or else the same."""
-    if "://" not in where:
-        with Path(where).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+def _remote_version(where: str) -> str:
+    """Mark that a server gives a file's content, or else its SHA-256."""
     system, path = fsspec.core.url_to_fs(where)
     info = system.info(path)
     marks = [str(info[name]) for name in IDENTITIES if info.get(name)]
@@ -363,14 +375,14 @@ def _version(where: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def _versions(files: Iterable[Path], folder: Path) -> str:
+def _version_of(files: Iterable[Path], folder: Path) -> str:
     """SHA-256 over names below a folder and contents of local files."""
-    return _digest(f"{_below(path, folder)} {path.stat().st_size} {_version(str(path))}" for path in files)
 
+    def below(path: Path) -> str:
+        resolved, root = path.resolve(), folder.resolve()
+        return (resolved.relative_to(root) if resolved.is_relative_to(root) else path).as_posix()
 
-def _below(path: Path, folder: Path) -> str:
-    resolved = path.resolve()
-    return (resolved.relative_to(folder.resolve()) if resolved.is_relative_to(folder.resolve()) else path).as_posix()
+    return _digest(f"{below(path)} {path.stat().st_size} {file_hash(path)}" for path in files)
 
 
 def _digest(parts: Iterable[str]) -> str:

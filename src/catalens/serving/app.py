@@ -30,7 +30,7 @@ from starlette.types import Receive
 from catalens import __version__
 from catalens.config import PromptSpec
 from catalens.inference import Prediction, Predictor
-from catalens.preparing.downloading import Network
+from catalens.preparing.fetch import Network
 from catalens.serving.answers import (
     Answer,
     PictureAnswer,

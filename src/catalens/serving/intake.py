@@ -24,7 +24,8 @@ from catalens import __version__
 from catalens.catalog.pictures import declared_pixels
 from catalens.config import Frozen
 from catalens.errors import PictureError
-from catalens.preparing.downloading import Downloader, DownloadSpec, Network
+from catalens.preparing.download import Downloader
+from catalens.preparing.fetch import DownloadSpec, Network
 from catalens.serving.limits import BODIES_HELD, ServeSettings
 
 MULTIPART, JSON = "multipart/form-data", "application/json"

@@ -18,7 +18,8 @@ from transformers import TrainingArguments
 from catalens.checkpoint import AMPERE, allows_tf32, product_dtype
 from catalens.config import LOWER_IS_BETTER, Recipe, TrainingSpec
 from catalens.errors import RecipeError, TrainingError
-from catalens.estimates import ModelShape, Setup, step_memory
+from catalens.estimates import Setup, step_memory
+from catalens.model import Phi3VConfig
 from catalens.training.batching import Plan
 
 USABLE = 0.92
@@ -85,7 +86,7 @@ def estimator_setup(spec: TrainingSpec, cached_features: bool) -> Setup:
 
 
 def needs_checkpointing(
-    spec: TrainingSpec, shape: ModelShape, tokens: int, crops: float, rows: int, cached_features: bool
+    spec: TrainingSpec, shape: Phi3VConfig, tokens: int, crops: float, rows: int, cached_features: bool
 ) -> bool:
     """Whether activations are recomputed: as the recipe says, else where such rows would not fit a GPU."""
     if spec.gradient_checkpointing != "auto":

@@ -18,7 +18,8 @@ from dataclasses import astuple, dataclass
 import torch
 
 from catalens.collation import IGNORED
-from catalens.estimates import ModelShape, Setup, sample_flops
+from catalens.estimates import Setup, sample_flops
+from catalens.model import Phi3VConfig
 
 PEAKS = {
     "B200": 2250e12,
@@ -63,7 +64,7 @@ class Meter:
 
     def __init__(
         self,
-        shape: ModelShape,
+        shape: Phi3VConfig,
         setup: Setup,
         peak: float,
         processes: int = 1,

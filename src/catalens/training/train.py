@@ -32,7 +32,6 @@ from catalens.checkpoint import load_model, load_processor, processes, product_d
 from catalens.collation import Collator, DecodedPictures, Encoder
 from catalens.config import Recipe
 from catalens.errors import TrainingError
-from catalens.estimates import ModelShape
 from catalens.examples import answer_space
 from catalens.metrics import ImageUse
 from catalens.model import Phi3VProcessor
@@ -171,7 +170,7 @@ def _prepare(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, console: 
             pictures = pictures.decoded
             data.train.pictures = data.validation.pictures = pictures
     cached = isinstance(pictures, FeatureCache)
-    shape = ModelShape.from_config(base.config.to_dict())
+    shape = base.config
     if setup is None:
         rows = max(len(batch) for step in training for batch in step)
         crops = (processor.image_processor.num_crops or 1) + 1

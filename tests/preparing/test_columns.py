@@ -9,10 +9,11 @@ import pytest
 from catalens.catalog.storage import Roles
 from catalens.config import from_flags
 from catalens.errors import RecipeError
-from catalens.preparing.roles import Columns, guess_columns
-from catalens.preparing.values import (
+from catalens.preparing.columns import (
+    Columns,
     Numbers,
     Unreadable,
+    guess_columns,
     is_missing,
     number_flags,
     picture_reason,
