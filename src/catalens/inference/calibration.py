@@ -41,6 +41,7 @@ from scipy.stats import beta
 
 from catalens.config import Frozen, Kind, PromptSpec
 from catalens.errors import CheckpointError
+from catalens.files import file_hash
 from catalens.inference.records import FieldScore
 from catalens.metrics import acceptance, correctness
 
@@ -181,8 +182,7 @@ def _hash_of(best: Path) -> str:
     """Content hash of what decides the answers of a saved model: weights, prompt, answer schema."""
     digest = hashlib.sha256()
     for path in sorted([*best.glob("*.safetensors"), *best.glob("prompt.json"), *best.glob("answers.json")]):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{path.name} {file_hash(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 

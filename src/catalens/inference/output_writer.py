@@ -10,7 +10,6 @@ process, and goes when the whole file is there.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,11 +18,12 @@ from typing import Any
 import pyarrow as pa
 
 from catalens.errors import InferenceError, RecipeError
-from catalens.files import locked
+from catalens.files import atomic, locked, sync, writing
 from catalens.inference.records import FORMATS, Record, json_line, write_records
 
 PART = "[0-9]" * 8
 """Name of a part, as a pattern."""
+FIX = "mend that and give the same command again, what is done is kept"
 
 
 class OutputWriter:
@@ -48,7 +48,8 @@ class OutputWriter:
                 "or --overwrite to start anew"
             )
         if before != now:  # an earlier command without a finished chunk came to nothing
-            _write(self._manifest, json.dumps(asked, indent=2).encode())
+            with atomic(self._manifest) as aside:
+                aside.write_text(json.dumps(asked, indent=2), encoding="utf-8")
         self.done = {int(path.stem) for path in self.folder.glob(f"{PART}.jsonl") if path.stem.isdecimal()}
 
     def _begun(self) -> dict[str, Any] | None:
@@ -65,8 +66,8 @@ class OutputWriter:
 
     def write(self, number: int, records: Sequence[Record]) -> None:
         """Keep the records of a chunk; durable when this returns."""
-        with _writing(self.out):
-            _write(self.folder / f"{number:08d}.jsonl", b"".join(map(json_line, records)))
+        with writing(self.out, InferenceError, FIX), atomic(self.folder / f"{number:08d}.jsonl") as aside:
+            aside.write_bytes(b"".join(map(json_line, records)))
         self.done.add(number)
 
     def records(self) -> Iterator[Record]:
@@ -78,17 +79,17 @@ class OutputWriter:
     def finish(self, records: Iterator[Record], schema: pa.Schema, raw: bool = False) -> None:
         """Write the whole file, and leave nothing else; `raw` leaves a CSV's cells as they are."""
         aside = self.folder / f"whole{self.out.suffix}"
-        with _writing(self.out):
+        with writing(self.out, InferenceError, FIX):
             write_records(aside, records, schema, raw)
-            _sync(aside)
+            sync(aside)
             aside.replace(self.out)
-            _sync(self.out.parent)
+            sync(self.out.parent)
             self._clear()
 
     def _clear(self) -> None:
         """Remove all that was done; the manifest first, because parts without one count for nothing."""
         self._manifest.unlink(missing_ok=True)
-        for ours in (f"{PART}.jsonl", f"{PART}.new", "manifest.new", "whole.*"):
+        for ours in (f"{PART}.jsonl", f".{PART}.jsonl.partial", ".manifest.json.partial", "whole.*"):
             for path in self.folder.glob(ours):
                 path.unlink()
 
@@ -106,38 +107,10 @@ def open_output(out: Path, asked: Mapping[str, Any], overwrite: bool) -> Iterato
         raise InferenceError(f"{out} is a folder: choose another --out")
     output = OutputWriter(out)
     with ExitStack() as held:
-        with _writing(out):
+        with writing(out, InferenceError, FIX):
             if not held.enter_context(locked(output.folder)):
                 raise InferenceError(
                     f"{out} is being written by another process: wait for it or choose another --out"
                 )
             output.start(asked, overwrite)
         yield output
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Turn what a file system raises into one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise InferenceError(
-            f"{out} cannot be written ({error.strerror or error}): mend that and give the same command again, "
-            "what is done is kept"
-        ) from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    aside = path.with_suffix(".new")
-    aside.write_bytes(data)
-    _sync(aside)
-    aside.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
