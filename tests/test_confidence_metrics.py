@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
+from catalens.evaluation.calibrating import confidence_block, review_block
 from catalens.metrics import (
+    acceptance,
     calibration_error,
-    confidence_block,
     correctness,
     interval_coverage,
     reliability,
-    review_block,
     review_outcome,
-    risk_coverage,
 )
+from catalens.predictions import ScoredRow
 
 KINDS: Any = {"title": "text", "category": "category", "price": "number"}
 CONFIDENCE = np.array([0.95, 0.95, 0.85, 0.81, 0.2, 1.0])
@@ -75,17 +75,16 @@ def test_good_confidences_have_a_small_error_and_bad_ones_a_large_one():
 
 
 @given(ROWS, st.integers(2, 20))
-def test_risk_and_coverage_are_those_of_thresholds(rows: list[tuple[float, bool]], points: int):
+def test_acceptance_counts_the_rows_of_each_threshold(rows: list[tuple[float, bool]], points: int):
     confidence, right = arrays(rows)
-    curve = risk_coverage(confidence, right, points)
-    assert 1 <= len(curve) <= points
-    possible = [
-        {"coverage": (confidence >= t).mean(), "error": (~right[confidence >= t]).mean()}
-        for t in np.unique(confidence)[::-1]
-    ]
-    assert curve[-1] == pytest.approx(possible[-1])
-    assert all(any(point == pytest.approx(one) for one in possible) for point in curve)
-    assert [point["coverage"] for point in curve] == sorted({point["coverage"] for point in curve})
+    found = acceptance(confidence, right, points)
+    assert 1 <= len(found) <= points
+    possible = {
+        float(t): ((confidence >= t).sum(), (~right[confidence >= t]).sum()) for t in np.unique(confidence)[::-1]
+    }
+    assert all(possible[threshold] == (count, wrong) for threshold, count, wrong in found)
+    assert found[-1][1] == len(rows)
+    assert [threshold for threshold, _, _ in found] == sorted({t for t, _, _ in found}, reverse=True)
 
 
 def test_an_interval_that_is_not_there_holds_nothing():
@@ -138,12 +137,16 @@ def test_photos_of_one_product_widen_the_calibration_error():
 
 def blocks() -> tuple[Any, Any]:
     truths = [row(price=price) for price in (100.0, 200.0, 300.0, 400.0)]
-    said = [row(price=101.0), row("Scarf", price=150.0), row(price=310.0), None]
-    confidence = [{"title": 0.9, "category": 0.99, "price": 0.6}] * 3 + [{}]
-    intervals = [{"price": (90.0, 110.0)}, {"price": (140.0, 160.0)}, {"price": (280.0, 340.0)}, {}]
+    y_pred: Any = [row(price=101.0), row("Scarf", price=150.0), row(price=310.0), None]
+    confidence: Any = [{"title": 0.9, "category": 0.99, "price": 0.6}] * 3 + [{}]
+    intervals: Any = [{"price": (90.0, 110.0)}, {"price": (140.0, 160.0)}, {"price": (280.0, 340.0)}, {}]
+    rows = [
+        ScoredRow(id=f"P{n}", truth=truths[n], values=y_pred[n], confidence=confidence[n], intervals=intervals[n])
+        for n in range(4)
+    ]
     return (
-        confidence_block(KINDS, truths, said, confidence, intervals, calibrated_on=167, nominal=0.9, resamples=50),
-        review_block(KINDS, truths, said, confidence, {"title": 0.05, "price": 0.1}, {"title": 0.9, "price": None}),
+        confidence_block(KINDS, rows, calibrated_on=167, nominal=0.9, resamples=50),
+        review_block(KINDS, rows, {"title": 0.05, "price": 0.1}, {"title": 0.9, "price": None}),
     )
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta
 
+Floats = NDArray[np.float64]
 Figure = dict[str, float]
 """`{"value": ..., "low": ..., "high": ...}`, low and high bounding the 95 % interval."""
-Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Statistic = Callable[[Floats], Floats]
 """How often a resample holds each row, [..., n] -> the figure over it, [...]."""
 Products = Sequence[object] | None
 """The product that each row shows; None where every row shows another one."""
@@ -33,13 +34,13 @@ def clusters(products: Products, rows: int) -> NDArray[np.intp]:
     return np.array([numbers.setdefault(product, len(numbers)) for product in products], np.intp)
 
 
-def product_weights(products: Products, rows: int) -> NDArray[np.float64]:
+def product_weights(products: Products, rows: int) -> Floats:
     """Weights with which every product counts once, [rows]."""
     cluster = clusters(products, rows)
     return 1 / np.bincount(cluster)[cluster]
 
 
-def share(hits: NDArray[Any], products: Products = None, weights: NDArray[np.float64] | None = None) -> Figure:
+def share(hits: NDArray[Any], products: Products = None, weights: Floats | None = None) -> Figure:
     """Estimate the weighted share of hits, with an exact interval that does not close up where all or none are hits.
 
     The interval is that of Clopper and Pearson (1934) on the effective number of rows (Korn and Graubard, 1998): rows
@@ -63,20 +64,21 @@ def share(hits: NDArray[Any], products: Products = None, weights: NDArray[np.flo
     return {"value": value, "low": float(low), "high": float(high)}
 
 
-def mean(values: NDArray[np.float64]) -> Statistic:
+def mean(values: NDArray[Any]) -> Statistic:
     """Make the mean of a value of each row."""
+    values = values.astype(float)
     return lambda counts: counts @ values / counts.sum(axis=-1)
 
 
-def median(values: NDArray[np.float64]) -> Statistic:
+def median(values: Floats) -> Statistic:
     """Make the median of a value of each row."""
     order = np.argsort(values, kind="stable")
     ascending = values[order]
 
-    def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    def statistic(counts: Floats) -> Floats:
         seen = counts[..., order].cumsum(axis=-1)
         rows = seen[..., -1:]
-        lower, upper = (ascending[(seen <= place).sum(axis=-1)] for place in ((rows - 1) // 2, rows // 2))
+        lower, upper = (ascending[(seen <= index).sum(axis=-1)] for index in ((rows - 1) // 2, rows // 2))
         return (lower + upper) / 2
 
     return statistic
@@ -106,7 +108,7 @@ def paired(
     """
 
     def difference(statistic: Statistic) -> Statistic:
-        def over(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        def over(counts: Floats) -> Floats:
             none = np.zeros_like(counts)
             first, other = np.concatenate([counts, none], -1), np.concatenate([none, counts], -1)
             return statistic(other) - statistic(first)
@@ -128,8 +130,8 @@ def paired(
 def holm(ps: Sequence[float]) -> list[bool]:
     """Decide which of several claims hold, so that the chance of any false one is at most 5 % (Holm, 1979)."""
     held = [False] * len(ps)
-    for place, n in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        if ps[n] > RISK / (len(ps) - place):
+    for index, n in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        if ps[n] > RISK / (len(ps) - index):
             break
         held[n] = True
     return held
@@ -137,16 +139,16 @@ def holm(ps: Sequence[float]) -> list[bool]:
 
 def _over_resamples(
     statistics: Mapping[str, Statistic], cluster: NDArray[np.intp], resamples: int, seed: int
-) -> dict[str, NDArray[np.float64]]:
+) -> dict[str, Floats]:
     """Each statistic over resampled products, [resamples]."""
-    parts: dict[str, list[NDArray[np.float64]]] = {name: [] for name in statistics}
+    parts: dict[str, list[Floats]] = {name: [] for name in statistics}
     for counts in _resampled(cluster, resamples, seed):
         for name, statistic in statistics.items():
             parts[name].append(statistic(counts))
     return {name: np.concatenate(found) for name, found in parts.items()}
 
 
-def _resampled(cluster: NDArray[np.intp], resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+def _resampled(cluster: NDArray[np.intp], resamples: int, seed: int) -> Iterator[Floats]:
     """How often resamples of the products hold each row, [some, rows]."""
     rng, count = np.random.default_rng(seed), int(cluster.max()) + 1
     together = max(1, CELLS // len(cluster))
@@ -157,6 +159,6 @@ def _resampled(cluster: NDArray[np.intp], resamples: int, seed: int) -> Iterator
         yield counts[:, cluster].astype(float)
 
 
-def _figure(value: float, drawn: NDArray[np.float64]) -> Figure:
+def _figure(value: float, drawn: Floats) -> Figure:
     low, high = np.quantile(drawn, [RISK / 2, 1 - RISK / 2])
     return {"value": value, "low": min(float(low), value), "high": max(float(high), value)}

@@ -1,7 +1,9 @@
-"""Numbers from (truth, prediction) pairs, each with its interval, and the baselines to beat.
+"""Figures with 95 % intervals from (truth, prediction) pairs, and the baselines to beat. `METRICS` names them all.
 
     truths      [{"title": "Red Tote Bag", "category3_code": "BAGS", "full_price": 129.0}, ...]
     predictions [{"title": "Red Tote Bag", "category3_code": "BAGS", "full_price": 118.0}, None, ...]
+    score({"title": "text", ...}, truths, predictions)
+    {"parse_rate": {"value": 0.98, "low": 0.95, "high": 1.0}, "fields": {"title": {"exact": {...}, ...}, ...}}
 
 A prediction is None where the answer did not parse. It counts as wrong everywhere: no match, similarity 0, a class of
 its own that is never right, and for a number the largest error that is possible within the range of the truths (where
@@ -10,7 +12,8 @@ they are all one number, that number), never the error of a price of 0.
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +21,9 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 from sklearn.neighbors import NearestNeighbors
 
-from catalens.config import Kind
 from catalens.intervals import (
     Figure,
+    Floats,
     Products,
     Statistic,
     bootstrap,
@@ -34,48 +37,221 @@ from catalens.intervals import (
 
 Row = Mapping[str, object]
 ImageUse = Literal["uses_image", "ignores_image", "undecided"]
-"""What the check of the pictures found: shown to use them, shown to ignore them, or too few rows to tell."""
+"""Outcome of the check of the pictures; undecided where the rows are too few to tell."""
 
-PRIMARY: Mapping[Kind, str] = {"text": "exact", "category": "accuracy", "number": "mdape"}
-"""The one figure of a kind of field that headlines, comparisons and the check of the pictures go by."""
-SHARES: Mapping[Kind, str] = {"text": "exact", "category": "accuracy", "number": "within_10pct"}
-"""The figure that is the share of right values, as of `correctness`."""
 CLOSE = 0.1
 """A number is right within this share of the truth."""
 FARTHEST = 1e30
 """Largest error of a number as a share of its truth."""
 
 
+# What a metric makes of a column: a value of each row, and the figure over resamples
+
+
+def macro_f1(classes: Floats) -> Statistic:
+    """Make the mean F1 over the classes that the truths of a resample hold, from `one_hot` [n, 2, classes]."""
+    y_true, y_pred = classes[:, 0], classes[:, 1]
+
+    def statistic(counts: Floats) -> Floats:
+        support, predicted, hits = counts @ y_true, counts @ y_pred, counts @ (y_true * y_pred)
+        f1 = np.divide(2 * hits, support + predicted, out=np.zeros_like(hits), where=support + predicted > 0)
+        return f1.sum(axis=-1, where=support > 0) / (support > 0).sum(axis=-1)
+
+    return statistic
+
+
+def exact(y_true: Sequence[Any], y_pred: Sequence[Any]) -> NDArray[np.bool_]:
+    """Compare for equality, [n]."""
+    return np.array([p == t for t, p in zip(y_true, y_pred, strict=True)], bool)
+
+
+def similarity(y_true: Sequence[Any], y_pred: Sequence[Any]) -> Floats:
+    """Measure 1 - normalised Levenshtein distance, [n]; 0 for a failure."""
+    pairs = zip(y_true, y_pred, strict=True)
+    return np.array([0.0 if p is None else Levenshtein.normalized_similarity(str(t), str(p)) for t, p in pairs])
+
+
+def one_hot(y_true: Sequence[Any], y_pred: Sequence[Any]) -> Floats:
+    """Encode truth and prediction over the classes of the truths, [n, 2, classes]."""
+    classes = sorted({str(truth) for truth in y_true})
+    return np.array(
+        [[[str(t) == c for c in classes], [p == c for c in classes]] for t, p in zip(y_true, y_pred, strict=True)],
+        float,
+    )
+
+
+def absolute_errors(y_true: Sequence[Any], y_pred: Sequence[Any]) -> Floats:
+    """Measure |error| in the field's unit, [n]; of a failure the largest possible one."""
+    truths, values = np.array(y_true, float), np.array([math.nan if p is None else p for p in y_pred], float)
+    worst = np.maximum(truths - truths.min(), truths.max() - truths)
+    return np.where(np.isnan(values), np.where(worst > 0, worst, np.abs(truths)), np.abs(values - truths))
+
+
+def relative_errors(y_true: Sequence[Any], y_pred: Sequence[Any]) -> Floats:
+    """Measure |error| as a share of |truth|, [n]: at least 1 for a failure; 0 or 1 where the truth is 0."""
+    truths, errors = np.array(y_true, float), absolute_errors(y_true, y_pred)
+    with np.errstate(over="ignore"):
+        shares = np.divide(errors, np.abs(truths), out=(errors > 0).astype(float), where=truths != 0)
+    shares = np.minimum(shares, FARTHEST)
+    return np.where([p is None for p in y_pred], np.maximum(shares, 1.0), shares)
+
+
+def close(y_true: Sequence[Any], y_pred: Sequence[Any]) -> NDArray[np.bool_]:
+    """Test for a number within `CLOSE` of the truth, [n]."""
+    return relative_errors(y_true, y_pred) <= CLOSE + 1e-9
+
+
+# The table
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a field; an entry in `METRICS` is all that it takes."""
+
+    kind: str
+    """Kind of the fields that have it: `text`, `category` or `number`; `answer` where it is of the whole answer."""
+    label: str
+    help: str
+    """Explanation in a sentence or two, for the report."""
+    rows: Callable[[Sequence[Any], Sequence[Any]], NDArray[Any]]
+    """Truths and predictions (None: a failure) of a column, [n] each -> what each row contributes, [n, ...]."""
+    over: Callable[[NDArray[Any]], Statistic] = mean
+    higher_is_better: bool = True
+    share: bool = True
+    """Shown as a percentage; False for a number in the field's own unit, which knows no largest error."""
+    right: bool = False
+    """The share of right values of its kind: `rows` is a test."""
+    primary: bool = False
+    """The one figure of a kind of field that headlines, comparisons and the check of the pictures go by."""
+
+
+METRICS: dict[str, Metric] = {
+    "parse_rate": Metric(
+        "answer",
+        "parsed",
+        "Share of answers that could be read back as fields. One that could not counts as wrong everywhere.",
+        lambda y_true, y_pred: np.array([p is not None for p in y_pred]),
+        right=True,
+    ),
+    "exact": Metric(
+        "text",
+        "exact",
+        "Share of rows whose text equals the truth in every character.",
+        exact,
+        right=True,
+        primary=True,
+    ),
+    "similarity": Metric(
+        "text",
+        "similarity",
+        "How much of the text agrees on average: 1 less the share of characters to change (Levenshtein).",
+        similarity,
+    ),
+    "accuracy": Metric(
+        "category", "accuracy", "Share of rows in the right category.", exact, right=True, primary=True
+    ),
+    "macro_f1": Metric(
+        "category",
+        "macro F1",
+        "Precision and recall in one figure, averaged over categories, so that rare ones count as much as frequent "
+        "ones.",
+        one_hot,
+        macro_f1,
+    ),
+    "mae": Metric(
+        "number",
+        "mean error",
+        "How far off the number is on average, in its own unit. A few large errors weigh heavily.",
+        absolute_errors,
+        higher_is_better=False,
+        share=False,
+    ),
+    "mdape": Metric(
+        "number",
+        "median error",
+        "Half of the rows are off by less than this share of the truth.",
+        relative_errors,
+        median,
+        higher_is_better=False,
+        primary=True,
+    ),
+    "within_10pct": Metric(
+        "number", "within 10\u00a0%", "Share of rows whose number is at most 10\u00a0% off.", close, right=True
+    ),
+}
+"""Name in `metrics.json` -> metric, in the order of every table."""
+
+
+def metrics_of(kind: str) -> dict[str, Metric]:
+    """Select the metrics of a kind of field."""
+    return {name: metric for name, metric in METRICS.items() if metric.kind == kind}
+
+
+def primary(kind: str) -> str:
+    """Name the primary metric of a kind of field."""
+    return next(name for name, metric in metrics_of(kind).items() if metric.primary)
+
+
+def share_right(kind: str) -> str:
+    """Name the metric of a kind of field that is the share of right values."""
+    return next(name for name, metric in metrics_of(kind).items() if metric.right)
+
+
+def figure_names(kinds: Mapping[str, str]) -> list[str]:
+    """List the validation figures of fields by their kinds: `loss`, `parse_rate`, `title.exact`, ..."""
+    return ["loss", *metrics_of("answer"), *(f"{name}.{m}" for name, kind in kinds.items() for m in metrics_of(kind))]
+
+
+def higher_is_better(figure: str) -> bool:
+    """Tell the direction of a figure of `figure_names`, or of a metric."""
+    return figure != "loss" and METRICS[figure.rpartition(".")[2]].higher_is_better
+
+
+# Scores
+
+
 def score(
-    kinds: Mapping[str, Kind],
+    kinds: Mapping[str, str],
     truths: Sequence[Row],
     predictions: Sequence[Row | None],
     products: Products = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`{"parse_rate": Figure, "fields": {name: {metric: Figure}}}`.
+    """Estimate `{"parse_rate": Figure, "fields": {name: {metric: Figure}}}` over the metrics of each column's kind.
 
-    Text: `exact` match, `similarity` (1 - normalised Levenshtein distance). Category: `accuracy`, `macro_f1` (mean
-    over the classes of the truths). Number: `mae` in the field's unit, `mdape` (median |error| / |truth|; where the
-    truth is 0, any error is 1) and `within_10pct`. Figures are over rows, intervals over products: exact for shares,
-    bootstrap for the rest. A `similarity` or `macro_f1` on which all resamples agree has the interval of a share.
+    Figures are over rows, intervals over products: exact for shares of right values, bootstrap for the rest. A figure
+    between 0 and 1 on which all resamples agree has the interval of a share.
     """
     if len(truths) != len(predictions) or not truths:
         raise ValueError(f"{len(truths)} truths and {len(predictions)} predictions: give one for one, at least one")
     fields: dict[str, dict[str, Figure]] = {}
     for name, measured in statistics(kinds, truths, predictions).items():
-        found = bootstrap(measured, len(truths), products, resamples, seed)
-        found[SHARES[kinds[name]]] = share(correctness(name, kinds[name], truths, predictions), products)
-        for metric in {"similarity", "macro_f1"} & found.keys():
-            if found[metric]["low"] == found[metric]["high"]:
+        found = fields[name] = bootstrap(measured, len(truths), products, resamples, seed)
+        for metric, entry in metrics_of(kinds[name]).items():
+            if entry.right:
+                found[metric] = share(entry.rows(*_columns(name, truths, predictions)), products)
+            elif entry.share and entry.higher_is_better and found[metric]["low"] == found[metric]["high"]:
                 found[metric] = share(np.full(len(truths), found[metric]["value"]), products)
-        fields[name] = found
-    return {"parse_rate": share(np.array([p is not None for p in predictions]), products), "fields": fields}
+    parsed = METRICS["parse_rate"].rows(truths, predictions)
+    return {"parse_rate": share(parsed, products), "fields": fields}
+
+
+def statistics(
+    kinds: Mapping[str, str], truths: Sequence[Row], predictions: Sequence[Row | None]
+) -> dict[str, dict[str, Statistic]]:
+    """Make the figures of `score` over any resample of the rows, `{name: {metric: Statistic}}`."""
+    return {
+        name: {
+            metric: entry.over(entry.rows(*_columns(name, truths, predictions)))
+            for metric, entry in metrics_of(kind).items()
+        }
+        for name, kind in kinds.items()
+    }
 
 
 def differences(
-    kinds: Mapping[str, Kind],
+    kinds: Mapping[str, str],
     truths: Sequence[Row],
     first: Sequence[Row | None],
     other: Sequence[Row | None],
@@ -86,8 +262,8 @@ def differences(
 
     Paired bootstrap (Efron and Tibshirani, 1993). What makes a row hard is hard for both, and falls out. Two made-up
     products, one that only the first has right and one that only the other has, keep the interval from closing up and
-    `p` from being small on a handful of rows (as Agresti and Min, 2005, do for shares). `mae`, which knows no largest
-    error, does without.
+    `p` from being small on a handful of rows (as Agresti and Min, 2005, do for shares). A metric that is no share,
+    and knows no largest error, does without.
     """
     rows = len(truths)
     plain = statistics(kinds, [*truths, *truths], [*first, *other])
@@ -98,70 +274,54 @@ def differences(
     made_up = [("made up", n // each) for n in range(2 * each)]
     found = {}
     for name, measured in padded.items():
+        unbounded = {metric: plain[name][metric] for metric in measured if not METRICS[metric].share}
         found[name] = paired(measured, rows + len(extra), [*numbers, *made_up], len(extra), resamples)
-        if "mae" in measured:
-            found[name] |= paired({"mae": plain[name]["mae"]}, rows, numbers, resamples=resamples)
+        found[name] |= paired(unbounded, rows, numbers, resamples=resamples)
     return found
 
 
-def statistics(
-    kinds: Mapping[str, Kind], truths: Sequence[Row], predictions: Sequence[Row | None]
-) -> dict[str, dict[str, Statistic]]:
-    """`{name: {metric: Statistic}}`: the figures of `score` over any resample of the rows."""
-    fields: dict[str, dict[str, Statistic]] = {}
-    for name, kind in kinds.items():
-        pairs = _pairs(name, truths, predictions)
-        right = correctness(name, kind, truths, predictions).astype(float)
-        if kind == "text":
-            alike = [0.0 if p is None else Levenshtein.normalized_similarity(str(t), str(p)) for t, p in pairs]
-            fields[name] = {"exact": mean(right), "similarity": mean(np.array(alike))}
-        elif kind == "category":
-            fields[name] = {"accuracy": mean(right), "macro_f1": _macro_f1(pairs)}
-        else:
-            errors, shares = _number_errors(pairs)
-            fields[name] = {"mae": mean(errors), "mdape": median(shares), "within_10pct": mean(right)}
-    return fields
+def correctness(name: str, kind: str, truths: Sequence[Row], predictions: Sequence[Row | None]) -> NDArray[np.bool_]:
+    """Test each value of a column, [n]: text and category exact, a number within `CLOSE` of the truth."""
+    return METRICS[share_right(kind)].rows(*_columns(name, truths, predictions)) if truths else np.zeros(0, bool)
 
 
-def correctness(name: str, kind: Kind, truths: Sequence[Row], predictions: Sequence[Row | None]) -> NDArray[np.bool_]:
-    """Whether each value is right, [n]: text and category exact, a number within `CLOSE` of the truth."""
-    pairs = _pairs(name, truths, predictions)
-    if kind == "number" and pairs:
-        return _close(_number_errors(pairs)[1])
-    return np.array([p == t for t, p in pairs], dtype=bool)
+def _columns(name: str, truths: Sequence[Row], predictions: Sequence[Row | None]) -> tuple[list[Any], list[Any]]:
+    return [row[name] for row in truths], [None if row is None else row[name] for row in predictions]
+
+
+# Confidence
 
 
 def reliability(
-    confidence: NDArray[np.float64], right: NDArray[np.bool_], products: Products = None, bins: int = 10
+    confidence: Floats, right: NDArray[np.bool_], products: Products = None, bins: int = 10
 ) -> list[dict[str, Any]]:
-    """`[{"low", "high", "rows", "confidence", "right": Figure}]`: mean confidence and share right, by bin with rows.
+    """Group `[{"low", "high", "rows", "confidence", "right": Figure}]`: mean confidence and share right by bin.
 
     Bins are of equal width. In simulations bins of equal mass found bad calibration no more often, and showed more
     error where there was none, above all where confidences lie close together.
     """
-    places = _bins(confidence, bins)
-    cluster = clusters(products, len(right))
+    index, cluster = _bins(confidence, bins), clusters(products, len(right))
     return [
         {
-            "low": place / bins,
-            "high": (place + 1) / bins,
-            "rows": int((places == place).sum()),
-            "confidence": float(confidence[places == place].mean()),
-            "right": share(right[places == place], cluster[places == place].tolist()),
+            "low": n / bins,
+            "high": (n + 1) / bins,
+            "rows": int((index == n).sum()),
+            "confidence": float(confidence[index == n].mean()),
+            "right": share(right[index == n], cluster[index == n].tolist()),
         }
-        for place in np.unique(places).tolist()
+        for n in np.unique(index).tolist()
     ]
 
 
 def calibration_error(
-    confidence: NDArray[np.float64],
+    confidence: Floats,
     right: NDArray[np.bool_],
     products: Products = None,
     bins: int = 10,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Figure:
-    """Expected calibration error (Naeini et al., 2015): the mean gap between confidence and share of right ones.
+    """Estimate the expected calibration error (Naeini et al., 2015): the mean gap between confidence and share right.
 
     It is never 0 on finitely many rows: chance alone opens gaps (Kumar et al., 2019), and resampling opens them
     again, so that the interval lies high. Ten bins keep that small.
@@ -169,23 +329,17 @@ def calibration_error(
     gaps = np.zeros((len(confidence), bins))
     gaps[np.arange(len(confidence)), _bins(confidence, bins)] = confidence - right
 
-    def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    def statistic(counts: Floats) -> Floats:
         return np.abs(counts @ gaps).sum(axis=-1) / counts.sum(axis=-1)
 
     return bootstrap({"ece": statistic}, len(gaps), products, resamples, seed)["ece"]
 
 
-def risk_coverage(
-    confidence: NDArray[np.float64], right: NDArray[np.bool_], points: int = 100
-) -> list[dict[str, float]]:
-    """`[{"coverage", "error"}]`: the share of wrong ones among the most confident rows, as `acceptance`."""
-    steps = acceptance(confidence, right, points)
-    return [{"coverage": rows / len(right), "error": wrong / rows} for _, rows, wrong in steps]
+def _bins(confidence: Floats, bins: int) -> NDArray[np.intp]:
+    return np.minimum((confidence * bins).astype(np.intp), bins - 1)
 
 
-def acceptance(
-    confidence: NDArray[np.float64], right: NDArray[np.bool_], points: int
-) -> list[tuple[float, int, int]]:
+def acceptance(confidence: Floats, right: NDArray[np.bool_], points: int) -> list[tuple[float, int, int]]:
     """Thresholds from strict to lax, [(confidence, how many rows have at least that, how many of those are wrong)].
 
     Rows of one confidence come together; at most `points` points.
@@ -197,20 +351,15 @@ def acceptance(
     return [(-float(values[i]), int(rows[i]), int(wrong[i])) for i in kept]
 
 
-def interval_coverage(
-    truths: NDArray[np.float64], lows: NDArray[np.float64], highs: NDArray[np.float64], products: Products = None
-) -> Figure:
+def interval_coverage(truths: Floats, lows: Floats, highs: Floats, products: Products = None) -> Figure:
     """Share of truths within their bounds, every product counting once; bounds that are NaN hold nothing."""
     return share((lows <= truths) & (truths <= highs), products, product_weights(products, len(truths)))
 
 
 def review_outcome(
-    confidence: NDArray[np.float64],
-    right: NDArray[np.bool_],
-    threshold: float | None,
-    products: Products = None,
+    confidence: Floats, right: NDArray[np.bool_], threshold: float | None, products: Products = None
 ) -> dict[str, Figure | None]:
-    """`{"accepted": share of all, "error": share of wrong ones among those}`, every product counting once.
+    """Estimate `{"accepted": share of all, "error": share of wrong ones among those}`, every product counting once.
 
     A product's photos share its weight, since the promise is about products: it is what comes of one photo of each,
     drawn at random. None accepts nothing; the error is None where nothing is accepted.
@@ -223,132 +372,20 @@ def review_outcome(
     return {"accepted": share(accepted, products, weights), "error": wrong}
 
 
-def confidence_block(
-    kinds: Mapping[str, Kind],
-    truths: Sequence[Row],
-    predictions: Sequence[Row | None],
-    confidence: Sequence[Mapping[str, float]],
-    intervals: Sequence[Mapping[str, tuple[float, float]]],
-    calibrated_on: int | None,
-    nominal: float,
-    resamples: int = 1000,
-    products: Products = None,
-) -> dict[str, Any]:
-    """How far confidences and intervals, by column and one mapping a row, can be believed.
-
-    `{"calibrated_on": products, "fields": {name: {"ece": Figure, "bins": reliability, "risk_coverage": [...],
-    "interval": {"nominal", "coverage": Figure, "width": median, as a share of the prediction}}}}`; `interval` is None
-    where no row has one. A row without a confidence has 0, one without an interval is not covered.
-    """
-    fields: dict[str, Any] = {}
-    for name, kind in kinds.items():
-        right = correctness(name, kind, truths, predictions)
-        sure = _confidences(name, confidence)
-        interval = None
-        if any(name in row for row in intervals):
-            lows, highs = np.array([row.get(name, (math.nan, math.nan)) for row in intervals], float).T
-            said = np.array([math.nan if p is None or not p[name] else p[name] for p in predictions], float)
-            coverage = interval_coverage(np.array([t[name] for t in truths], float), lows, highs, products)
-            interval = {"nominal": nominal, "coverage": coverage, "width": _finite_median((highs - lows) / abs(said))}
-        fields[name] = {
-            "ece": calibration_error(sure, right, products, resamples=resamples),
-            "bins": reliability(sure, right, products),
-            "risk_coverage": risk_coverage(sure, right),
-            "interval": interval,
-        }
-    return {"calibrated_on": calibrated_on, "fields": fields}
+# Baselines
 
 
-def review_block(
-    kinds: Mapping[str, Kind],
-    truths: Sequence[Row],
-    predictions: Sequence[Row | None],
-    confidence: Sequence[Mapping[str, float]],
-    targets: Mapping[str, float],
-    thresholds: Mapping[str, float | None],
-    level: float = 0.95,
-    products: Products = None,
-) -> dict[str, Any]:
-    """What the thresholds of the review accept, for the columns of `targets`.
-
-    `{"confidence": level, "fields": {name: {"target", "threshold", "accepted": Figure, "error": Figure | None}}}`.
-    """
-    fields: dict[str, Any] = {}
-    for name, target in targets.items():
-        right = correctness(name, kinds[name], truths, predictions)
-        outcome = review_outcome(_confidences(name, confidence), right, thresholds[name], products)
-        fields[name] = {"target": target, "threshold": thresholds[name], **outcome}
-    return {"confidence": level, "fields": fields}
-
-
-def majority(kinds: Mapping[str, Kind], train: Sequence[Row], rows: int) -> list[Row]:
-    """The baseline that never looks: the most frequent text and category and the median number, `rows` times."""
+def majority(kinds: Mapping[str, str], train: Sequence[Row], rows: int) -> list[Row]:
+    """Repeat the most frequent text and category (of a tie the first in alphabetical order) and the median number."""
     constant: dict[str, object] = {}
     for name, kind in kinds.items():
-        values = [row[name] for row in train]
-        constant[name] = float(np.median(np.array(values, float))) if kind == "number" else _most_frequent(values)
+        counts = Counter(row[name] for row in train)
+        most = min(counts, key=lambda value: (-counts[value], str(value)))
+        constant[name] = float(np.median([float(row[name]) for row in train])) if kind == "number" else most  # pyright: ignore[reportArgumentType]
     return [constant] * rows
 
 
 def nearest_neighbour(train: Sequence[Row], train_features: NDArray, features: NDArray) -> list[Row]:
-    """The baseline that looks without learning: every row takes the values of the nearest training picture.
-
-    Features are [rows, d] as of `thumbnail`; distance is Euclidean.
-    """
+    """Copy to every row the values of the training picture with the nearest features [rows, d], by Euclid."""
     index = NearestNeighbors(n_neighbors=1).fit(train_features)
-    nearest = index.kneighbors(features, return_distance=False)[:, 0]
-    return [train[i] for i in nearest]
-
-
-def _finite_median(values: NDArray[np.float64]) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else None
-
-
-def _confidences(name: str, rows: Sequence[Mapping[str, float]]) -> NDArray[np.float64]:
-    return np.array([row.get(name, 0.0) for row in rows], float)
-
-
-def _bins(confidence: NDArray[np.float64], bins: int) -> NDArray[np.intp]:
-    return np.minimum((confidence * bins).astype(np.intp), bins - 1)
-
-
-def _pairs(name: str, truths: Sequence[Row], predictions: Sequence[Row | None]) -> list[tuple[object, object]]:
-    return [(t[name], None if p is None else p[name]) for t, p in zip(truths, predictions, strict=True)]
-
-
-def _close(shares: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return shares <= CLOSE + 1e-9
-
-
-def _macro_f1(pairs: Sequence[tuple[object, object]]) -> Statistic:
-    """Mean F1 over the classes that the truths of a resample hold."""
-    classes = sorted({str(truth) for truth, _ in pairs})
-    true = np.array([[str(t) == c for c in classes] for t, _ in pairs], dtype=float)  # [rows, classes]
-    said = np.array([[p == c for c in classes] for _, p in pairs], dtype=float)
-
-    def statistic(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        support, predicted, hits = counts @ true, counts @ said, counts @ (true * said)
-        f1 = np.divide(2 * hits, support + predicted, out=np.zeros_like(hits), where=support + predicted > 0)
-        return f1.sum(axis=-1, where=support > 0) / (support > 0).sum(axis=-1)
-
-    return statistic
-
-
-def _number_errors(pairs: Sequence[tuple[object, object]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Absolute errors, and as shares of the truth: at least 1 for a failure; 0 or 1 where the truth is 0."""
-    truths = np.array([t for t, _ in pairs], dtype=float)
-    said = np.array([np.nan if p is None else p for _, p in pairs], dtype=float)
-    failed = np.isnan(said)
-    worst = np.maximum(truths - truths.min(), truths.max() - truths)
-    errors = np.where(failed, np.where(worst > 0, worst, np.abs(truths)), np.abs(said - truths))
-    with np.errstate(over="ignore"):
-        shares = np.divide(errors, np.abs(truths), out=(errors > 0).astype(float), where=truths != 0)
-    shares = np.minimum(shares, FARTHEST)
-    return errors, np.where(failed, np.maximum(shares, 1.0), shares)
-
-
-def _most_frequent(values: Sequence[object]) -> object:
-    """The first in alphabetical order among the most frequent, so that a tie is no matter of row order."""
-    counts = Counter(values)
-    return min(counts, key=lambda value: (-counts[value], str(value)))
+    return [train[i] for i in index.kneighbors(features, return_distance=False)[:, 0]]

@@ -31,7 +31,7 @@ from catalens.config import PARTS, PartSpec, TrainingSpec, make_recipe
 from catalens.errors import CatalogError, RecipeError
 from catalens.estimates import GPUS, PHI3_VISION
 from catalens.model import Phi3VImageProcessor
-from catalens.pages.histograms import Scale, histogram
+from catalens.pages.charts import Scale, histogram
 
 ROLES = Roles(id="sku", fields={"title": "text", "kind": "category", "price": "number"})
 PROMPT = {

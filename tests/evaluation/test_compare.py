@@ -19,36 +19,28 @@ from catalens.catalog.storage import Catalog
 from catalens.cli import app
 from catalens.config import REFERENCE_FIELDS, dump_recipe, make_recipe
 from catalens.errors import CatalensError, CatalogError, CheckpointError, RecipeError
-from catalens.evaluation.compare import (
-    Comparison,
-    Difference,
-    compare,
-    corrected,
-    figures,
-    headline,
-    write_comparison,
-)
-from catalens.evaluation.evaluated import FORMAT, Evaluated, common_rows, read_evaluation, with_pictures
-from catalens.evaluation.judged import Judged
+from catalens.evaluation.compare import common_rows, compare, corrected, figures, with_pictures
+from catalens.pages.compare import Comparison, Difference, headline, write_comparison
+from catalens.predictions import FORMAT, Evaluation, ScoredRow
 
 RESAMPLES = 500
 
 
-def judged(n: int, title_right: bool = True, price: float = 1.0, id: str | None = None) -> Judged:
+def scored(n: int, title_right: bool = True, price: float = 1.0, id: str | None = None) -> ScoredRow:
     truth = {"title": f"Bag {n}", "category3_code": f"KIND {n % 3}", "full_price": 100.0 + n}
     said = truth | {"full_price": (100.0 + n) * price} | ({} if title_right else {"title": "Shoe"})
-    return Judged(id or f"row-{n}", truth, said, "Product: ...", None, b"")
+    return ScoredRow(id=id or f"row-{n}", truth=truth, values=said, answer="Product: ...")
 
 
-def run(name: str, rows: Sequence[Judged], split: str = "test", **recipe: Any) -> Evaluated:
+def run(name: str, rows: Sequence[ScoredRow], split: str = "test", **recipe: Any) -> Evaluation:
     made = make_recipe({"catalog": "catalogs/none"} | recipe)
-    return Evaluated(name, Path("runs") / name / "evaluation", made, {"split": split, "rows": len(rows)}, rows)
+    return Evaluation(name, Path("runs") / name / "evaluation", made, {"split": split, "rows": len(rows)}, rows)
 
 
-def lucky(name: str, share: float, seed: int, count: int = 200) -> Evaluated:
+def lucky(name: str, share: float, seed: int, count: int = 200) -> Evaluation:
     """A run whose titles are right on about `share` of the rows."""
     draw = random.Random(seed)
-    return run(name, [judged(n, draw.random() < share) for n in range(count)])
+    return run(name, [scored(n, draw.random() < share) for n in range(count)])
 
 
 def claim(comparison: Comparison, run: str, column: str) -> Difference:
@@ -77,7 +69,7 @@ def test_a_better_run_is_called_better_and_an_equal_one_is_not():
 
 
 def test_of_an_error_less_is_better():
-    exact, off = ([judged(n, price=price) for n in range(100)] for price in (1.05, 1.2))
+    exact, off = ([scored(n, price=price) for n in range(100)] for price in (1.05, 1.2))
     price = claim(compare([run("far", off), run("near", exact)], RESAMPLES), "near", "full_price")
     assert price.figure["value"] == pytest.approx(-0.15)
     assert price.sentence == "near is better than far in Full Price median error by 15.0 points (15.0 to 15.0)."
@@ -85,10 +77,10 @@ def test_of_an_error_less_is_better():
 
 def test_pairing_sees_what_two_intervals_would_not():
     draw = random.Random(3)
-    mine = [judged(n, draw.random() < 0.5) for n in range(200)]
-    gained = {n for n, row in enumerate(mine) if row.prediction and row.prediction["title"] == "Shoe"}
+    mine = [scored(n, draw.random() < 0.5) for n in range(200)]
+    gained = {n for n, row in enumerate(mine) if row.values and row.values["title"] == "Shoe"}
     few = set(sorted(gained)[:10])
-    other = [judged(n, n not in gained or n in few) for n in range(200)]
+    other = [scored(n, n not in gained or n in few) for n in range(200)]
     comparison = compare([run("a", mine), run("b", other)], RESAMPLES)
     first, second = (scores["fields"]["title"]["exact"] for scores in comparison.scores)
     assert first["high"] > second["low"]
@@ -112,13 +104,13 @@ def test_equal_runs_are_rarely_called_different_with_several_photos_of_a_product
         sides = []
         for name in "ab":
             alike = [draw.random() < 0.6 for _ in range(40)]  # all photos of a product are right, or none
-            sides.append(run(name, [judged(n, alike[n], id=f"P{n}") for n in range(40) for _ in range(6)], **title))
+            sides.append(run(name, [scored(n, alike[n], id=f"P{n}") for n in range(40) for _ in range(6)], **title))
         wrong += compare(sides, RESAMPLES).claims[0].shown
     assert wrong <= 7
 
 
 def test_a_handful_of_rows_decides_nothing():
-    right, wrong = [judged(n) for n in range(4)], [judged(n, False, 3.0) for n in range(4)]
+    right, wrong = [scored(n) for n in range(4)], [scored(n, False, 3.0) for n in range(4)]
     comparison = compare([run("a", wrong), run("b", right)], RESAMPLES)
     assert headline(comparison) == "b shows no difference from a."
 
@@ -139,8 +131,8 @@ def test_a_claim_that_falls_to_the_correction_says_so():
 
 
 def test_only_the_rows_of_all_runs_are_compared():
-    rows = [judged(n) for n in range(10)]
-    variants = [judged(20, id="P"), judged(20, id="P")]  # two photographs of one product
+    rows = [scored(n) for n in range(10)]
+    variants = [scored(20, id="P"), scored(20, id="P")]  # two photographs of one product
     whole, sample = run("whole", [*rows, *variants]), run("sample", [rows[7], rows[2], rows[5], variants[1]])
     found = common_rows([whole, sample], REFERENCE_FIELDS)
     assert [row[0].id for row in found] == ["row-2", "row-5", "row-7"]
@@ -150,16 +142,16 @@ def test_only_the_rows_of_all_runs_are_compared():
 
 
 def test_rows_with_other_truths_are_refused_by_name():
-    mine, other = [judged(n) for n in range(4)], [judged(n) for n in range(4)]
+    mine, other = [scored(n) for n in range(4)], [scored(n) for n in range(4)]
     other[2] = replace(other[2], truth=dict(other[2].truth) | {"full_price": 1.0})
     with pytest.raises(CatalogError, match=r"row row-2: the true full_price is 102\.0 in .*a.* and 1\.0 in .*b"):
         compare([run("a", mine), run("b", other)], RESAMPLES)
     with pytest.raises(CatalogError, match="different rows: none is in all"):
-        compare([run("a", mine), run("b", [judged(n) for n in range(10, 14)])], RESAMPLES)
+        compare([run("a", mine), run("b", [scored(n) for n in range(10, 14)])], RESAMPLES)
 
 
 def test_what_cannot_be_compared_is_refused():
-    rows = [judged(n) for n in range(4)]
+    rows = [scored(n) for n in range(4)]
     with pytest.raises(RecipeError, match="two runs or more"):
         compare([run("a", rows)])
     with pytest.raises(RecipeError, match="each of them once"):
@@ -172,14 +164,14 @@ def test_what_cannot_be_compared_is_refused():
 
 
 def test_a_single_row_and_answers_that_did_not_parse():
-    one, failed = judged(1), replace(judged(1), prediction=None, error="is empty")
+    one, failed = scored(1), replace(scored(1), values=None, error="is empty")
     comparison = compare([run("a", [one]), run("b", [failed])], RESAMPLES)
     assert [difference.shown for difference in comparison.differences] == [False] * 7
     assert np.isfinite([value for one in comparison.differences for value in one.figure.values()]).all()
 
 
 def test_keys_of_the_recipe_that_differ_are_named():
-    rows = [judged(n) for n in range(3)]
+    rows = [scored(n) for n in range(3)]
     first, second = run("a", rows), run("b", rows, training={"epochs": 9})
     assert compare([first, second], RESAMPLES).recipe == {
         "training.epochs": [make_recipe({"catalog": "x"}).training.epochs, 9.0]
@@ -219,18 +211,20 @@ def stored(folder: Path, catalog: Path, wrong: set[int] = frozenset(), rows: int
 
 
 def test_what_evaluate_stored_is_read_back(drawn: Path, tmp_path: Path):
-    read = read_evaluation(stored(tmp_path / "a", drawn, {1}))
+    read = Evaluation.load(stored(tmp_path / "a", drawn, {1}))
     assert (read.name, read.metrics["split"], len(read.rows)) == ("a", "test", read.metrics["rows"])
     row = read.rows[1]
-    assert row.review == ("title",)
+    assert row.needs_review == ("title",)
     assert row.confidence == {"title": 0.9, "category3_code": 0.9, "full_price": 0.9}
-    assert row.interval["full_price"] == pytest.approx((row.truth["full_price"] * 0.9, row.truth["full_price"] * 1.1))
+    assert row.intervals["full_price"] == pytest.approx(
+        (row.truth["full_price"] * 0.9, row.truth["full_price"] * 1.1)
+    )
     assert (row.free_answer, row.free_error) == ("Product", "has no 'Category'")
-    assert read_evaluation(tmp_path / "a" / "evaluation").rows == read.rows
+    assert Evaluation.load(tmp_path / "a" / "evaluation").rows == read.rows
 
 
 def test_disagreements_show_the_pictures_of_the_catalogue(drawn: Path, tmp_path: Path):
-    read = read_evaluation(stored(tmp_path / "a", drawn))
+    read = Evaluation.load(stored(tmp_path / "a", drawn))
     pictures = [row["image"] for row in Catalog(drawn).rows("test")]
     assert [row[0].picture for row in with_pictures([(row,) for row in read.rows], read)] == pictures
     gone = replace(read, recipe=make_recipe({"catalog": str(tmp_path / "none")}))
@@ -251,16 +245,16 @@ def test_a_run_without_an_evaluation_is_one_sentence(drawn: Path, tmp_path: Path
     folder = stored(tmp_path / "a", drawn)
     harm(folder)
     with pytest.raises(CheckpointError, match=words):
-        read_evaluation(folder)
+        Evaluation.load(folder)
 
 
 def test_the_split_is_that_of_the_recipe_or_the_one_asked_for(drawn: Path, tmp_path: Path):
     folder = stored(tmp_path / "a", drawn)
-    assert read_evaluation(folder, "test").folder == folder / "evaluation"
+    assert Evaluation.load(folder, "test").folder == folder / "evaluation"
     with pytest.raises(CheckpointError, match=r"evaluate .*a --split validation"):
-        read_evaluation(folder, "validation")
+        Evaluation.load(folder, "validation")
     with pytest.raises(CheckpointError, match="is of the test split"):
-        read_evaluation(folder / "evaluation", "validation")
+        Evaluation.load(folder / "evaluation", "validation")
 
 
 def test_the_command_prints_and_writes(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -302,8 +296,9 @@ def test_what_goes_wrong_is_one_sentence(drawn: Path, tmp_path: Path):
 @needs_chromium
 @pytest.mark.parametrize("width", [1280, 390])
 def test_chromium_opens_the_comparison_offline(drawn: Path, tmp_path: Path, width: int):
-    runs = [read_evaluation(stored(tmp_path / name, drawn, wrong)) for name, wrong in (("a", {0}), ("b", {0, 2, 3}))]
-    write_comparison(tmp_path / "compare.html", compare(runs, RESAMPLES))
+    runs = [Evaluation.load(stored(tmp_path / name, drawn, wrong)) for name, wrong in (("a", {0}), ("b", {0, 2, 3}))]
+    comparison = compare(runs, RESAMPLES)
+    write_comparison(tmp_path / "compare.html", comparison, with_pictures(comparison.disagreements, runs[0]))
     with opened((tmp_path / "compare.html").as_uri(), width=width, dark=width == 390) as (page, problems):
         assert page.title() == "a, b \u00b7 comparison \u00b7 catalens"
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -324,8 +319,9 @@ def test_chromium_opens_the_comparison_offline(drawn: Path, tmp_path: Path, widt
 @pytest.mark.browser
 @needs_chromium
 def test_chromium_opens_a_comparison_without_differing_rows(drawn: Path, tmp_path: Path):
-    runs = [read_evaluation(stored(tmp_path / name, drawn, {0})) for name in ("a", "b")]
-    write_comparison(tmp_path / "compare.html", compare(runs, RESAMPLES))
+    runs = [Evaluation.load(stored(tmp_path / name, drawn, {0})) for name in ("a", "b")]
+    comparison = compare(runs, RESAMPLES)
+    write_comparison(tmp_path / "compare.html", comparison, with_pictures(comparison.disagreements, runs[0]))
     with opened((tmp_path / "compare.html").as_uri()) as (page, problems):
         assert page.locator("#rows").count() == 0
         assert page.locator("#gallery").count() == 1
@@ -340,7 +336,7 @@ def test_figures_are_plain_values():
 
 
 def test_rows_and_products_are_both_counted():
-    rows = [judged(n, id=f"P{n}") for n in range(10) for _ in range(3)]
+    rows = [scored(n, id=f"P{n}") for n in range(10) for _ in range(3)]
     comparison = compare([run("a", rows), run("b", rows)], RESAMPLES)
     found = figures(comparison)
     assert (found["rows"], found["products"]) == (30, 10)
@@ -353,4 +349,4 @@ def test_an_evaluation_of_another_version_is_one_sentence(drawn: Path, tmp_path:
     (folder / "evaluation" / "metrics.json").write_text(json.dumps(former))
     for given in (folder, folder / "evaluation"):
         with pytest.raises(CheckpointError, match=r"another version: run `catalens evaluate .*a --split test` again"):
-            read_evaluation(given)
+            Evaluation.load(given)

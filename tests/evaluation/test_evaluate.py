@@ -6,12 +6,13 @@ import pytest
 
 from catalens.catalog.pictures import open_picture
 from catalens.catalog.storage import Catalog, CatalogWriter
-from catalens.config import METRICS, PromptSpec
+from catalens.config import PromptSpec
 from catalens.errors import CatalogError
 from catalens.evaluation.evaluate import evaluate, flatten
 from catalens.evaluation.image_use import blanked
-from catalens.evaluation.rows import truth_of
 from catalens.inference.generation import FeatureCache, Generator
+from catalens.metrics import metrics_of
+from catalens.predictions import Evaluation, truth_of
 
 pytestmark = pytest.mark.integration
 
@@ -28,7 +29,7 @@ def test_every_figure_has_its_interval_in_the_same_structure_everywhere(result, 
     for score in scores:
         figures = [score["parse_rate"]]
         for field in recipe.prompt.fields:
-            assert tuple(score["fields"][field.column]) == METRICS[field.kind]
+            assert [*score["fields"][field.column]] == [*metrics_of(field.kind)]
             figures += score["fields"][field.column].values()
         assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in figures)
     assert result["split"] == "test"
@@ -46,6 +47,7 @@ def test_what_is_on_disk_is_what_is_returned(result, run, drawn):
     for row in table:
         assert (row["error"] is None) == (row["predicted.full_price"] is not None)
     assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    assert Evaluation.load(run).metrics == result
 
 
 def test_the_figures_are_those_of_the_predictions(result, run):

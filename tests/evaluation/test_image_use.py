@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catalens.config import EvaluationSpec, PromptSpec
-from catalens.evaluation.evaluate import _Judge
 from catalens.evaluation.image_use import MARGIN, image_use, partners
 from catalens.metrics import score
 
@@ -121,9 +119,3 @@ def test_what_is_alike_in_all_pictures_is_no_sign_that_they_are_ignored():
     found = image_use(ALL_KINDS, truths, said, [f"P{n}" for n in range(200)])
     assert found["verdict"] == "undecided"
     assert not any(field["telling"] for field in found["fields"].values())
-
-
-def test_a_recipe_with_few_resamples_finds_who_uses_the_pictures():
-    truths = [{"title": f"Bag {n}", "category3_code": "BAGS", "full_price": 100.0 + n} for n in range(80)]
-    judge = _Judge(PromptSpec(), truths, [f"P{n}" for n in range(80)], EvaluationSpec(resamples=100))
-    assert judge.image_use(truths)["verdict"] == "uses_image"

@@ -20,7 +20,7 @@ from catalens.config import FieldSpec, PromptSpec
 from catalens.errors import CatalensError, PictureError
 from catalens.inference.batch import BatchSpec, Outcome, predict_to
 from catalens.inference.inputs import InputSpec, open_input
-from catalens.inference.records import Prediction
+from catalens.predictions import Prediction
 
 PROMPT = PromptSpec(
     fields=(

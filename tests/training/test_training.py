@@ -245,7 +245,7 @@ def test_every_stage_has_the_same_rows(two_fields, drawn, tmp_path, monkeypatch)
         "train row 31 (train30)",
         "validation row 31 (validation30)",
     ]
-    assert scorer.ids == [f"validation{n}" for n in range(30)]
+    assert scorer.rows.ids == [f"validation{n}" for n in range(30)]
     learnt = []
     monkeypatch.setattr(metrics, "majority", lambda kinds, truths, count: learnt.extend(truths) or truths[:count])
     spec = asked.evaluation.model_copy(update={"image_use": False, "before": False})

@@ -18,7 +18,7 @@ from catalens.checking.facts import Facts
 from catalens.checking.rules import SEVERITIES, Finding
 from catalens.config import TrainingSpec
 from catalens.pages.base import thumbnail
-from catalens.pages.histograms import Scale, histogram
+from catalens.pages.charts import Scale, histogram
 
 MAX_BARS, MAX_STRIPS, MAX_DOTS, MAX_CARDS, MAX_REPEATED = 20, 14, 40, 8, 8
 """Categories with a bar, with a strip; outliers on a strip; cards and repeated texts that are shown."""

@@ -16,7 +16,7 @@ from catalens.errors import RecipeError
 from catalens.progress import bars
 
 if TYPE_CHECKING:
-    from catalens.evaluation.compare import Comparison
+    from catalens.pages.compare import Comparison
 
 
 @app.command(
@@ -31,20 +31,21 @@ def compare(
 ) -> None:
     """Say whether a run is really better than the first one: paired differences on the same rows, and a page."""
     from catalens.evaluation.compare import compare as compare_runs
-    from catalens.evaluation.compare import figures, write_comparison
-    from catalens.evaluation.evaluated import read_evaluation
+    from catalens.evaluation.compare import figures, with_pictures
     from catalens.pages.base import refuse_to_overwrite
+    from catalens.pages.compare import write_comparison
+    from catalens.predictions import Evaluation
 
     with bars(console) as heard:
         evaluated = []
         for done, run in enumerate(runs):
             heard("reading", done, len(runs), run.name)
-            evaluated.append(read_evaluation(run, split))
+            evaluated.append(Evaluation.load(run, split))
         heard("reading", len(runs), len(runs), "")
         comparison = compare_runs(evaluated)
         try:
             refuse_to_overwrite(out)
-            write_comparison(out, comparison)
+            write_comparison(out, comparison, with_pictures(comparison.disagreements, comparison.runs[0]))
         except OSError as error:
             raise RecipeError(f"--out {out}: cannot be written ({error.strerror}): name another file") from error
     if as_json:
@@ -56,8 +57,8 @@ def compare(
 
 def _print(comparison: "Comparison", console: Console) -> None:
     """The first figure of each field, every run's with its interval, and a sentence for each claim."""
-    from catalens.evaluation.compare import figure_lines
-    from catalens.evaluation.wording import rows_of
+    from catalens.pages.compare import figure_lines
+    from catalens.pages.format import rows_of
 
     rows = rows_of(len(comparison.rows), comparison.products, comparison.runs[0].metrics["split"])
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, title=f"{rows}, common to all runs, 95 % intervals")
@@ -66,7 +67,7 @@ def _print(comparison: "Comparison", console: Console) -> None:
         table.add_column(escape(run.name), justify="right", overflow="fold")
     for line in figure_lines(comparison):
         cells = [f"{one['value']}\n[dim]{one['interval']}[/]" for one in line["figures"]]
-        table.add_row(f"{escape(line['field'].label)}, {line['metric']}", *cells)
+        table.add_row(f"{escape(line['field'].label)}, {line['metric'].label}", *cells)
     console.print(table)
     for claim in comparison.claims:
         style = ("green" if claim.better else "red") if claim.shown else "dim"

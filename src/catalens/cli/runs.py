@@ -84,7 +84,7 @@ def evaluate(
     """Score a run by free generation, beside baselines, the untrained model, blanked and shuffled pictures."""
     from catalens.checkpoint import processes
     from catalens.evaluation.evaluate import evaluate as evaluate_run
-    from catalens.evaluation.terminal import print_scores
+    from catalens.pages.terminal import print_scores
 
     sets = [f"evaluation.split={split}"] if split else []
     sets += [f"evaluation.rows={rows}"] if rows else []

@@ -1,22 +1,13 @@
 """The recipe as a whole, and what evaluation and tracking do."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from catalens.config.prompt import Frozen, Kind, PromptSpec
+from catalens.config.prompt import Frozen, PromptSpec
 from catalens.config.training import TrainingSpec
-
-METRICS: Mapping[Kind, tuple[str, ...]] = {
-    "text": ("exact", "similarity"),
-    "category": ("accuracy", "macro_f1"),
-    "number": ("mae", "mdape", "within_10pct"),
-}
-"""Names of the figures that each kind of field is scored by."""
-LOWER_IS_BETTER = ("loss", "mae", "mdape")
-"""Figures that are errors."""
 
 
 class EvaluationSpec(Frozen):
@@ -75,7 +66,9 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _known_metric(self) -> Self:
-        names = {"loss", "parse_rate"} | {f"{f.column}.{m}" for f in self.prompt.fields for m in METRICS[f.kind]}
+        from catalens.metrics import figure_names  # brings scikit-learn, which no --help should wait for
+
+        names = figure_names({field.column: field.kind for field in self.prompt.fields})
         if self.training.best_by not in names:
             raise ValueError(
                 f"training.best_by is {self.training.best_by!r}{suggestion(self.training.best_by, names)}; "

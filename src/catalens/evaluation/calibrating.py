@@ -1,32 +1,49 @@
-"""A finished run learns from its validation rows how far it may be believed: `calibration.json`.
+"""A finished run learns from its validation rows how far it may be believed, and is held to it on other rows.
 
-    calibrate("runs/demo").threshold("title", 0.05)
+    calibrate("runs/demo").threshold("title", 0.05)     learn, and keep it as calibration.json
+    confidence_block(kinds, rows, 158, 0.9)             hold confidences and intervals to what they promise
+    review_block(kinds, rows, targets, thresholds)      hold the rule of review to it
 
-`catalens train` ends with it, and `catalens evaluate` makes up for it where it is missing.
+`catalens train` ends with the first, and `catalens evaluate` makes up for it where it is missing.
 """
 
 import hashlib
-from collections.abc import Sequence
+import math
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import Run, load_run, processes
 from catalens.collation import Encoder, usable_rows
 from catalens.config import EvaluationSpec
 from catalens.errors import CatalogError
-from catalens.evaluation.rows import sampled, truth_of
 from catalens.examples import parse_answer
 from catalens.inference.calibration import Calibration, fit_calibration, load_calibration
 from catalens.inference.generation import FeatureCache, Generator
 from catalens.inference.predictor import Predictor, field_scores
+from catalens.metrics import (
+    acceptance,
+    calibration_error,
+    correctness,
+    interval_coverage,
+    reliability,
+    review_outcome,
+)
+from catalens.predictions import ScoredRow, truth_of
+from catalens.progress import bars
 
 PRODUCTS = 2000
 """Most products of the validation split that a calibration learns from."""
+POINTS = 100
+"""Most points of a risk-coverage curve."""
+REVIEW_CONFIDENCE = 0.95
+"""Of the promise that a threshold of the review makes."""
 
 
 def calibrate(run: Path | str, console: Console | None = None) -> Calibration:
@@ -43,9 +60,9 @@ def calibrate(run: Path | str, console: Console | None = None) -> Calibration:
 
 
 def run_predictor(run: Run, spec: EvaluationSpec, console: Console, memory: FeatureCache) -> Predictor:
-    """The predictor of a run as `catalens predict` would have it, calibrated where its validation rows are there.
+    """Make the predictor of a run as `catalens predict` has it, calibrated where its validation rows are there.
 
-    What the tower makes of pictures is shared through `memory`.
+    Vision features of the pictures are shared through `memory`.
     """
     calibration = load_calibration(run.folder, run.prompt)
     if calibration is None or calibration.interval != spec.interval:
@@ -55,8 +72,9 @@ def run_predictor(run: Run, spec: EvaluationSpec, console: Console, memory: Feat
             console.print(f"[yellow]not calibrated:[/] {escape(str(error))}", highlight=False)
     longest, space = spec.max_new_tokens, run.space
     writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, longest, space, cache=memory)
-    targets = {field.column: spec.accept_error for field in run.prompt.fields}
-    return Predictor(writer, run.prompt, calibration, targets)
+    return Predictor(
+        writer, run.prompt, calibration, {field.column: spec.accept_error for field in run.prompt.fields}
+    )
 
 
 def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration:
@@ -68,11 +86,9 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
     everything, _ = usable_rows(catalog, encoder, "validation")
     rows = sampled(one_a_product(everything, roles.id, roles.image), PRODUCTS)
     writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
-    with Progress(console=console) as progress:
-        task = progress.add_task("calibrating", total=len(rows))
-        written = writer.generate(
-            [row[roles.image] for row in rows], lambda done: progress.update(task, completed=done)
-        )
+    with bars(console) as progress:
+        pictures = [row[roles.image] for row in rows]
+        written = writer.generate(pictures, lambda done: progress("calibrating", done, len(rows)))
     predictions = [parse_answer(run.prompt, one.text).values for one in written]
     scores = [
         {} if values is None else field_scores(run.prompt, one)
@@ -88,11 +104,79 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
     return calibration
 
 
+def sampled(rows: list[dict[str, Any]], most: int | None) -> list[dict[str, Any]]:
+    """Draw at most so many rows, always the same ones, in their order: the first rows may all be of one kind."""
+    if most is None or most >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), most))]
+
+
 def one_a_product(rows: Sequence[dict[str, Any]], id_column: str, image_column: str) -> list[dict[str, Any]]:
-    """One row of each product, in their order: always the same one, by a lot that knows nothing of the answer."""
+    """Draw one row of each product, in their order: always the same one, whatever was answered."""
     chosen: dict[str, tuple[bytes, int]] = {}
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         name = str(row[id_column])
-        lot = hashlib.sha256(name.encode() + b"\0" + row[image_column]).digest(), place
+        lot = hashlib.sha256(name.encode() + b"\0" + row[image_column]).digest(), index
         chosen[name] = min(lot, chosen.get(name, lot))
-    return [rows[place] for place in sorted(place for _, place in chosen.values())]
+    return [rows[index] for index in sorted(index for _, index in chosen.values())]
+
+
+def confidence_block(
+    kinds: Mapping[str, str], rows: Sequence[ScoredRow], calibrated_on: int, nominal: float, resamples: int = 1000
+) -> dict[str, Any]:
+    """Measure how far confidences and intervals can be believed.
+
+    `{"calibrated_on": products, "fields": {name: {"ece": Figure, "bins": reliability, "risk_coverage": [...],
+    "interval": {"nominal", "coverage": Figure, "width": median, as a share of the prediction}}}}`; `interval` is None
+    where no row has one. A row without a confidence has 0, one without an interval is not covered.
+    """
+    fields: dict[str, Any] = {}
+    products = [row.id for row in rows]
+    for name, kind in kinds.items():
+        right, sure = _right(name, kind, rows), _confidences(name, rows)
+        interval = None
+        if any(name in row.intervals for row in rows):
+            lows, highs = np.array([row.intervals.get(name, (math.nan, math.nan)) for row in rows], float).T
+            y_pred = np.array(
+                [row.values[name] if row.values and row.values[name] else math.nan for row in rows], float
+            )
+            coverage = interval_coverage(np.array([row.truth[name] for row in rows], float), lows, highs, products)
+            widths = (highs - lows) / abs(y_pred)
+            finite = widths[np.isfinite(widths)]
+            width = float(np.median(finite)) if len(finite) else None
+            interval = {"nominal": nominal, "coverage": coverage, "width": width}
+        steps = acceptance(sure, right, POINTS)
+        fields[name] = {
+            "ece": calibration_error(sure, right, products, resamples=resamples),
+            "bins": reliability(sure, right, products),
+            "risk_coverage": [{"coverage": count / len(rows), "error": wrong / count} for _, count, wrong in steps],
+            "interval": interval,
+        }
+    return {"calibrated_on": calibrated_on, "fields": fields}
+
+
+def review_block(
+    kinds: Mapping[str, str],
+    rows: Sequence[ScoredRow],
+    targets: Mapping[str, float],
+    thresholds: Mapping[str, float | None],
+) -> dict[str, Any]:
+    """Measure what the thresholds of the review accept, for the columns of `targets`.
+
+    `{"confidence": level, "fields": {name: {"target", "threshold", "accepted": Figure, "error": Figure | None}}}`.
+    """
+    products = [row.id for row in rows]
+    fields = {
+        name: {"target": target, "threshold": thresholds[name]}
+        | review_outcome(_confidences(name, rows), _right(name, kinds[name], rows), thresholds[name], products)
+        for name, target in targets.items()
+    }
+    return {"confidence": REVIEW_CONFIDENCE, "fields": fields}
+
+
+def _right(name: str, kind: str, rows: Sequence[ScoredRow]) -> np.ndarray:
+    return correctness(name, kind, [row.truth for row in rows], [row.values for row in rows])
+
+
+def _confidences(name: str, rows: Sequence[ScoredRow]) -> np.ndarray:
+    return np.array([row.confidence.get(name, 0.0) for row in rows], float)

@@ -1,101 +1,30 @@
-"""Is B really better than A? Runs side by side on the same rows: `compare.html`.
+"""Is B really better than A? Runs side by side on the same rows.
 
-    comparison = compare([read_evaluation(Path("runs/a")), read_evaluation(Path("runs/b"))])
+    comparison = compare([Evaluation.load(Path("runs/a")), Evaluation.load(Path("runs/b"))])
     comparison.differences[0].sentence   b is better than a in Product exact by 2.1 points (0.4 to 3.9).
 
 Each run is held against the first. A difference is taken over resampled products, the same ones for both runs
-(`metrics.differences`): what makes a row hard is hard for both, and falls out. The first figure of each field is a
+(`metrics.differences`): what makes a row hard is hard for both, and falls out. The primary metric of each field is a
 claim, and all claims of a comparison share an error of 5 % by Holm's correction (1979); the other figures come with
 their interval only.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from catalens import metrics
-from catalens.config import LOWER_IS_BETTER, METRICS, FieldSpec, Kind
-from catalens.errors import RecipeError
-from catalens.evaluation.evaluated import Evaluated, common_fields, common_rows, with_pictures
-from catalens.evaluation.gallery import gallery
-from catalens.evaluation.judged import Judged
-from catalens.evaluation.report import SCRIPT
-from catalens.evaluation.tables import COSTS
-from catalens.evaluation.wording import METRIC_NAMES, cell, listed, number, rows_of
-from catalens.intervals import Figure, holm
-from catalens.metrics import PRIMARY
-from catalens.pages.base import write_page
-
-RESAMPLES = 10_000
+from catalens.catalog.storage import Catalog
+from catalens.config import FieldSpec
+from catalens.errors import CatalogError, RecipeError
+from catalens.intervals import holm
+from catalens.metrics import METRICS
+from catalens.pages.compare import RESAMPLES, Comparison, Difference
+from catalens.predictions import Evaluation, ScoredRow, truth_of
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A figure of one run less that of the first."""
-
-    run: str
-    against: str
-    field: FieldSpec
-    metric: str
-    figure: Figure
-    """In the metric's unit; shares from 0 to 1."""
-    p: float
-    """Two-sided, of the bootstrap; not corrected."""
-    claim: bool
-    """Whether it is the first figure of its field, which alone is called better or worse."""
-    shown: bool = False
-    """Whether the claim holds after Holm's correction."""
-
-    @property
-    def better(self) -> bool:
-        """Whether the run does better than the first, be that chance or not."""
-        return (self.figure["value"] < 0) is (self.metric in LOWER_IS_BETTER) and self.figure["value"] != 0
-
-    @property
-    def sentence(self) -> str:
-        """In plain words, with the interval."""
-        what = f"{self.field.label} {METRIC_NAMES[self.metric]}"
-        if not self.shown:
-            figure = _points(self.metric, self.figure["value"], "+")
-            low, high = (_points(self.metric, self.figure[key], "+", unit=False) for key in ("low", "high"))
-            beyond = self.claim and self.figure["low"] * self.figure["high"] > 0
-            chance = ", which may be chance among so many comparisons" if beyond else ""
-            return f"No difference shown in {what}: {self.run} {figure} ({low} to {high}){chance}."
-        verdict = "better" if self.better else "worse"
-        low, high = sorted(abs(self.figure[key]) for key in ("low", "high"))
-        by = _points(self.metric, abs(self.figure["value"]))
-        return (
-            f"{self.run} is {verdict} than {self.against} in {what} by {by} "
-            f"({_points(self.metric, low, unit=False)} to {_points(self.metric, high, unit=False)})."
-        )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Runs on the rows that all of them have."""
-
-    runs: Sequence[Evaluated]
-    fields: Sequence[FieldSpec]
-    rows: Sequence[tuple[Judged, ...]]
-    scores: Sequence[Mapping[str, Any]]
-    """Of each run on these rows, in the form of `metrics.score`."""
-    differences: Sequence[Difference]
-    recipe: Mapping[str, Sequence[object]]
-    """Keys of the recipe that differ: the value of each run."""
-
-    @property
-    def products(self) -> int:
-        """How many products the rows show."""
-        return len({row[0].id for row in self.rows})
-
-    @property
-    def claims(self) -> list[Difference]:
-        """The differences that are called better or worse."""
-        return [difference for difference in self.differences if difference.claim]
-
-
-def compare(runs: Sequence[Evaluated], resamples: int = RESAMPLES) -> Comparison:
+def compare(runs: Sequence[Evaluation], resamples: int = RESAMPLES) -> Comparison:
     """Hold runs against the first on the rows that all have; RecipeError where they cannot be compared.
 
     Raises CatalogError where they were evaluated on other rows, or on rows with other truths.
@@ -108,22 +37,23 @@ def compare(runs: Sequence[Evaluated], resamples: int = RESAMPLES) -> Comparison
         )
     fields = common_fields(runs)
     rows = common_rows(runs, fields)
-    kinds: dict[str, Kind] = {field.column: field.kind for field in fields}
+    kinds = {field.column: field.kind for field in fields}
     truths = [row[0].truth for row in rows]
-    predictions = [[row[n].prediction for row in rows] for n in range(len(runs))]
+    predictions = [[row[n].values for row in rows] for n in range(len(runs))]
     products = [row[0].id for row in rows]
     differences = []
-    for run, said in zip(runs[1:], predictions[1:], strict=True):
-        found = metrics.differences(kinds, truths, predictions[0], said, products, resamples)
-        for field in fields:
-            for metric, figure in found[field.column].items():
-                p, claim = figure.pop("p"), metric == PRIMARY[field.kind]
-                differences.append(Difference(run.name, runs[0].name, field, metric, figure, p, claim))
-    scores = [metrics.score(kinds, truths, said, products) for said in predictions]
+    for run, y_pred in zip(runs[1:], predictions[1:], strict=True):
+        found = metrics.differences(kinds, truths, predictions[0], y_pred, products, resamples)
+        differences += [
+            Difference(run.name, runs[0].name, field, metric, figure, figure.pop("p"), METRICS[metric].primary)
+            for field in fields
+            for metric, figure in found[field.column].items()
+        ]
+    scores = [metrics.score(kinds, truths, y_pred, products) for y_pred in predictions]
     return Comparison(runs, fields, rows, scores, corrected(differences), _recipes(runs))
 
 
-def _named(runs: Sequence[Evaluated]) -> list[Evaluated]:
+def _named(runs: Sequence[Evaluation]) -> list[Evaluation]:
     """Each run once, and called so that it can be told apart."""
     if len(runs) < 2 or len({run.folder.resolve() for run in runs}) < len(runs):
         raise RecipeError("give two runs or more, each of them once")
@@ -137,10 +67,10 @@ def corrected(differences: Sequence[Difference]) -> list[Difference]:
     return [replace(one, shown=next(held)) if one.claim else one for one in differences]
 
 
-def _recipes(runs: Sequence[Evaluated]) -> dict[str, list[object]]:
+def _recipes(runs: Sequence[Evaluation]) -> dict[str, list[object]]:
+    """Keys of the recipe that differ, with the value of each run."""
     flat = [_flat(run.recipe.model_dump(mode="json")) for run in runs]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    values = {key: [one.get(key) for one in flat] for key in keys}
+    values = {key: [one.get(key) for one in flat] for key in dict.fromkeys(key for one in flat for key in one)}
     return {key: found for key, found in values.items() if any(value != found[0] for value in found)}
 
 
@@ -149,6 +79,96 @@ def _flat(node: Mapping[str, Any], path: str = "") -> dict[str, object]:
     for key, value in node.items():
         flat |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
     return flat
+
+
+def common_fields(runs: Sequence[Evaluation]) -> list[FieldSpec]:
+    """Select the fields of the first run that all have, of the same kind; CatalogError where there are none."""
+    known = [{(field.column, field.kind) for field in run.prompt.fields} for run in runs]
+    fields = [field for field in runs[0].prompt.fields if all((field.column, field.kind) in one for one in known)]
+    if not fields:
+        raise CatalogError(
+            f"{', '.join(run.name for run in runs)} have no field in common: compare runs of one table"
+        )
+    return fields
+
+
+def common_rows(runs: Sequence[Evaluation], fields: Sequence[FieldSpec]) -> list[tuple[ScoredRow, ...]]:
+    """Match the rows that all runs have, one `ScoredRow` of each, in the order of the first.
+
+    A row is known by its id and truths. Photographs of one product may share both: they are paired in their order,
+    and only where every run has all of them. Raises CatalogError where a product's truths differ, or nothing is left.
+    """
+
+    def truth(row: ScoredRow) -> tuple[Any, ...]:
+        return tuple(row.truth[field.column] for field in fields)
+
+    by_id = [_grouped(run.rows, lambda row: row.id) for run in runs]
+    pairs: list[tuple[ScoredRow, ...]] = []
+    index = {id(row): n for n, row in enumerate(runs[0].rows)}
+    for product, mine in by_id[0].items():
+        groups = [rows.get(product, []) for rows in by_id]
+        for run, group in zip(runs[1:], groups[1:], strict=True):
+            if len(group) == len(mine) and Counter(map(truth, group)) != Counter(map(truth, mine)):
+                raise CatalogError(_other_truth(product, fields, (runs[0], mine), (run, group)))
+        by_truth = [_grouped(group, truth) for group in groups]
+        for key, rows in by_truth[0].items():
+            same = [group.get(key, []) for group in by_truth]
+            if all(len(others) == len(rows) for others in same):
+                pairs += zip(*same, strict=True)
+    if not pairs:
+        raise CatalogError(
+            f"{' and '.join(run.name for run in runs)} were evaluated on different rows: none is in all"
+        )
+    return sorted(pairs, key=lambda pair: index[id(pair[0])])
+
+
+def _grouped(rows: Sequence[ScoredRow], key: Callable[[ScoredRow], Any]) -> dict[Any, list[ScoredRow]]:
+    groups: dict[Any, list[ScoredRow]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return groups
+
+
+def _other_truth(product: str, fields: Sequence[FieldSpec], *sides: tuple[Evaluation, list[ScoredRow]]) -> str:
+    """Name the first truth of a product that two runs do not share."""
+    (first, mine), (other, others) = sides
+    for a, b in zip(mine, others, strict=True):
+        for field in fields:
+            if (x := a.truth[field.column]) != (y := b.truth[field.column]):
+                return (
+                    f"row {product}: the true {field.column} is {x!r} in {first.folder} and {y!r} in {other.folder}: "
+                    "evaluate both on the same catalogue"
+                )
+    return f"row {product}: its variants come in another order: evaluate both on the same catalogue"
+
+
+def with_pictures(rows: Sequence[tuple[ScoredRow, ...]], run: Evaluation) -> list[tuple[ScoredRow, ...]]:
+    """Add the pictures of the catalogue of `run`, the first of those compared.
+
+    A row stays without where the catalogue is not there or does not tell which of several photographs it is.
+    """
+    wanted = {_key(row[0].id, row[0].truth) for row in rows}
+    pictures: dict[Any, list[bytes]] = defaultdict(list)
+    try:
+        catalog = Catalog(run.recipe.catalog)
+        roles = catalog.card.roles
+        for batch in catalog.batches(
+            run.metrics["split"], [roles.image, roles.id, *(field.column for field in run.prompt.fields)]
+        ):
+            for record in batch:
+                if (key := _key(record[roles.id], truth_of(run.prompt, record))) in wanted:
+                    pictures[key].append(record[roles.image])
+    except CatalogError:
+        return list(rows)
+    known: dict[int, bytes] = {}
+    for key, same in _grouped(run.rows, lambda row: _key(row.id, row.truth)).items():
+        if len(pictures.get(key, [])) == len(same):
+            known |= {id(row): picture for row, picture in zip(same, pictures[key], strict=True)}
+    return [tuple(replace(one, picture=known.get(id(row[0]), b"")) for one in row) for row in rows]
+
+
+def _key(product: str, truth: Mapping[str, object]) -> tuple[object, ...]:
+    return product, *truth.values()
 
 
 def figures(comparison: Comparison) -> dict[str, Any]:
@@ -170,87 +190,3 @@ def figures(comparison: Comparison) -> dict[str, Any]:
         ],
         "recipe": comparison.recipe,
     }
-
-
-# The page
-
-
-def write_comparison(path: Path, comparison: Comparison) -> None:
-    """Write the page, with the rows about which the runs disagree."""
-    apart = [row for row in comparison.rows if any(one.prediction != row[0].prediction for one in row)]
-    names = [run.name for run in comparison.runs]
-    write_page(
-        path,
-        Path(__file__).with_name("compare.html.j2"),
-        SCRIPT,
-        comparison=comparison,
-        headline=headline(comparison),
-        runs=names,
-        fields=comparison.fields,
-        lines=figure_lines(comparison),
-        rows=rows_of(len(comparison.rows), comparison.products),
-        costs=_costs(comparison.runs),
-        resamples=RESAMPLES,
-        apart=len(apart),
-        gallery=gallery(comparison.fields, with_pictures(apart, comparison.runs[0]), names),
-    )
-
-
-def headline(comparison: Comparison) -> str:
-    """The outcome in a sentence for each run that is held against the first."""
-    says = []
-    for run in comparison.runs[1:]:
-        mine = [one for one in comparison.claims if one.run == run.name and one.shown]
-        parts = []
-        for word, better in (("better", True), ("worse", False)):
-            if found := [one.field.label for one in mine if one.better is better]:
-                parts.append(f"{word} in {listed(found)}")
-        outcome = f"is {', '.join(parts)} than" if parts else "shows no difference from"
-        says.append(f"{run.name} {outcome} {comparison.runs[0].name}.")
-    return " ".join(says)
-
-
-def figure_lines(comparison: Comparison) -> list[dict[str, Any]]:
-    """A line for each figure: every run's, and every difference with its place on the line's scale."""
-    lines = []
-    for field in comparison.fields:
-        for metric in METRICS[field.kind]:
-            mine = [one for one in comparison.differences if one.field == field and one.metric == metric]
-            scale = max(abs(one.figure[key]) for one in mine for key in ("value", "low", "high")) or 1.0
-            lines.append(
-                {
-                    "field": field,
-                    "metric": METRIC_NAMES[metric],
-                    "lower": metric in LOWER_IS_BETTER,
-                    "figures": [cell(metric, scores["fields"][field.column][metric]) for scores in comparison.scores],
-                    "differences": [
-                        {
-                            "text": _points(metric, one.figure["value"], "+"),
-                            "interval": " to ".join(
-                                _points(metric, one.figure[key], "+", unit=False) for key in ("low", "high")
-                            ),
-                            "places": [0.5 + one.figure[key] / scale / 2 for key in ("low", "value", "high")],
-                            "verdict": ("better" if one.better else "worse") if one.shown else "",
-                        }
-                        for one in mine
-                    ],
-                }
-            )
-    return lines
-
-
-def _costs(runs: Sequence[Evaluated]) -> list[tuple[str, list[str]]]:
-    """Name and each run's figure, of what any run measured."""
-    known = [run.metrics.get("cost") or {} for run in runs]
-    lines = []
-    for key, name, text in COSTS:
-        if any(one.get(key) is not None for one in known):
-            lines.append((name, ["\u2013" if one.get(key) is None else text(one[key]) for one in known]))
-    return lines
-
-
-def _points(metric: str, value: float, sign: str = "", unit: bool = True) -> str:
-    """A difference as text: percentage points, or the number's own unit."""
-    text = number(abs(value)) if metric == "mae" else f"{100 * abs(value):,.1f}"
-    signed = ("" if not value else "\u2212" if value < 0 else sign) + text
-    return signed if metric == "mae" or not unit else f"{signed} points"

@@ -15,54 +15,37 @@ but for `constrained`, the answers that `predict` and `serve` give, whose confid
 base model under the same constraints: left free, it would not know the form of an answer.
 """
 
-import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import Progress
 
 from catalens import metrics
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import Run, load_model, load_processor, load_run, processes, product_dtype
 from catalens.collation import Encoder, usable_rows
-from catalens.config import EvaluationSpec, Kind, PromptSpec, Recipe
+from catalens.config import EvaluationSpec, PromptSpec, Recipe
 from catalens.errors import CatalogError
-from catalens.evaluation.calibrating import calibrate, run_predictor
-from catalens.evaluation.evaluated import FORMAT, record_of
+from catalens.evaluation.calibrating import calibrate, confidence_block, review_block, run_predictor, sampled
 from catalens.evaluation.image_use import blanked, image_use, partners
-from catalens.evaluation.report import Judged, write_report
-from catalens.evaluation.rows import Row, sampled, truth_of
 from catalens.examples import parse_answer
-from catalens.inference import Prediction, Predictor
 from catalens.inference.generation import FeatureCache, Generator
+from catalens.inference.predictor import Predictor
 from catalens.inference.records import Completion
-from catalens.intervals import Figure
-from catalens.metrics import ImageUse
+from catalens.metrics import Figure, ImageUse, Row
 from catalens.model import Phi3VProcessor
+from catalens.pages.report import write_report
+from catalens.predictions import FORMAT, Evaluation, ScoredRow, truth_of
+from catalens.progress import Progress, bars
 from catalens.tracking import Shown
 
 __all__ = ["Evaluation", "ValidationScorer", "calibrate", "evaluate", "flatten", "validation_scorer"]
 
 NEIGHBOURS = 20_000
 """Most training pictures among which the nearest one is looked for; at full size each takes 64 KiB."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What came out of an evaluation."""
-
-    folder: Path
-    """Holds `metrics.json`, `predictions.parquet` and `report.html`."""
-    prompt: PromptSpec
-    metrics: dict[str, Any]
-    """The content of `metrics.json`."""
 
 
 def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | None = None) -> Evaluation:
@@ -75,102 +58,139 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     console = (console or Console()) if processes().is_main_process else Console(quiet=True)
     started = time.monotonic()
     loaded = load_run(run)
-    recipe, prompt = recipe or loaded.recipe, loaded.prompt
+    recipe = recipe or loaded.recipe
     spec = recipe.evaluation
     catalog = _unchanged(loaded, recipe)
-    roles = catalog.card.roles
-    encoder = Encoder(loaded.processor, prompt)
-    rows, left_out = usable_rows(catalog, encoder, spec.split)
-    rows = sampled(rows, spec.rows)
-    pictures = [row[roles.image] for row in rows]
-    truths = [truth_of(prompt, row) for row in rows]
-    ids = [row[roles.id] for row in rows]
-    judge = _Judge(prompt, truths, ids, spec)
+    encoder = Encoder(loaded.processor, loaded.prompt)
+    usable, left_out = usable_rows(catalog, encoder, spec.split)
+    rows = ScoringRows(loaded.prompt, catalog, sampled(usable, spec.rows), spec)
     memory = FeatureCache()
     predictor = run_predictor(loaded, spec, console, memory)
-    writer = Generator(loaded.model, loaded.processor, prompt, spec.batch_size, spec.max_new_tokens, cache=memory)
-    result: dict[str, Any] = {"format": FORMAT, "rows": len(rows), "products": len(set(ids)), "split": spec.split}
-
-    with Progress(console=console) as progress:
+    writer = Generator(
+        loaded.model, loaded.processor, loaded.prompt, spec.batch_size, spec.max_new_tokens, cache=memory
+    )
+    counts = {"rows": len(rows.ids), "products": len(set(rows.ids))}
+    result: dict[str, Any] = {"format": FORMAT} | counts | {"split": spec.split}
+    with bars(console) as progress:
         generating = time.monotonic()
-        free = _written(progress, "writing answers", writer, pictures)
+        free = rows.answers(writer, "writing answers", progress)
         seconds = time.monotonic() - generating
-        values = judge.read(free)
-        result["model"] = judge.score(values)
-        constrained = _written(progress, "constrained answers", predictor.generator, pictures)
-        predictions = [predictor.judge(written) for written in constrained]
-        result["constrained"] = judge.score([prediction.values for prediction in predictions])
-        result |= _trust(predictor, judge, predictions)
-        result["baselines"] = _baselines(catalog, encoder, pictures, judge, writer, progress)
+        result["model"] = rows.score(rows.values(free))
+        constrained = rows.answers(predictor.generator, "constrained answers", progress)
+        scored = rows.scored(predictor, constrained, free)
+        result["constrained"] = rows.score([row.values for row in scored])
+        result |= _trust(predictor, rows, scored)
+        result["baselines"] = _baselines(catalog, encoder, rows, writer, progress)
         if spec.image_use:
-            blank = _written(progress, "blanked pictures", writer, [blanked(picture) for picture in pictures])
-            result["image_use"] = judge.image_use(values) | {"blank": judge.score(judge.read(blank))}
+            blank = rows.answers(writer, "blanked pictures", progress, [blanked(one) for one in rows.pictures])
+            result["image_use"] = rows.image_use(rows.values(free)) | {"blank": rows.score(rows.values(blank))}
         if spec.before:
-            loaded.model.to("cpu")  # a GPU need not hold both
-            base = load_model(recipe.model, product_dtype(recipe.training), recipe.training.attention).eval()
-            longest, space = spec.max_new_tokens, loaded.space
-            untrained = Generator(base, loaded.processor, prompt, spec.batch_size, longest, space)
-            before = _written(progress, "as it was before training", untrained, pictures)
-            result["before"] = judge.score(judge.read(before))
+            result["before"] = _before(loaded, recipe, rows, progress)
     result["left_out"] = left_out
     result["noise_floor"] = catalog.card.figures
     result["seconds"] = {"generation": seconds, "evaluation": time.monotonic() - started}
-    result["cost"] = _cost(free, constrained, seconds / len(set(pictures)))
+    result["cost"] = _cost(free, constrained, seconds / len(set(rows.pictures)))
     folder = loaded.folder / _folder_name(loaded.recipe, recipe)
-    if not processes().is_main_process:
-        return Evaluation(folder, prompt, result)
-    judged = _judged(prompt, ids, pictures, truths, free, predictions)
-    folder.mkdir(exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    pq.write_table(pa.Table.from_pylist([record_of(row) for row in judged]), folder / "predictions.parquet")
-    write_report(folder / "report.html", loaded.folder.resolve().name, result, prompt.fields, judged)
-    return Evaluation(folder, prompt, result)
+    own = loaded.recipe.model_copy(update={"prompt": loaded.prompt})
+    evaluation = Evaluation(loaded.folder.resolve().name, folder, own, result, scored)
+    if processes().is_main_process:
+        evaluation.save()
+        write_report(folder / "report.html", evaluation.name, result, loaded.prompt.fields, scored)
+    return evaluation
+
+
+class ScoringRows:
+    """Rows of a split, what engines write about them, and scores against their truths."""
+
+    def __init__(
+        self, prompt: PromptSpec, catalog: Catalog, rows: Sequence[Mapping[str, Any]], spec: EvaluationSpec
+    ) -> None:
+        roles = catalog.card.roles
+        self.prompt, self.resamples = prompt, spec.resamples
+        self.kinds = {field.column: field.kind for field in prompt.fields}
+        self.ids: list[str] = [row[roles.id] for row in rows]
+        self.pictures: list[bytes] = [row[roles.image] for row in rows]
+        self.truths = [truth_of(prompt, row) for row in rows]
+
+    def answers(
+        self, engine: Generator, stage: str, progress: Progress, pictures: Sequence[bytes] | None = None
+    ) -> list[Completion]:
+        """Write one answer a picture, in their order; equal pictures are answered once."""
+        pictures = self.pictures if pictures is None else pictures
+        once = list(dict.fromkeys(pictures))
+        answers = engine.generate(once, lambda done: progress(stage, done, len(once)))
+        by_picture = dict(zip(once, answers, strict=True))
+        return [by_picture[picture] for picture in pictures]
+
+    def values(self, answers: Sequence[Completion]) -> list[Row | None]:
+        """Read the values of each answer, None where it does not parse."""
+        return [parse_answer(self.prompt, answer.text).values for answer in answers]
+
+    def score(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
+        """Score values, None being a failed parse."""
+        return metrics.score(self.kinds, self.truths, predictions, self.ids, self.resamples)
+
+    def image_use(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
+        """Test whether the pictures are used, and score what was read from other products' pictures."""
+        found = image_use(self.kinds, self.truths, predictions, self.ids)
+        return found | {"shuffled": self.score([predictions[i] for i in partners(self.ids)])}
+
+    def scored(
+        self, predictor: Predictor, written: Sequence[Completion], free: Sequence[Completion]
+    ) -> list[ScoredRow]:
+        """Put predictions beside the truths, and beside the answers that were written freely."""
+        return [
+            ScoredRow(
+                **vars(predictor.judge(one)),
+                id=self.ids[i],
+                truth=self.truths[i],
+                picture=self.pictures[i],
+                free_answer=freely.text,
+                free_error=parse_answer(self.prompt, freely.text).error,
+            )
+            for i, (one, freely) in enumerate(zip(written, free, strict=True))
+        ]
 
 
 class ValidationScorer:
-    """What `training` calls at each validation round: free generation on a fixed sample of validation rows.
+    """Figures of a model at each validation round of `training`, by free generation on the same validation rows.
 
     Raises CatalogError and TooManyBadRowsError as `usable_rows`.
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self.prompt, self.spec = recipe.prompt, recipe.evaluation
+        self.prompt, self.spec, self.shown = recipe.prompt, recipe.evaluation, recipe.tracking.examples
         catalog = Catalog(recipe.catalog)
         encoder = Encoder(load_processor(recipe.model, recipe.num_crops), recipe.prompt)
         rows = sampled(usable_rows(catalog, encoder, "validation")[0], recipe.training.validation_rows)
-        self.ids = [row[catalog.card.roles.id] for row in rows]
-        self.pictures = [row[catalog.card.roles.image] for row in rows]
-        self.truths = [truth_of(recipe.prompt, row) for row in rows]
-        self.shown = recipe.tracking.examples
-        self._judge = _Judge(recipe.prompt, self.truths, self.ids, recipe.evaluation)
+        self.rows = ScoringRows(recipe.prompt, catalog, rows, recipe.evaluation)
 
     def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[dict[str, Figure], list[Shown]]:
         """Figures by name, and the first rows with what was written about them."""
-        answers = self._write(model, processor, self.pictures)
+        answers, rows = self._write(model, processor), self.rows
         shown = [
-            Shown(self.ids[i], self.pictures[i], self.truths[i], answer.values, answer.error)
+            Shown(rows.ids[i], rows.pictures[i], rows.truths[i], answer.values, answer.error)
             for i, answer in enumerate(parse_answer(self.prompt, one.text) for one in answers[: self.shown])
         ]
-        return flatten(self._judge.score(self._judge.read(answers))), shown
+        return flatten(rows.score(rows.values(answers))), shown
 
     def image_use(self, model: Any, processor: Phi3VProcessor) -> tuple[ImageUse, dict[str, Figure]]:
-        """What other products' pictures do to the score, and the figures with them."""
-        found = self._judge.image_use(self._judge.read(self._write(model, processor, self.pictures)))
+        """Test whether the model uses the pictures; figures are of other products' pictures."""
+        found = self.rows.image_use(self.rows.values(self._write(model, processor)))
         return found["verdict"], flatten(found["shuffled"])
 
-    def _write(self, model: Any, processor: Phi3VProcessor, pictures: Sequence[bytes]) -> list[Completion]:
-        return Generator(model, processor, self.prompt, self.spec.batch_size, self.spec.max_new_tokens).generate(
-            pictures
-        )
+    def _write(self, model: Any, processor: Phi3VProcessor) -> list[Completion]:
+        writer = Generator(model, processor, self.prompt, self.spec.batch_size, self.spec.max_new_tokens)
+        return writer.generate(self.rows.pictures)
 
 
 def validation_scorer(recipe: Recipe) -> ValidationScorer | None:
-    """The scorer of a recipe, None where it wants the validation loss only."""
+    """Make the scorer of a recipe, None where it wants the validation loss only."""
     return ValidationScorer(recipe) if recipe.training.validation_rows else None
 
 
 def flatten(scores: Mapping[str, Any]) -> dict[str, Figure]:
-    """`{"parse_rate": {"value": 1.0, ...}, "title.exact": {"value": 0.9, ...}, ...}` of a score."""
+    """Flatten a score to `{"parse_rate": {"value": 1.0, ...}, "title.exact": {"value": 0.9, ...}, ...}`."""
     flat = {"parse_rate": scores["parse_rate"]}
     for field, figures in scores["fields"].items():
         flat |= {f"{field}.{name}": figure for name, figure in figures.items()}
@@ -178,7 +198,7 @@ def flatten(scores: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def _unchanged(run: Run, recipe: Recipe) -> Catalog:
-    """The catalogue to score on; CatalogError where the one of the training holds other rows by now."""
+    """Open the catalogue to score on; CatalogError where the one of the training holds other rows by now."""
     catalog = Catalog(recipe.catalog)
     if recipe.catalog == run.recipe.catalog and catalog.card.content_hash != run.versions.get("catalog"):
         raise CatalogError(
@@ -189,7 +209,7 @@ def _unchanged(run: Run, recipe: Recipe) -> Catalog:
 
 
 def _folder_name(own: Recipe, recipe: Recipe) -> str:
-    """`evaluation` for the rows that the run's recipe names; others do not overwrite it."""
+    """Name `evaluation` for the rows that the run's recipe names; others do not overwrite it."""
     name = "evaluation"
     if recipe.catalog != own.catalog:
         name += f"-{Path(recipe.catalog).name}"
@@ -200,119 +220,45 @@ def _folder_name(own: Recipe, recipe: Recipe) -> str:
     return name
 
 
-def _written(progress: Progress, what: str, engine: Generator, pictures: Sequence[bytes]) -> list[Completion]:
-    """Write one answer a picture, in their order, under a bar; equal pictures are answered once."""
-    once = list(dict.fromkeys(pictures))
-    task = progress.add_task(what, total=len(once))
-    answers = engine.generate(once, lambda done: progress.update(task, completed=done))
-    by_picture = dict(zip(once, answers, strict=True))
-    return [by_picture[picture] for picture in pictures]
-
-
-class _Judge:
-    """Scores answers against the truths of a split."""
-
-    def __init__(
-        self, prompt: PromptSpec, truths: Sequence[Row], products: Sequence[str], spec: EvaluationSpec
-    ) -> None:
-        self.prompt, self.truths, self.products, self.spec = prompt, truths, products, spec
-        self.kinds: dict[str, Kind] = {field.column: field.kind for field in prompt.fields}
-
-    def read(self, answers: Sequence[Completion]) -> list[Row | None]:
-        """Read the values of each answer, None where it does not parse."""
-        return [parse_answer(self.prompt, answer.text).values for answer in answers]
-
-    def score(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
-        """Score values, None being a failed parse."""
-        return metrics.score(self.kinds, self.truths, predictions, self.products, self.spec.resamples)
-
-    def image_use(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
-        """Test whether the pictures are used, and score what was read from other products' pictures."""
-        found = image_use(self.kinds, self.truths, predictions, self.products)
-        return found | {"shuffled": self.score([predictions[i] for i in partners(self.products)])}
+def _trust(predictor: Predictor, rows: ScoringRows, scored: Sequence[ScoredRow]) -> dict[str, Any]:
+    """Measure whether confidences, intervals and the rule of review hold what they promise."""
+    if (calibration := predictor.calibration) is None:
+        return {}
+    nominal = calibration.interval
+    return {
+        "confidence": confidence_block(rows.kinds, scored, calibration.products, nominal, rows.resamples),
+        "review": review_block(rows.kinds, scored, predictor.targets, predictor.thresholds),
+    }
 
 
 def _baselines(
-    catalog: Catalog,
-    encoder: Encoder,
-    pictures: Sequence[bytes],
-    judge: _Judge,
-    writer: Generator,
-    progress: Progress,
+    catalog: Catalog, encoder: Encoder, rows: ScoringRows, writer: Generator, progress: Progress
 ) -> dict[str, Any]:
     """Score the most frequent values, and those of the training picture with the nearest features of the tower."""
     train = sampled(usable_rows(catalog, encoder, "train")[0], NEIGHBOURS)
     truths = [truth_of(encoder.prompt, row) for row in train]
-    own = writer.features(pictures)  # first: the memory has them
-    task = progress.add_task("features of training pictures", total=len(train))
-    looks = [row[catalog.card.roles.image] for row in train]
-    theirs = writer.features(looks, lambda done: progress.update(task, completed=done))
+    own = writer.features(rows.pictures)  # first: the memory has them
+    theirs = writer.features(
+        [row[catalog.card.roles.image] for row in train],
+        lambda done: progress("features of training pictures", done, len(train)),
+    )
     return {
-        "majority": judge.score(metrics.majority(judge.kinds, truths, len(pictures))),
-        "nearest_neighbour": judge.score(metrics.nearest_neighbour(truths, theirs, own)),
+        "majority": rows.score(metrics.majority(rows.kinds, truths, len(rows.ids))),
+        "nearest_neighbour": rows.score(metrics.nearest_neighbour(truths, theirs, own)),
     }
 
 
-def _judged(
-    prompt: PromptSpec,
-    ids: Sequence[str],
-    pictures: Sequence[bytes],
-    truths: Sequence[Row],
-    free: Sequence[Completion],
-    predictions: Sequence[Prediction],
-) -> list[Judged]:
-    """The rows as the report shows them."""
-    return [
-        Judged(
-            id=name,
-            truth=truth,
-            prediction=prediction.values,
-            answer=prediction.answer,
-            error=prediction.error,
-            picture=picture,
-            confidence=prediction.confidence,
-            interval=prediction.intervals,
-            review=prediction.needs_review,
-            free_answer=written.text,
-            free_error=parse_answer(prompt, written.text).error,
-        )
-        for name, picture, truth, written, prediction in zip(ids, pictures, truths, free, predictions, strict=True)
-    ]
-
-
-def _trust(predictor: Predictor, judge: _Judge, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Whether confidences, intervals and the rule of review hold what they promise."""
-    calibration = predictor.calibration
-    if calibration is None:
-        return {}
-    values, confidence = [p.values for p in predictions], [p.confidence for p in predictions]
-    intervals, targets = [p.intervals for p in predictions], predictor.targets
-    return {
-        "confidence": metrics.confidence_block(
-            judge.kinds,
-            judge.truths,
-            values,
-            confidence,
-            intervals,
-            calibration.products,
-            calibration.interval,
-            judge.spec.resamples,
-            judge.products,
-        ),
-        "review": metrics.review_block(
-            judge.kinds,
-            judge.truths,
-            values,
-            confidence,
-            targets,
-            predictor.thresholds,
-            products=judge.products,
-        ),
-    }
+def _before(run: Run, recipe: Recipe, rows: ScoringRows, progress: Progress) -> dict[str, Any]:
+    """Score the base model under the constraints of the run."""
+    run.model.to("cpu")  # a GPU need not hold both
+    base = load_model(recipe.model, product_dtype(recipe.training), recipe.training.attention).eval()
+    spec = recipe.evaluation
+    untrained = Generator(base, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
+    return rows.score(rows.values(rows.answers(untrained, "as it was before training", progress)))
 
 
 def _cost(free: Sequence[Completion], constrained: Sequence[Completion], seconds: float) -> dict[str, float]:
-    """Costs of a picture, which took so many seconds; tokens and steps are means over the rows."""
+    """Measure the costs of a picture, which took so many seconds; tokens and steps are means over the rows."""
     return {
         "tokens_in": float(np.mean([written.prompt_tokens for written in free])),
         "tokens_out": float(np.mean([len(written.pieces) for written in free])),

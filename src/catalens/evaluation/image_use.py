@@ -1,4 +1,4 @@
-"""Whether a model uses its pictures: what it reads from each one, against what it reads from another product's.
+"""Test of whether a model uses its pictures: what it reads from each one, against another product's.
 
     image_use(kinds, truths, predictions, ids)
     {"verdict": "uses_image", "margin": 0.05,
@@ -18,7 +18,6 @@ from PIL import Image
 
 from catalens import metrics
 from catalens.catalog.pictures import picture_size
-from catalens.config import LOWER_IS_BETTER, Kind
 from catalens.intervals import holm
 
 MARGIN = 0.05
@@ -36,13 +35,13 @@ def partners(ids: Sequence[str]) -> list[int]:
     """Give every row the picture of another one, [rows]: of another product, as long as none has half of the rows."""
     order = sorted(range(len(ids)), key=lambda i: ids[i])
     given = [0] * len(ids)
-    for place, row in enumerate(order):
-        given[row] = order[(place + len(order) // 2) % len(order)]
+    for index, row in enumerate(order):
+        given[row] = order[(index + len(order) // 2) % len(order)]
     return given
 
 
 def image_use(
-    kinds: Mapping[str, Kind],
+    kinds: Mapping[str, str],
     truths: Sequence[metrics.Row],
     predictions: Sequence[metrics.Row | None],
     ids: Sequence[str],
@@ -60,18 +59,18 @@ def image_use(
     result: dict[str, Any] = {"verdict": "undecided", "margin": MARGIN, "fields": {}}
     if not rows:
         return result
-    true, own = [truths[i] for i in rows], [predictions[i] for i in rows]
+    y_true, own = [truths[i] for i in rows], [predictions[i] for i in rows]
     other = [predictions[given[i]] for i in rows]
-    changes = metrics.differences(kinds, true, own, other, [ids[i] for i in rows], resamples)
-    figures = metrics.statistics(kinds, true, own)
-    misled = metrics.statistics(kinds, true, [truths[given[i]] for i in rows])
-    held = holm([changes[name][metrics.PRIMARY[kind]]["p"] for name, kind in kinds.items()])
+    changes = metrics.differences(kinds, y_true, own, other, [ids[i] for i in rows], resamples)
+    figures = metrics.statistics(kinds, y_true, own)
+    misled = metrics.statistics(kinds, y_true, [truths[given[i]] for i in rows])
+    held = holm([changes[name][metrics.primary(kind)]["p"] for name, kind in kinds.items()])
     for (name, kind), significant in zip(kinds.items(), held, strict=True):
-        metric = metrics.PRIMARY[kind]
-        change, lower = changes[name][metric], metric in LOWER_IS_BETTER
+        metric = metrics.primary(kind)
+        change, higher = changes[name][metric], metrics.higher_is_better(metric)
         right, wrong = (float(one[name][metric](np.ones(len(rows)))) for one in (figures, misled))
-        most = min(1 - right, wrong) if lower else min(right, 1 - wrong)
-        loss = change if lower else {"value": -change["value"], "low": -change["high"], "high": -change["low"]}
+        most = min(right, 1 - wrong) if higher else min(1 - right, wrong)
+        loss = {"value": -change["value"], "low": -change["high"], "high": -change["low"]} if higher else change
         result["fields"][name] = {
             "metric": metric,
             "loss": loss | {"p": change["p"]},

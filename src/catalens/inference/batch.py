@@ -30,7 +30,8 @@ from catalens.errors import CatalogError, InferenceError, RecipeError, first_lin
 from catalens.inference.inputs import Input
 from catalens.inference.output_writer import open_output
 from catalens.inference.predictor import Predictor
-from catalens.inference.records import Prediction, Record, json_line, record_of, record_schema
+from catalens.inference.records import Record, json_line, record_schema
+from catalens.predictions import Prediction, record_of
 from catalens.preparing.collect import CollectSpec, join_ray, receive
 from catalens.preparing.download import Downloader
 from catalens.preparing.fetch import DownloadSpec

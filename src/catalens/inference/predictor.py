@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from catalens.config import PromptSpec
 from catalens.errors import RecipeError
 from catalens.examples import END, parse_answer
-from catalens.inference.records import Completion, FieldScore, Prediction
+from catalens.inference.records import Completion, FieldScore
+from catalens.predictions import Prediction
 
 if TYPE_CHECKING:
     from catalens.inference.calibration import Calibration

@@ -1,12 +1,5 @@
-"""Completion of a model -> prediction -> flat record -> line or file.
+"""Completions of a model, and the files that become of them: one flat record a picture.
 
-Prediction(
-    values={"title": "Red Tote Bag", "category3_code": "BAGS", "full_price": 129.0},
-    confidence={"title": 0.97, "category3_code": 0.99, "full_price": 0.64},
-    intervals={"full_price": (112.4, 148.1)},
-    needs_review=("full_price",),
-    answer="Product: Red Tote Bag, Category: BAGS, Full Price: 129.0<|end|>",
-)
 {"id": "8043", "title": "Red Tote Bag", "category3_code": "BAGS", "full_price": 129.0, "title_confidence": 0.97,
  ..., "full_price_low": 112.4, "full_price_high": 148.1, "needs_review": true, "review_fields": "full_price",
  "error": null}
@@ -16,7 +9,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +20,7 @@ import pyarrow.parquet as pq
 from catalens.config import PromptSpec
 from catalens.config.characters import visible_json
 from catalens.errors import RecipeError
-from catalens.examples import Value
+from catalens.predictions import record_columns
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 GROUP_ROWS = 1000
@@ -67,54 +60,6 @@ class FieldScore:
     """Natural logarithm of the product of the probabilities of its tokens, the one that ends it among them."""
     tokens: int
     """How many these are, at least 1."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Value and confidence of every field, or the reason why there are none."""
-
-    values: Mapping[str, Value] | None
-    """By column; None where the picture or the answer cannot be read."""
-    confidence: Mapping[str, float] = field(default_factory=dict)
-    """By column: the probability that the value is right (a number: within 10 % of the truth)."""
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """By number column: bounds that hold the truth as often as the calibration promises; absent without one."""
-    needs_review: tuple[str, ...] = ()
-    """Columns that a person should look at."""
-    answer: str = ""
-    error: str | None = None
-
-    @property
-    def for_a_person(self) -> bool:
-        """True where any field needs review, or nothing was read."""
-        return bool(self.needs_review) or self.error is not None
-
-
-def record_columns(prompt: PromptSpec) -> list[str]:
-    """List the columns of a flat record, in order."""
-    columns = [spec.column for spec in prompt.fields]
-    for spec in prompt.fields:
-        columns.append(f"{spec.column}_confidence")
-        if spec.kind == "number":
-            columns += [f"{spec.column}_low", f"{spec.column}_high"]
-    return [*columns, "needs_review", "review_fields", "error"]
-
-
-def record_of(prompt: PromptSpec, prediction: Prediction) -> dict[str, Any]:
-    """Flatten a prediction into plain values; what there is none of is None.
-
-    `needs_review` is a bool, `review_fields` the columns to look at, with commas between.
-    """
-    record: dict[str, Any] = dict.fromkeys(record_columns(prompt))
-    record |= prediction.values or {}
-    record |= {f"{column}_confidence": round(share, 4) for column, share in prediction.confidence.items()}
-    for column, (low, high) in prediction.intervals.items():
-        record |= {f"{column}_low": low, f"{column}_high": high}
-    return record | {
-        "needs_review": prediction.for_a_person,
-        "review_fields": ", ".join(prediction.needs_review),
-        "error": prediction.error,
-    }
 
 
 def record_schema(prompt: PromptSpec, key: str, numbered: bool) -> pa.Schema:

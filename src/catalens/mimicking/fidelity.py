@@ -20,7 +20,7 @@ from catalens.mimicking.privacy import Nearness, nearness
 from catalens.mimicking.profile import RARE, Profile
 from catalens.mimicking.surveys import Meter, Survey
 from catalens.pages.base import thumbnail, write_page
-from catalens.pages.histograms import histogram
+from catalens.pages.charts import histogram
 
 BINS = 24
 BARS = 16

@@ -74,7 +74,7 @@ def _tiles(card: ModelCard, fields: Sequence[FieldSpec]) -> list[dict[str, Any]]
     """Figures of the fields; none where the metrics have another form than this version writes."""
     if not card.metrics:
         return []
-    from catalens.evaluation.wording import tiles  # its package brings scikit-learn and matplotlib
+    from catalens.pages.scores import tiles  # brings scikit-learn
 
     try:
         return tiles(card.metrics, fields)

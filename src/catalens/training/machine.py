@@ -16,9 +16,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import TrainingArguments
 
 from catalens.checkpoint import AMPERE, allows_tf32, product_dtype
-from catalens.config import LOWER_IS_BETTER, Recipe, TrainingSpec
+from catalens.config import Recipe, TrainingSpec
 from catalens.errors import RecipeError, TrainingError
 from catalens.estimates import Setup, step_memory
+from catalens.metrics import higher_is_better
 from catalens.model import Phi3VConfig
 from catalens.training.batching import Plan
 
@@ -122,7 +123,7 @@ def trainer_arguments(recipe: Recipe, folder: Path, plan: Plan, accumulation: in
         save_total_limit=spec.keep_checkpoints,
         load_best_model_at_end=True,
         metric_for_best_model=f"eval_{spec.best_by}",
-        greater_is_better=spec.best_by.rpartition(".")[2] not in LOWER_IS_BETTER,
+        greater_is_better=higher_is_better(spec.best_by),
         restore_callback_states_from_checkpoint=True,
         logging_steps=max(1, min(10, len(plan) // 20)),
         logging_nan_inf_filter=False,  # a loss that is no number is shown as it is

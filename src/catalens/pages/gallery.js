@@ -16,7 +16,7 @@
   let open = 0;
 
   function words([id, , , pairs, answers]) {
-    const values = pairs.flatMap(([truth, said]) => [truth, ...said.map(([text]) => text)]);
+    const values = pairs.flatMap(([truth, predicted]) => [truth, ...predicted.map(([text]) => text)]);
     return [id, ...values, ...answers.flat()].join("\n").toLocaleLowerCase();
   }
 
@@ -84,9 +84,9 @@
     });
   }
 
-  function fillPair(pair, [truth, said]) {
+  function fillPair(pair, [truth, predicted]) {
     pair.querySelectorAll(".said").forEach((node, run) => {
-      const [text, right, off, confidence, interval, review] = said[run];
+      const [text, right, off, confidence, interval, review] = predicted[run];
       node.className = right ? "said ok" : "said off";
       node.querySelector(".mark + .sr").textContent = right ? "right: " : "wrong: ";
       node.querySelector(".value").textContent = text || "no answer";
@@ -96,7 +96,7 @@
       node.querySelector(".flag").hidden = !review;
     });
     put(pair.querySelector(".truth bdi"), truth);
-    pair.querySelector(".truth").hidden = said.every(([, right, off]) => right && !off);
+    pair.querySelector(".truth").hidden = predicted.every(([, right, off]) => right && !off);
   }
 
   function put(node, text, whole = node) {

@@ -1,0 +1,258 @@
+"""The evaluation as one page that opens offline: `report.html`.
+
+    write_report(Path("runs/demo/evaluation/report.html"), "demo", metrics, recipe.prompt.fields, rows)
+
+`metrics` is the content of `metrics.json`, whose parts may be absent; `rows` one `ScoredRow` for each evaluated row.
+The page asks for nothing outside itself. Its one script finds rows in the gallery; everything else stands there
+without. Each part of `report.html.j2` has a function here, which makes the text of its cells:
+
+    groups(fields, rows)      Full Price 53 to 97 | 71 rows | Product wrong 4.2 % (1.4-11.7) | ...
+    confusion(field, rows)    BAGS 21 | BAGS 20, COATS 1
+    review(metrics, fields)   Product | at most 5.0 % wrong | accept from 83.1 % | accepts 91.0 % | wrong 2.1 %
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from catalens.config import FieldSpec
+from catalens.intervals import bootstrap, median, share
+from catalens.metrics import METRICS, correctness, metrics_of, relative_errors
+from catalens.pages.base import write_page
+from catalens.pages.charts import SERIES, reliability, risk_coverage, scatter
+from catalens.pages.format import between, number, percent, rows_of
+from catalens.pages.gallery import SCRIPT, Card, card, distance, gallery, most_frequent
+from catalens.pages.scores import costs, noise_floor, score_table, tiles, verdict
+from catalens.predictions import ScoredRow
+
+WORST_ROWS = 8
+CONFUSION_CLASSES = 12
+GROUPS = 20
+BANDS = 5
+FEWEST = 6
+"""Products that a 95 % interval of a median takes: of fewer, all lie on one side of it too often (2 of 2^5)."""
+OTHER_COLOUR = "#8b8f98"
+
+
+def write_report(
+    path: Path, run: str, metrics: Mapping[str, Any], fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]
+) -> None:
+    """Write the page; the same arguments give the same bytes."""
+    failures = [row for row in rows if row.error is not None or row.free_error is not None]
+    seconds = metrics.get("seconds") or {}
+    kinds = ("answer", *dict.fromkeys(field.kind for field in fields))
+    write_page(
+        path,
+        Path(__file__).with_name("report.html.j2"),
+        SCRIPT,
+        run=run,
+        metrics=metrics,
+        rows=rows_of(metrics["rows"], metrics["products"]),
+        verdict=verdict(metrics, fields),
+        left_out=metrics.get("left_out") or [],
+        tiles=tiles(metrics, fields),
+        columns=[(None, metrics_of("answer")), *((field, metrics_of(field.kind)) for field in fields)],
+        explained={name: metric for name, metric in METRICS.items() if metric.kind in kinds},
+        scores=score_table(metrics, fields),
+        floor=noise_floor(metrics, fields),
+        fields=fields,
+        runs=[""],
+        plots=[plot for field in fields if field.kind == "number" and (plot := _plot(field, fields, rows))],
+        groups=groups(fields, rows),
+        confusions=[confusion(field, rows) for field in fields if field.kind == "category" and rows],
+        confidence=confidence(metrics, fields),
+        constrained=bool(metrics.get("constrained")),
+        review=review(metrics, fields),
+        promise=(metrics.get("review") or {}).get("confidence"),
+        gallery=gallery(fields, [(row,) for row in rows]),
+        judged=len(rows),
+        worst=[(field, _worst(field, fields, rows)) for field in fields if field.kind != "category"],
+        failures=[card(fields, (row,)) for row in failures[:WORST_ROWS]],
+        failed=len(failures),
+        costs=[(name, texts[0]) for name, texts in costs(metrics)],
+        seconds=[(name, number(value)) for name, value in seconds.items() if isinstance(value, int | float)],
+    )
+
+
+def _plot(field: FieldSpec, fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> dict[str, Any] | None:
+    """Truth against prediction, coloured by the first category field; None where nothing parsed."""
+    pairs = [(row.truth, row.values) for row in rows if row.values is not None]
+    if not pairs:
+        return None
+    by = next((other for other in fields if other.kind == "category"), None)
+    counts = Counter(str(row.truth[by.column]) for row in rows) if by else Counter()
+    colours = dict(zip(most_frequent(counts, len(SERIES)), SERIES, strict=False))
+    drawn = scatter(
+        [float(truth[field.column]) for truth, _ in pairs],
+        [float(values[field.column]) for _, values in pairs],
+        [colours.get(str(truth[by.column]), OTHER_COLOUR) if by else SERIES[0] for truth, _ in pairs],
+    )
+    legend = [(name, colour, counts[name]) for name, colour in colours.items()]
+    if rest := counts.total() - sum(count for _, _, count in legend):
+        legend.append((f"{len(counts) - len(legend)} others", OTHER_COLOUR, rest))
+    return {"field": field, "plot": drawn, "by": by, "legend": legend, "failed": len(rows) - len(pairs)}
+
+
+def _worst(field: FieldSpec, fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> list[Card]:
+    """Cards of the rows that went furthest wrong in a text or number field, among those that parsed."""
+    name = field.column
+    measured = [
+        (distance(field, row.truth[name], row.values[name]), row)
+        for row in rows
+        if row.values is not None and row.truth[name] != row.values[name]
+    ]
+    measured.sort(key=lambda pair: -pair[0])
+    says = "off by {}" if field.kind == "number" else "{} different"
+    return [card(fields, (row,), note=says.format(percent(off))) for off, row in measured[:WORST_ROWS]]
+
+
+class Range(NamedTuple):
+    """A figure with its interval, as text and as positions on its column's scale from 0 to 1."""
+
+    text: str
+    interval: str
+    at: float
+    low: float
+    high: float
+
+
+def groups(fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> list[dict[str, Any]]:
+    """Error by band of each number and by value of each category, beside that of all rows.
+
+    Of a number the median error, where a failed answer counts as 100 %, with a bootstrap interval from `FEWEST`
+    products on; of texts and categories the share that is wrong, with the exact one; both over products.
+    """
+    tables = []
+    for field in fields:
+        if field.kind == "text" or len(named := _grouped(field, rows)) < 2:
+            continue
+        lines = [("all rows", list(rows)), *named]
+        measured = [[_error(column, members) for column in fields] for _, members in lines]
+        scales = [max(line[n][2] for line in measured) or 1.0 for n in range(len(fields))]
+        ranges = [
+            [
+                Range(percent(value), interval, value / scale, low / scale, high / scale)
+                for (value, low, high, interval), scale in zip(line, scales, strict=True)
+            ]
+            for line in measured
+        ]
+        tables.append(
+            {
+                "field": field,
+                "columns": [(f.label, "median error" if f.kind == "number" else "wrong") for f in fields],
+                "lines": [(name, len(members), line) for (name, members), line in zip(lines, ranges, strict=True)],
+            }
+        )
+    return tables
+
+
+def _grouped(field: FieldSpec, rows: Sequence[ScoredRow]) -> list[tuple[str, list[ScoredRow]]]:
+    """Rows by category, the most frequent first and the rest together; by number in bands of about as many rows."""
+    truths = [row.truth[field.column] for row in rows]
+    if field.kind == "category":
+        frequent = most_frequent(Counter(map(str, truths)), GROUPS)
+        rest = f"{len(set(map(str, truths))) - len(frequent)} others"
+        names, group = [*frequent, rest], [str(truth) if str(truth) in frequent else rest for truth in truths]
+    else:
+        values = np.array(truths, float)
+        edges = np.unique(np.quantile(values, np.linspace(0, 1, BANDS + 1)[1:-1], method="nearest"))
+        texts = [f"{edge:,.12g}" for edge in edges]
+        names = [f"under {texts[0]}", *(f"{a} to {b}" for a, b in pairwise(texts)), f"from {texts[-1]}"]
+        group = [names[n] for n in np.searchsorted(edges, values, side="right")]
+    members = {name: [row for row, of in zip(rows, group, strict=True) if of == name] for name in names}
+    return [(name, found) for name, found in members.items() if found]
+
+
+def _error(field: FieldSpec, rows: Sequence[ScoredRow]) -> tuple[float, float, float, str]:
+    """Error of a field over rows: value, low, high, and the interval as text; none where there is no interval."""
+    name, products = field.column, [row.id for row in rows]
+    truths, predictions = [row.truth for row in rows], [row.values for row in rows]
+    if field.kind == "number":
+        errors = relative_errors([t[name] for t in truths], [None if p is None else p[name] for p in predictions])
+        errors[[p is None for p in predictions]] = 1.0
+        figure = bootstrap({name: median(errors)}, len(rows), products)[name]
+        if len(set(products)) < FEWEST:
+            return figure["value"], figure["value"], figure["value"], ""
+    else:
+        figure = share(~correctness(name, field.kind, truths, predictions), products)
+    return figure["value"], figure["low"], figure["high"], between(figure["low"], figure["high"])
+
+
+def confusion(field: FieldSpec, rows: Sequence[ScoredRow]) -> dict[str, Any]:
+    """Counts of (truth, prediction) over the most frequent categories, everything else in one column."""
+    name = field.column
+    pairs = Counter((str(row.truth[name]), str(row.values[name]) if row.values else None) for row in rows)
+    truths = Counter(str(row.truth[name]) for row in rows)
+    names = most_frequent(truths, CONFUSION_CLASSES)
+    table = []
+    for truth in names:
+        known, failed = [pairs[truth, other] for other in names], pairs[truth, None]
+        counts = [*known, truths[truth] - sum(known) - failed, failed]
+        cells = [
+            (count, count / truths[truth], other == truth)
+            for count, other in zip(counts, [*names, "", ""], strict=True)
+        ]
+        table.append({"name": truth, "total": truths[truth], "cells": cells})
+    covered = percent(sum(truths[truth] for truth in names) / len(rows))
+    return {"field": field, "names": names, "table": table, "classes": len(truths), "covered": covered}
+
+
+def confidence(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> dict[str, Any] | None:
+    """Reliability of each field, risk-coverage curves, intervals; None where nothing was measured."""
+    known = (metrics.get("confidence") or {}).get("fields") or {}
+    measured = [(field, known[field.column]) for field in fields if known.get(field.column)]
+    if not measured:
+        return None
+    curves = [
+        (field, SERIES[n % len(SERIES)], points)
+        for n, (field, found) in enumerate(measured)
+        if (points := found.get("risk_coverage"))
+    ]
+    return {
+        "calibrated_on": metrics["confidence"].get("calibrated_on"),
+        "panels": [
+            (field, _with_interval(found["ece"]), reliability(found["bins"]))
+            for field, found in measured
+            if found.get("bins")
+        ],
+        "curves": risk_coverage([(colour, points) for _, colour, points in curves]) if curves else None,
+        "legend": [
+            (field.label, colour, percent(min(points, key=lambda one: abs(one["coverage"] - 0.5))["error"]))
+            for field, colour, points in curves
+        ],
+        "intervals": [
+            (field, percent(one["nominal"]), _with_interval(one["coverage"]), one["width"] and percent(one["width"]))
+            for field, found in measured
+            if (one := found.get("interval"))
+        ],
+    }
+
+
+def review(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict[str, Any]]:
+    """A line a field: the promise, the confidence from which a value is accepted, and the outcome on these rows."""
+    rules = (metrics.get("review") or {}).get("fields") or {}
+    lines = []
+    for field in fields:
+        if rule := rules.get(field.column):
+            target, error, outcome = rule["target"], rule.get("error"), ""
+            if error:
+                outcome = "kept" if error["value"] <= target else "missed" if error["low"] > target else "chance"
+            lines.append(
+                {
+                    "field": field,
+                    "target": percent(target),
+                    "threshold": None if rule["threshold"] is None else percent(rule["threshold"]),
+                    "accepted": _with_interval(rule["accepted"]),
+                    "error": _with_interval(error) if error else None,
+                    "verdict": outcome,
+                }
+            )
+    return lines
+
+
+def _with_interval(figure: Mapping[str, float]) -> tuple[str, str]:
+    return percent(figure["value"]), between(figure["low"], figure["high"])

@@ -1,0 +1,202 @@
+"""`metrics.json` in words and as the cells of a table.
+
+    verdict(metrics, fields)       Reads Product and Category from the picture alone. ...
+    score_table(metrics, fields)   This model | 100.0 %  98.8-100.0 | 91.0 %  87.3-94.0 | ...
+
+`metrics` is that file's content; whatever it lacks (baselines, the base model, image use) is left out.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from catalens.config import FieldSpec
+from catalens.metrics import METRICS, metrics_of, primary, share_right
+from catalens.pages.format import cell, listed, metric_text, number, percent
+
+
+class System(NamedTuple):
+    """Something that answers, and is scored."""
+
+    path: tuple[str, ...]
+    """Keys of its scores in `metrics.json`."""
+    name: str
+    note: str
+    heading: str
+    """In a terminal; empty where it is not shown there."""
+
+
+SYSTEMS = (
+    System(("model",), "This model", "fine-tuned, writes freely", "this\nmodel"),
+    System(("constrained",), "Constrained", "this model, as predict and serve write", ""),
+    System(("before",), "Before fine-tuning", "the base model as it came, constrained", "before\ntrain.*"),
+    System(
+        ("baselines", "nearest_neighbour"),
+        "Nearest neighbour",
+        "copies the training picture most like it",
+        "nearest\npicture",
+    ),
+    System(("baselines", "majority"), "Majority", "never looks: most frequent or median value", "\nmajority"),
+    System(("image_use", "blank"), "Blanked pictures", "this model, shown plain grey", "blank\npicture"),
+    System(
+        ("image_use", "shuffled"),
+        "Shuffled pictures",
+        "this model, shown another product\u2019s picture",
+        "shuffled\npicture",
+    ),
+)
+COSTS = {
+    "tokens_in": ("prompt tokens a picture", ""),
+    "tokens_out": ("tokens written", ""),
+    "steps": ("decoding steps, written freely", ""),
+    "constrained_steps": ("decoding steps, constrained", ""),
+    "ms_per_picture": ("a picture, written freely", "\u00a0ms"),
+    "pictures_per_second": ("pictures a second", ""),
+}
+"""Key in `metrics.json` -> name and unit."""
+
+
+def scores_of(metrics: Mapping[str, Any], system: System) -> Mapping[str, Any]:
+    """Scores of a system; empty where it was not scored."""
+    node: Any = metrics
+    for key in system.path:
+        node = node.get(key) or {}
+    return node
+
+
+def figure_of(scores: Mapping[str, Any], column: str, metric: str) -> Mapping[str, float] | None:
+    """A figure of a system, of the whole answer where there is no column; None where it is absent or no number."""
+    figure = (scores.get("fields", {}).get(column, {}) if column else scores).get(metric)
+    return figure if figure and math.isfinite(figure["value"]) else None
+
+
+def score_table(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict[str, Any]]:
+    """One entry a system, its cells in the order of the columns: parse rate, then each field's metrics."""
+    systems = [(system, scores) for system in SYSTEMS if (scores := scores_of(metrics, system))]
+    table = [{"name": system.name, "note": system.note, "cells": []} for system, _ in systems]
+    columns = [("", metric) for metric in metrics_of("answer")]
+    for column, metric in columns + [(field.column, metric) for field in fields for metric in metrics_of(field.kind)]:
+        figures = [
+            # a baseline writes no answers, so it has no parse rate to show
+            None if "baselines" in system.path and not column else figure_of(scores, column, metric)
+            for system, scores in systems
+        ]
+        values = [figure["value"] for figure in figures if figure]
+        best = (max if METRICS[metric].higher_is_better else min)(values) if len(values) > 1 else None
+        for row, figure in zip(table, figures, strict=True):
+            row["cells"].append(cell(metric, figure) | {"best": bool(figure) and figure["value"] == best})
+    return table
+
+
+def noise_floor(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[str]:
+    """The table's last row, where the data says what its noise leaves to the best of models; else empty."""
+    known = metrics.get("noise_floor") or {}
+    cells = ["" for _ in metrics_of("answer")]
+    for field in fields:
+        for metric in metrics_of(field.kind):
+            value = known.get(f"{field.column}.{metric}", known.get(metric) if field.kind == "number" else None)
+            cells.append("" if value is None else metric_text(metric, value))
+    return cells if any(cells) else []
+
+
+def tiles(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict[str, Any]]:
+    """The primary figure of each field, beside the best baseline's."""
+    result = []
+    for field in fields:
+        metric = primary(field.kind)
+        if figure := figure_of(metrics["model"], field.column, metric):
+            best = _best_baseline(metrics, field)
+            against = f"{best[0].lower()} {metric_text(metric, best[1]['value'])}" if best else ""
+            result.append(
+                {"field": field, "metric": METRICS[metric].label, "against": against} | cell(metric, figure)
+            )
+    return result
+
+
+def verdict(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> dict[str, Any]:
+    """The figures in plain words: headline, parts, remarks; `image_use`: the verdict on the pictures.
+
+    A field counts as read only where its interval clears that of both baselines.
+    """
+    use = metrics.get("image_use") or {}
+    looks = use.get("verdict")
+    read = [field for field in fields if _clears_baselines(metrics, field)]
+    if looks == "ignores_image":
+        opening = "Ignores the pictures"
+    elif not read:
+        opening = "Is not shown to do better than the baselines"
+    else:
+        opening = f"Reads {listed(f.label for f in read)}"
+        opening += " from the picture alone" if looks == "uses_image" else ""
+    parts = [part for field in fields if (part := _in_words(field, metrics["model"]))]
+    remarks = []
+    if read and (rest := [field.label for field in fields if field not in read]):
+        remarks.append(f"Not clearly better than the best baseline: {listed(rest)}.")
+    remarks.append(image_use_in_words(use, fields))
+    return {"headline": f"{opening}.", "parts": parts, "remarks": " ".join(remarks), "image_use": looks}
+
+
+def image_use_in_words(use: Mapping[str, Any], fields: Sequence[FieldSpec]) -> str:
+    """The check of the pictures in a sentence or two."""
+    if not use:
+        return "Whether it uses the pictures was not checked in this evaluation."
+    known = [(field, use["fields"][field.column]) for field in fields if field.column in use["fields"]]
+    if use["verdict"] == "uses_image":
+        field, found = next((field, found) for field, found in known if found["shown"])
+        metric = found["metric"]
+        falls = [
+            f"{metric_text(metric, figure['value'])} when {word}"
+            for key, word in (("blank", "blanked"), ("shuffled", "shuffled"))
+            if (figure := figure_of(use.get(key) or {}, field.column, metric))
+        ]
+        return f"The pictures do the work: {field.label} goes to {listed(falls)}." if falls else ""
+    margin = f"{100 * use['margin']:g} points"
+    if use["verdict"] == "ignores_image":
+        most = max(found["loss"]["high"] for _, found in known if found["telling"])
+        return f"With other products\u2019 pictures it loses at most {100 * max(0, most):.1f} points."
+    if known and not any(found["telling"] for _, found in known):
+        return f"Whether it uses the pictures cannot be told: no field has more than {margin} to lose."
+    return "These rows are too few to tell whether it uses the pictures."
+
+
+def costs(*metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """(name, figure of each of several evaluations) of every cost that any of them measured."""
+    known = [one.get("cost") or {} for one in metrics]
+    return [
+        (name, ["\u2013" if one.get(key) is None else number(one[key]) + unit for one in known])
+        for key, (name, unit) in COSTS.items()
+        if any(one.get(key) is not None for one in known)
+    ]
+
+
+def _in_words(field: FieldSpec, scores: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A field's share of right values, and its primary figure where that is another."""
+    right, first = share_right(field.kind), primary(field.kind)
+    if not (figure := figure_of(scores, field.column, right)):
+        return None
+    how = {"text": "exactly right", "category": "right", "number": METRICS[right].label}[field.kind]
+    says = f"{how} on {percent(figure['value'])}"
+    if first != right and (other := figure_of(scores, field.column, first)):
+        says += f", {METRICS[first].label} {metric_text(first, other['value'])}"
+    return field.label, says
+
+
+def _best_baseline(metrics: Mapping[str, Any], field: FieldSpec) -> tuple[str, Mapping[str, float]] | None:
+    metric = primary(field.kind)
+    known = [
+        (system.name, figure)
+        for system in SYSTEMS
+        if "baselines" in system.path and (figure := figure_of(scores_of(metrics, system), field.column, metric))
+    ]
+    best = max if METRICS[metric].higher_is_better else min
+    return best(known, key=lambda pair: pair[1]["value"]) if known else None
+
+
+def _clears_baselines(metrics: Mapping[str, Any], field: FieldSpec) -> bool:
+    metric = primary(field.kind)
+    figure, best = figure_of(metrics["model"], field.column, metric), _best_baseline(metrics, field)
+    if not figure or not best:
+        return bool(figure)
+    if METRICS[metric].higher_is_better:
+        return figure["low"] > best[1]["high"]
+    return figure["high"] < best[1]["low"]
