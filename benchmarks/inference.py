@@ -15,8 +15,8 @@ from rounds import ratio, take_turns
 from catalens.checkpoint import load_run, load_untrained
 from catalens.config import PromptSpec
 from catalens.examples import answer_space
-from catalens.inference.decoding import Written
-from catalens.inference.writer import Writer
+from catalens.inference.generation import Generator
+from catalens.inference.records import Completion
 from catalens.sampling.sample import draw_catalog
 
 TOGETHER = 64
@@ -43,14 +43,14 @@ def main() -> None:
             ({"title": r.title, "category3_code": r.category3_code, "full_price": r.full_price} for r in rows),
         )
     pictures = [row.image for row in rows]
-    written: dict[str, list[Written]] = {}
-    writers = {
-        name: Writer(run.model, run.processor, run.prompt, batch_size, 128, space if constrained else None)
+    written: dict[str, list[Completion]] = {}
+    generators = {
+        name: Generator(run.model, run.processor, run.prompt, batch_size, 128, space if constrained else None)
         for name, (batch_size, constrained) in WAYS.items()
     }
 
     def write(name: str) -> None:
-        written[name] = writers[name].write(pictures)
+        written[name] = generators[name].generate(pictures)
 
     times = take_turns({name: lambda name=name: write(name) for name in WAYS}, options.rounds, len(rows))
     _compare(written)
@@ -70,7 +70,7 @@ def main() -> None:
     console.print(f"constrained against free, in batches: {cost.median:.2f} times the time ({cost.range})")
 
 
-def _compare(written: Mapping[str, list[Written]]) -> None:
+def _compare(written: Mapping[str, list[Completion]]) -> None:
     """End the program where a batch changed an answer."""
     for kind in ("free", "constrained"):
         alone, together = written[f"one at a time, {kind}"], written[f"batches of {TOGETHER}, {kind}"]

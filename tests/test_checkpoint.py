@@ -14,7 +14,7 @@ from catalens.checkpoint import TINY, load_model, load_processor, load_run, save
 from catalens.config import PromptSpec, Recipe, TrainingSpec, dump_recipe
 from catalens.devices import compute_dtype
 from catalens.errors import CheckpointError
-from catalens.examples import AnswerSpace
+from catalens.examples import AnswerSchema
 from catalens.training.modules import prepare_parts
 
 
@@ -144,7 +144,7 @@ def adapted_run(folder: Path, **training) -> Any:
     for name, weight in model.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.03)
-    save_best(folder / "best", model, load_processor("tiny"), prompt, AnswerSpace())
+    save_best(folder / "best", model, load_processor("tiny"), prompt, AnswerSchema())
     recipe = Recipe(catalog="", training=spec)
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     (folder / "versions.json").write_text("{}")
@@ -199,9 +199,9 @@ def test_a_model_that_the_device_does_not_take_is_one_sentence(monkeypatch):
 
 
 def test_a_run_is_finished_when_all_else_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(AnswerSpace, "model_dump_json", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(AnswerSchema, "model_dump_json", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        save_best(tmp_path / "best", load_model("tiny"), load_processor("tiny"), PromptSpec(), AnswerSpace())
+        save_best(tmp_path / "best", load_model("tiny"), load_processor("tiny"), PromptSpec(), AnswerSchema())
     assert not (tmp_path / "best" / "prompt.json").exists()
 
 

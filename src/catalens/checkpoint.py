@@ -31,7 +31,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from catalens.config import PromptSpec, Recipe, load_recipe
 from catalens.devices import AMPERE, compute_dtype, device, set_precision
 from catalens.errors import CheckpointError, first_line
-from catalens.examples import END, AnswerSpace
+from catalens.examples import END, AnswerSchema
 from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
 
 transformers.utils.logging.disable_progress_bar()  # a bar for each load says nothing
@@ -52,7 +52,7 @@ class Run:
     versions: Mapping[str, str]
     model: Any  # Phi3VForCausalLM
     processor: Phi3VProcessor
-    space: AnswerSpace
+    space: AnswerSchema
 
 
 def load_model(
@@ -109,7 +109,7 @@ def save_best(
     model: Any,
     processor: Phi3VProcessor,
     prompt: PromptSpec,
-    space: AnswerSpace,
+    space: AnswerSchema,
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a trained model, or its adapter, with all that inference needs; `weights` where its own are sharded."""
@@ -148,7 +148,7 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool
     try:
         prompt = PromptSpec.model_validate_json((best / "prompt.json").read_bytes())
         known = best / "answers.json"  # runs of earlier versions have none
-        space = AnswerSpace.model_validate_json(known.read_bytes()) if known.is_file() else AnswerSpace()
+        space = AnswerSchema.model_validate_json(known.read_bytes()) if known.is_file() else AnswerSchema()
         versions = json.loads((folder / "versions.json").read_bytes())
     except ValidationError as error:
         raise CheckpointError(f"{best}: prompt.json or answers.json is not of this version of catalens") from error
@@ -182,7 +182,7 @@ def _best_model(best: Path, recipe: Recipe, dtype: torch.dtype) -> Any:
 def load_untrained(name: str = "tiny") -> Run:
     """A model as it was before any training of ours, ready to write; CheckpointError as `load_model`."""
     recipe = Recipe(catalog="", model=name)
-    return Run(Path(name), recipe, recipe.prompt, {}, load_model(name).eval(), load_processor(name), AnswerSpace())
+    return Run(Path(name), recipe, recipe.prompt, {}, load_model(name).eval(), load_processor(name), AnswerSchema())
 
 
 def _attention(dtype: torch.dtype) -> str:

@@ -41,7 +41,7 @@ class Answer:
     error: str | None = None
 
 
-class FieldSpace(Frozen):
+class FieldConstraints(Frozen):
     """What the values of a field look like; the default is where nothing is known of them."""
 
     values: tuple[str, ...] = ()
@@ -62,18 +62,18 @@ class FieldSpace(Frozen):
         return self
 
 
-class AnswerSpace(Frozen):
+class AnswerSchema(Frozen):
     """What a model that learned from a table may answer; saved with it as `answers.json`."""
 
-    fields: Mapping[str, FieldSpace] = {}
+    fields: Mapping[str, FieldConstraints] = {}
     """By column."""
 
-    def of(self, column: str) -> FieldSpace:
+    def of(self, column: str) -> FieldConstraints:
         """What the values of a column look like."""
-        return self.fields.get(column, FieldSpace())
+        return self.fields.get(column, FieldConstraints())
 
 
-def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]]) -> AnswerSpace:
+def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]]) -> AnswerSchema:
     """What the answers of checked rows are made of.
 
     Texts may be half as long again as the longest, numbers may have one digit more before the point.
@@ -82,7 +82,7 @@ def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]]) -> Answ
     for row in rows:
         for field in spec.fields:
             written[field.column].add(_write(field, row[field.column], spec.numbers, "row"))
-    return AnswerSpace(fields={f.column: _space(f, spec.numbers, written[f.column]) for f in spec.fields})
+    return AnswerSchema(fields={f.column: _space(f, spec.numbers, written[f.column]) for f in spec.fields})
 
 
 def render_prompt(spec: PromptSpec) -> str:
@@ -175,15 +175,15 @@ def _split(spec: PromptSpec, text: str) -> dict[str, str]:
     return parts
 
 
-def _space(field: FieldSpec, spec: NumberFormat, texts: set[str]) -> FieldSpace:
+def _space(field: FieldSpec, spec: NumberFormat, texts: set[str]) -> FieldConstraints:
     longest = max(map(len, texts)) * 3 // 2
     if field.kind != "number":
-        return FieldSpace(values=tuple(sorted(texts)) if field.kind == "category" else (), longest=longest)
+        return FieldConstraints(values=tuple(sorted(texts)) if field.kind == "category" else (), longest=longest)
     bare = [text.removeprefix(spec.prefix).removesuffix(spec.suffix) for text in texts]
     parts = [text.replace(spec.thousands, "") if spec.thousands else text for text in bare]
     wholes = [len(part.partition(spec.decimal)[0].removeprefix("-")) for part in parts]
     decimals = [len(part.partition(spec.decimal)[2]) for part in parts]
-    return FieldSpace(
+    return FieldConstraints(
         digits=min(15, max(wholes) + 1),
         decimals=(min(decimals), max(decimals)),
         negative=any(part.startswith("-") for part in parts),

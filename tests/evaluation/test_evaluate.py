@@ -10,7 +10,7 @@ from catalens.config import PromptSpec
 from catalens.errors import CatalogError
 from catalens.evaluation.evaluate import evaluate, flatten
 from catalens.evaluation.image_use import blanked
-from catalens.inference.writer import Memory, Writer
+from catalens.inference.generation import FeatureCache, Generator
 from catalens.metrics import metrics_of
 from catalens.predictions import Evaluation, truth_of
 
@@ -88,11 +88,11 @@ def test_the_pictures_are_asked_about_on_the_same_rows(result, run):
 def test_a_split_that_the_memory_cannot_hold_is_evaluated_all_the_same(result, run, recipe, tmp_path, monkeypatch):
     rooms = []
 
-    def small() -> Memory:
-        rooms.append(Memory(60_000))  # of a few pictures
+    def small() -> FeatureCache:
+        rooms.append(FeatureCache(60_000))  # of a few pictures
         return rooms[-1]
 
-    monkeypatch.setattr("catalens.evaluation.evaluate.Memory", small)
+    monkeypatch.setattr("catalens.evaluation.evaluate.FeatureCache", small)
     shutil.copytree(run, tmp_path / "run")
     found = evaluate(tmp_path / "run").metrics
     assert 0 < len(rooms[0].kept) < result["rows"]
@@ -102,9 +102,9 @@ def test_a_split_that_the_memory_cannot_hold_is_evaluated_all_the_same(result, r
 
 def test_equal_pictures_are_answered_once_and_no_picture_twice(run, recipe, drawn, monkeypatch):
     asked = []
-    write = Writer.write
+    write = Generator.generate
     monkeypatch.setattr(
-        Writer, "write", lambda self, pictures, *args: asked.append(pictures) or write(self, pictures)
+        Generator, "generate", lambda self, pictures, *args: asked.append(pictures) or write(self, pictures)
     )
     catalog = Catalog(drawn)
     picture = catalog.rows("test")[0]["image"]

@@ -18,9 +18,9 @@ from pathlib import Path
 from catalens.catalog.pictures import open_picture
 from catalens.config import FieldSpec, PromptSpec
 from catalens.errors import CatalensError, PictureError
+from catalens.inference.batch import BatchSpec, Outcome, predict_to
 from catalens.inference.inputs import InputSpec, open_input
-from catalens.inference.prediction import Prediction
-from catalens.inference.volume import Outcome, VolumeSpec, predict_to
+from catalens.predictions import Prediction
 
 PROMPT = PromptSpec(
     fields=(
@@ -59,14 +59,14 @@ class Guesser:
         """Pictures of each call."""
 
     def predict(
-        self, pictures: Sequence[bytes], progress: Callable[[int], None] = lambda done: None
+        self, pictures: Sequence[bytes], on_progress: Callable[[int], None] = lambda done: None
     ) -> list[Prediction]:
         self.asked.append(len(pictures))
         predictions = []
         for picture in pictures:
             time.sleep(self.pause)
             predictions.append(guess(picture))
-            progress(len(predictions))
+            on_progress(len(predictions))
         return predictions
 
 
@@ -78,7 +78,7 @@ def main() -> Outcome:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--engine", default="native")
     given = parser.parse_args()
-    spec = VolumeSpec.model_validate(
+    spec = BatchSpec.model_validate(
         {"batch_size": given.batch_size, "engine": given.engine, "download": {"allow_private_hosts": True}}
     )
     if given.engine == "ray":

@@ -14,7 +14,8 @@ from sklearn.linear_model import LogisticRegression
 from catalens.config import FieldSpec, PromptSpec
 from catalens.errors import CheckpointError
 from catalens.evaluation.calibrating import one_a_product
-from catalens.inference.calibration import FILE, Calibration, FieldScore, fit_calibration, load_calibration
+from catalens.inference.calibration import FILE, Calibration, fit_calibration, load_calibration
+from catalens.inference.records import FieldScore
 
 TITLE = PromptSpec(fields=(FieldSpec(column="title", label="Product", kind="text"),))
 PRICE = PromptSpec(fields=(FieldSpec(column="price", label="Price", kind="number"),))

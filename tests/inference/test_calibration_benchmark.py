@@ -14,7 +14,8 @@ import calibration as benchmark
 
 from catalens.config import FieldSpec, PromptSpec
 from catalens.errors import CheckpointError
-from catalens.inference.calibration import FieldScore, fit_calibration
+from catalens.inference.calibration import fit_calibration
+from catalens.inference.records import FieldScore
 
 PROMPT = PromptSpec(
     fields=(

@@ -7,8 +7,8 @@ import pytest
 from catalens.checkpoint import load_processor
 from catalens.config import FieldSpec, NumberFormat, PromptSpec
 from catalens.examples import (
-    AnswerSpace,
-    FieldSpace,
+    AnswerSchema,
+    FieldConstraints,
     answer_space,
     canonical_text,
     parse_answer,
@@ -46,7 +46,7 @@ def vocabulary(request):
         pytest.skip(f"{OFFICIAL} is not there: it holds the official tokenizers")
     else:
         processor = load_processor(str(OFFICIAL / request.param))
-    return Vocabulary(processor.tokenizer, len(processor.tokenizer) + 19)
+    return Vocabulary(processor, len(processor.tokenizer) + 19)
 
 
 def walk(constraint: Constraint, seed: int) -> tuple[str, int]:
@@ -58,7 +58,7 @@ def walk(constraint: Constraint, seed: int) -> tuple[str, int]:
         token = rng.choice(allowed.tolist())
         tokens += [token, *constraint.follow(matcher, token)]
         chosen += 1
-        assert len(tokens) <= constraint.longest
+        assert len(tokens) <= constraint.max_new_tokens
     return b"".join(map(constraint.vocabulary.piece, tokens)).decode().lstrip(), chosen
 
 
@@ -101,12 +101,14 @@ def test_free_categories_and_nothing_known(vocabulary):
     free = Constraint(vocabulary, PromptSpec(), answer_space(PromptSpec(), ROWS), free_categories=True)
     written = {parse_answer(PromptSpec(), walk(free, seed)[0]).values["category3_code"] for seed in range(5)}
     assert not written <= {row["category3_code"] for row in ROWS}
-    unknown = Constraint(vocabulary, PromptSpec(), AnswerSpace())
+    unknown = Constraint(vocabulary, PromptSpec(), AnswerSchema())
     assert parse_answer(PromptSpec(), walk(unknown, 1)[0]).values
 
 
 def test_text_that_is_full_is_followed_by_the_label(vocabulary):
-    space = AnswerSpace(fields={"title": FieldSpace(longest=3), "category3_code": FieldSpace(values=("A",))})
+    space = AnswerSchema(
+        fields={"title": FieldConstraints(longest=3), "category3_code": FieldConstraints(values=("A",))}
+    )
     constraint = Constraint(vocabulary, PromptSpec(), space)
     titles = [str(parse_answer(PromptSpec(), walk(constraint, seed)[0]).values["title"]) for seed in range(20)]
     assert max(len(title.replace(" ", "").replace("<", "").replace(",", "")) for title in titles) == 3
@@ -114,7 +116,7 @@ def test_text_that_is_full_is_followed_by_the_label(vocabulary):
 
 def test_many_categories_stay_quick_to_follow(vocabulary):
     values = tuple(sorted(f"{kind} {n}" for kind in ("BAGS", "COATS", "SHOES & SOCKS") for n in range(1500)))
-    space = AnswerSpace(fields={"category3_code": FieldSpace(values=values)})
+    space = AnswerSchema(fields={"category3_code": FieldConstraints(values=values)})
     constraint = Constraint(vocabulary, PromptSpec(), space)
     assert parse_answer(PromptSpec(), walk(constraint, 3)[0]).values["category3_code"] in values
 
@@ -175,7 +177,9 @@ def test_what_cannot_be_written_is_told_by_its_field(vocabulary, row, column):
 def test_no_choice_of_tokens_makes_a_label_or_an_end_part_of_a_text(vocabulary):
     """Walks that go for them wherever they can."""
     values = ("A", "Sock")
-    space = AnswerSpace(fields={"title": FieldSpace(longest=30), "category3_code": FieldSpace(values=values)})
+    space = AnswerSchema(
+        fields={"title": FieldConstraints(longest=30), "category3_code": FieldConstraints(values=values)}
+    )
     constraint = Constraint(vocabulary, PromptSpec(), space)
     wanted = [b", Category: ", b" , Category: ", b",, Category: ", b"<, Category: ", b"<|end|>", b" <"]
     for seed in range(40):
@@ -216,7 +220,7 @@ def test_a_comma_is_the_numbers_or_the_labels(vocabulary, numbers, price, text):
 
 def test_a_category_may_begin_another(vocabulary):
     values = ("A", "A, B", "A, Full")
-    space = AnswerSpace(fields={"category3_code": FieldSpace(values=values)})
+    space = AnswerSchema(fields={"category3_code": FieldConstraints(values=values)})
     constraint = Constraint(vocabulary, PromptSpec(), space)
     for value in values:
         assert accepts(constraint, f"Product: Sock, Category: {value}, Full Price: 12.0<|end|>")
@@ -224,13 +228,13 @@ def test_a_category_may_begin_another(vocabulary):
 
 
 def test_no_text_is_empty_or_a_comma(vocabulary):
-    constraint = Constraint(vocabulary, PromptSpec(), AnswerSpace())
+    constraint = Constraint(vocabulary, PromptSpec(), AnswerSchema())
     assert not accepts(constraint, "Product: , Category: foo, Category: A, Full Price: 12.0<|end|>")
 
 
 def test_labels_in_any_script_leave_room_for_the_answer(vocabulary):
     prompt = PromptSpec(fields=(FieldSpec(column="full_price", label="販売価格(税込)", kind="number"),))
-    constraint = Constraint(vocabulary, prompt, AnswerSpace(fields={"full_price": FieldSpace(digits=1)}))
+    constraint = Constraint(vocabulary, prompt, AnswerSchema(fields={"full_price": FieldConstraints(digits=1)}))
     for seed in range(5):
         assert parse_answer(prompt, walk(constraint, seed)[0]).values
 
@@ -238,4 +242,4 @@ def test_labels_in_any_script_leave_room_for_the_answer(vocabulary):
 def test_a_space_that_makes_no_sense_is_refused():
     for wrong in ({"digits": 0}, {"longest": 0}, {"decimals": (3, 1)}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            FieldSpace(**wrong)
+            FieldConstraints(**wrong)

@@ -26,7 +26,7 @@ from catalens.errors import PictureError, RecipeError
 from catalens.progress import bars, silent
 
 if TYPE_CHECKING:
-    from catalens.inference.volume import Outcome
+    from catalens.inference.batch import Outcome
 
 
 @app.command(
@@ -67,13 +67,13 @@ def predict(
 
     With --out a command that was stopped goes on from where it was. Exit code 6 where more than --max-bad failed.
     """
+    from catalens.inference.batch import BatchSpec, predict_lines, predict_to, run_version
     from catalens.inference.inputs import InputSpec, open_input
-    from catalens.inference.volume import VolumeSpec, predict_lines, predict_to, run_version
 
     bearable, targets = share_of(max_bad), accept_error_of(accept_error)
     download = {"allow_private_hosts": allow_private_hosts}
     asked = {"batch_size": batch_size, "engine": engine, "download": download, "raw": raw}
-    spec = from_flags(VolumeSpec, asked)
+    spec = from_flags(BatchSpec, asked)
     if raw and (out is None or out.suffix != ".csv"):
         raise RecipeError("--raw is for CSV: leave it out, or give --out a name that ends in .csv")
     if out is None and (overwrite or engine == "ray"):
@@ -85,12 +85,11 @@ def predict(
     load = partial(catalens.load_predictor, place, batch_size=batch_size, **how)
     stdout = sys.stdout  # while there is a bar, rich leads sys.stdout to the console
     with nullcontext(silent) if out is None and stdout.isatty() else bars(console) as progress:
-        report = partial(progress, "pictures")
         if out is None:
-            outcome = predict_lines(source, load, spec, partial(print, end="", file=stdout, flush=True), report)
+            outcome = predict_lines(source, load, spec, partial(print, end="", file=stdout, flush=True), progress)
         else:
             made_by = {"run": run_version(run), **how, "engine": "native"}  # as manifests of earlier versions have it
-            outcome = predict_to(out, source, load, spec, made_by, overwrite, report)
+            outcome = predict_to(out, source, load, spec, made_by, overwrite, progress)
     _report(outcome, out, bearable)
 
 

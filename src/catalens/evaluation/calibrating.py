@@ -26,9 +26,8 @@ from catalens.devices import processes
 from catalens.errors import CatalogError
 from catalens.examples import parse_answer
 from catalens.inference.calibration import Calibration, fit_calibration, load_calibration
-from catalens.inference.confidence import field_scores
-from catalens.inference.reading import RunPredictor
-from catalens.inference.writer import Memory, Writer
+from catalens.inference.generation import FeatureCache, Generator
+from catalens.inference.predictor import Predictor, field_scores
 from catalens.metrics import (
     acceptance,
     calibration_error,
@@ -61,7 +60,7 @@ def calibrate(run: Path | str, console: Console | None = None) -> Calibration:
     return _calibrated(loaded, loaded.recipe.evaluation, console)
 
 
-def run_predictor(run: Run, spec: EvaluationSpec, console: Console, memory: Memory) -> RunPredictor:
+def run_predictor(run: Run, spec: EvaluationSpec, console: Console, memory: FeatureCache) -> Predictor:
     """Make the predictor of a run as `catalens predict` has it, calibrated where its validation rows are there.
 
     Vision features of the pictures are shared through `memory`.
@@ -73,8 +72,8 @@ def run_predictor(run: Run, spec: EvaluationSpec, console: Console, memory: Memo
         except CatalogError as error:
             console.print(f"[yellow]not calibrated:[/] {escape(str(error))}", highlight=False)
     longest, space = spec.max_new_tokens, run.space
-    writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, longest, space, memory=memory)
-    return RunPredictor(
+    writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, longest, space, cache=memory)
+    return Predictor(
         writer, run.prompt, calibration, {field.column: spec.accept_error for field in run.prompt.fields}
     )
 
@@ -87,10 +86,10 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
     roles, encoder = catalog.card.roles, Encoder(run.processor, run.prompt)
     everything, _ = load_examples(catalog, encoder, "validation")
     rows = sampled(one_a_product(everything, roles.id, roles.image), PRODUCTS)
-    writer = Writer(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
+    writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
     with bars(console) as progress:
         pictures = [row[roles.image] for row in rows]
-        written = writer.write(pictures, lambda done: progress("calibrating", done, len(rows)))
+        written = writer.generate(pictures, lambda done: progress("calibrating", done, len(rows)))
     predictions = [parse_answer(run.prompt, one.text).values for one in written]
     scores = [
         {} if values is None else field_scores(run.prompt, one)

@@ -33,9 +33,9 @@ from catalens.errors import CatalogError
 from catalens.evaluation.calibrating import calibrate, confidence_block, review_block, run_predictor, sampled
 from catalens.evaluation.image_use import blanked, image_use, partners
 from catalens.examples import parse_answer
-from catalens.inference.decoding import Written
-from catalens.inference.reading import RunPredictor
-from catalens.inference.writer import Engine, Memory, Writer
+from catalens.inference.generation import FeatureCache, Generator
+from catalens.inference.predictor import Predictor
+from catalens.inference.records import Completion
 from catalens.metrics import Figure, ImageUse, Row
 from catalens.model import Phi3VProcessor
 from catalens.pages.report import write_report
@@ -65,10 +65,10 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     encoder = Encoder(loaded.processor, loaded.prompt)
     usable, left_out = load_examples(catalog, encoder, spec.split)
     rows = ScoringRows(loaded.prompt, catalog, sampled(usable, spec.rows), spec)
-    memory = Memory()
+    memory = FeatureCache()
     predictor = run_predictor(loaded, spec, console, memory)
-    writer = Writer(
-        loaded.model, loaded.processor, loaded.prompt, spec.batch_size, spec.max_new_tokens, memory=memory
+    writer = Generator(
+        loaded.model, loaded.processor, loaded.prompt, spec.batch_size, spec.max_new_tokens, cache=memory
     )
     counts = {"rows": len(rows.ids), "products": len(set(rows.ids))}
     result: dict[str, Any] = {"format": FORMAT} | counts | {"split": spec.split}
@@ -77,7 +77,7 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
         free = rows.answers(writer, "writing answers", progress)
         seconds = time.monotonic() - generating
         result["model"] = rows.score(rows.values(free))
-        constrained = rows.answers(predictor.engine, "constrained answers", progress)
+        constrained = rows.answers(predictor.generator, "constrained answers", progress)
         scored = rows.scored(predictor, constrained, free)
         result["constrained"] = rows.score([row.values for row in scored])
         result |= _trust(predictor, rows, scored)
@@ -114,16 +114,16 @@ class ScoringRows:
         self.truths = [truth_of(prompt, row) for row in rows]
 
     def answers(
-        self, engine: Engine, stage: str, progress: Progress, pictures: Sequence[bytes] | None = None
-    ) -> list[Written]:
+        self, engine: Generator, stage: str, progress: Progress, pictures: Sequence[bytes] | None = None
+    ) -> list[Completion]:
         """Write one answer a picture, in their order; equal pictures are answered once."""
         pictures = self.pictures if pictures is None else pictures
         once = list(dict.fromkeys(pictures))
-        answers = engine.write(once, lambda done: progress(stage, done, len(once)))
+        answers = engine.generate(once, lambda done: progress(stage, done, len(once)))
         by_picture = dict(zip(once, answers, strict=True))
         return [by_picture[picture] for picture in pictures]
 
-    def values(self, answers: Sequence[Written]) -> list[Row | None]:
+    def values(self, answers: Sequence[Completion]) -> list[Row | None]:
         """Read the values of each answer, None where it does not parse."""
         return [parse_answer(self.prompt, answer.text).values for answer in answers]
 
@@ -136,7 +136,9 @@ class ScoringRows:
         found = image_use(self.kinds, self.truths, predictions, self.ids)
         return found | {"shuffled": self.score([predictions[i] for i in partners(self.ids)])}
 
-    def scored(self, predictor: RunPredictor, written: Sequence[Written], free: Sequence[Written]) -> list[ScoredRow]:
+    def scored(
+        self, predictor: Predictor, written: Sequence[Completion], free: Sequence[Completion]
+    ) -> list[ScoredRow]:
         """Put predictions beside the truths, and beside the answers that were written freely."""
         return [
             ScoredRow(
@@ -178,9 +180,9 @@ class ValidationScorer:
         found = self.rows.image_use(self.rows.values(self._write(model, processor)))
         return found["verdict"], flatten(found["shuffled"])
 
-    def _write(self, model: Any, processor: Phi3VProcessor) -> list[Written]:
-        writer = Writer(model, processor, self.prompt, self.spec.batch_size, self.spec.max_new_tokens)
-        return writer.write(self.rows.pictures)
+    def _write(self, model: Any, processor: Phi3VProcessor) -> list[Completion]:
+        writer = Generator(model, processor, self.prompt, self.spec.batch_size, self.spec.max_new_tokens)
+        return writer.generate(self.rows.pictures)
 
 
 def validation_scorer(recipe: Recipe) -> ValidationScorer | None:
@@ -219,7 +221,7 @@ def _folder_name(own: Recipe, recipe: Recipe) -> str:
     return name
 
 
-def _trust(predictor: RunPredictor, rows: ScoringRows, scored: Sequence[ScoredRow]) -> dict[str, Any]:
+def _trust(predictor: Predictor, rows: ScoringRows, scored: Sequence[ScoredRow]) -> dict[str, Any]:
     """Measure whether confidences, intervals and the rule of review hold what they promise."""
     if (calibration := predictor.calibration) is None:
         return {}
@@ -231,7 +233,7 @@ def _trust(predictor: RunPredictor, rows: ScoringRows, scored: Sequence[ScoredRo
 
 
 def _baselines(
-    catalog: Catalog, encoder: Encoder, rows: ScoringRows, writer: Writer, progress: Progress
+    catalog: Catalog, encoder: Encoder, rows: ScoringRows, writer: Generator, progress: Progress
 ) -> dict[str, Any]:
     """Score the most frequent values, and those of the training picture with the nearest features of the tower."""
     train = sampled(load_examples(catalog, encoder, "train")[0], NEIGHBOURS)
@@ -252,11 +254,11 @@ def _before(run: Run, recipe: Recipe, rows: ScoringRows, progress: Progress) -> 
     run.model.to("cpu")  # a GPU need not hold both
     base = load_model(recipe.model, compute_dtype(recipe.training.precision), recipe.training.attention).eval()
     spec = recipe.evaluation
-    untrained = Writer(base, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
+    untrained = Generator(base, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
     return rows.score(rows.values(rows.answers(untrained, "as it was before training", progress)))
 
 
-def _cost(free: Sequence[Written], constrained: Sequence[Written], seconds: float) -> dict[str, float]:
+def _cost(free: Sequence[Completion], constrained: Sequence[Completion], seconds: float) -> dict[str, float]:
     """Measure the costs of a picture, which took so many seconds; tokens and steps are means over the rows."""
     return {
         "tokens_in": float(np.mean([written.prompt_tokens for written in free])),

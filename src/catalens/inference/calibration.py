@@ -1,4 +1,4 @@
-"""What the decoder scored -> probabilities, bounds and thresholds that hold on products it never saw.
+"""Confidence calibration: Platt scaling, split-conformal intervals, review thresholds.
 
     {"format": 2, "rows": 402, "products": 167, "candidates": 3, "interval": 0.9, "best": "sha256:6f0...", "fields": {
        "title":      {"kind": "text", "slope": 0.71, "offset": -0.84, "steps": [[0.9985, 1, 0], [0.9983, 2, 0], ...]},
@@ -29,7 +29,6 @@ All of this takes new products to be like those of the validation split.
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -42,6 +41,8 @@ from scipy.stats import beta
 
 from catalens.config import Frozen, Kind, PromptSpec
 from catalens.errors import CheckpointError
+from catalens.files import file_hash
+from catalens.inference.records import FieldScore
 from catalens.metrics import acceptance, correctness
 
 FILE = "calibration.json"
@@ -57,18 +58,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 
 
-@dataclass(frozen=True)
-class FieldScore:
-    """What the decoder knows of one field of one answer."""
-
-    log_probability: float
-    """Natural logarithm of the product of the probabilities of its tokens, the one that ends it among them."""
-    tokens: int
-    """How many these are, at least 1."""
-
-
 class Bound(Frozen):
-    """How far the truth may be from a number: from `value / size` to `value * size`, or `size` to either side."""
+    """Bound on the error of a number: from `value / size` to `value * size`, or `size` to either side."""
 
     by: Literal["ratio", "distance"]
     """`ratio` where every truth of the calibration was above 0, else `distance`, in the field's unit."""
@@ -82,7 +73,7 @@ class Bound(Frozen):
 
 
 class FieldCalibration(Frozen):
-    """What was learned about one field."""
+    """Calibration of one field."""
 
     kind: Kind
     slope: Annotated[float, Field(ge=0, le=1e9)]
@@ -103,7 +94,7 @@ class FieldCalibration(Frozen):
 
 
 class Calibration(Frozen):
-    """Scores -> confidences, intervals and thresholds, by column."""
+    """Calibration of a run: scores -> confidences, intervals and thresholds, by column."""
 
     format: Literal[2] = 2
     rows: Count
@@ -119,12 +110,12 @@ class Calibration(Frozen):
     fields: Mapping[str, FieldCalibration]
 
     def apply(self, column: str, score: FieldScore) -> float:
-        """The probability that a field with this score is right."""
+        """Give the probability that a field with this score is right."""
         field = self.fields[column]
         return float(_confidences(field.slope, field.offset, _log_odds(field.kind, [score]))[0])
 
     def bounds(self, column: str, value: float) -> tuple[float, float] | None:
-        """Bounds that hold the truth of a number as often as `interval` says.
+        """Bound the truth of a number, as often as `interval` says.
 
         None where the calibration rows were too few for any finite bounds (8 or fewer for an interval of .9), and
         where a value of 0 or less stands in a column whose truths are all above 0.
@@ -137,7 +128,7 @@ class Calibration(Frozen):
         return value - bound.size, value + bound.size
 
     def threshold(self, column: str, target: float, confidence: float = 0.95) -> float | None:
-        """The lowest confidence from which on values may be used unseen; None where none is proved good enough.
+        """Find the lowest confidence from which on values may be used unseen; None where none is proved good enough.
 
         In at least `confidence` of all draws of the calibration rows, the choice of the checkpoint by them included,
         the share of wrong values among the new rows with at least that confidence is at most `target`. Half of the
@@ -165,11 +156,11 @@ class Calibration(Frozen):
 
 
 def load_calibration(run: Path, prompt: PromptSpec) -> Calibration | None:
-    """The calibration of a run, None where it has none.
+    """Load the calibration of a run, None where it has none.
 
     Raises CheckpointError where it is damaged, of other fields than the prompt's, or of another model than `best/`.
     """
-    path = run / FILE
+    path, fix = run / FILE, f"delete it and run `catalens evaluate {run}`"
     try:
         found = Calibration.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -177,30 +168,21 @@ def load_calibration(run: Path, prompt: PromptSpec) -> Calibration | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise CheckpointError(
-            f"{path}: {where} is wrong ({first['msg']}): delete it and run `catalens evaluate {run}`"
-        ) from error
+        raise CheckpointError(f"{path}: {where} is wrong ({first['msg']}): {fix}") from error
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error.strerror}): delete it and run `catalens evaluate {run}`"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): {fix}") from error
     if {name: field.kind for name, field in found.fields.items()} != {f.column: f.kind for f in prompt.fields}:
-        raise CheckpointError(
-            f"{path} is of other fields than the run's prompt: delete it and run `catalens evaluate {run}`"
-        )
+        raise CheckpointError(f"{path} is of other fields than the run's prompt: {fix}")
     if found.best != _hash_of(run / "best"):
-        raise CheckpointError(
-            f"{path} is of another model than {run / 'best'}: delete it and run `catalens evaluate {run}`"
-        )
+        raise CheckpointError(f"{path} is of another model than {run / 'best'}: {fix}")
     return found
 
 
 def _hash_of(best: Path) -> str:
-    """Content hash of what decides the answers of a saved model: weights, prompt, space of the answers."""
+    """Content hash of what decides the answers of a saved model: weights, prompt, answer schema."""
     digest = hashlib.sha256()
     for path in sorted([*best.glob("*.safetensors"), *best.glob("prompt.json"), *best.glob("answers.json")]):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{path.name} {file_hash(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 
@@ -219,18 +201,16 @@ def fit_calibration(
     `candidates` the checkpoints of which the rows chose this one.
     """
     answered = [i for i, values in enumerate(predictions) if values is not None]
-    true, said = [truths[i] for i in answered], [predictions[i] for i in answered]
+    y_true, y_pred = [truths[i] for i in answered], [predictions[i] for i in answered]
     fields: dict[str, FieldCalibration] = {}
     for field in prompt.fields:
-        right = correctness(field.column, field.kind, true, said)
+        right = correctness(field.column, field.kind, y_true, y_pred)
         log_odds = _log_odds(field.kind, [scores[i][field.column] for i in answered])
         slope, offset = _fit_logistic(log_odds, right)
         bound = None
         if field.kind == "number":
-            pairs = np.array(
-                [(t[field.column], p[field.column]) for t, p in zip(true, said, strict=True) if p], float
-            )
-            bound = _conformal_bound(pairs.reshape(-1, 2), interval, candidates)
+            pairs = [(t[field.column], p[field.column]) for t, p in zip(y_true, y_pred, strict=True) if p]
+            bound = _conformal_bound(np.array(pairs, float).reshape(-1, 2), interval, candidates)
         steps = tuple(acceptance(_confidences(slope, offset, log_odds), right, STEPS))
         fields[field.column] = FieldCalibration(kind=field.kind, slope=slope, offset=offset, steps=steps, bound=bound)
     return Calibration(
@@ -278,16 +258,16 @@ def _conformal_bound(pairs: NDArray[np.float64], interval: float, candidates: in
 
     Errors are ratios, since prices err in shares; where some truth is 0 or less they are distances.
     """
-    truths, said = pairs.T
+    y_true, y_pred = pairs.T
     rank = _conformal_rank(len(pairs), interval, candidates)
     if rank is None:
         return None
-    by = "ratio" if (truths > 0).all() else "distance"
+    by = "ratio" if (y_true > 0).all() else "distance"
     if by == "ratio":
-        below = np.where(said > 0, said, np.nan)
-        errors = np.nan_to_num(np.maximum(truths / below, below / truths), nan=np.inf)
+        above_zero = np.where(y_pred > 0, y_pred, np.nan)
+        errors = np.nan_to_num(np.maximum(y_true / above_zero, above_zero / y_true), nan=np.inf)
     else:
-        errors = np.abs(truths - said)
+        errors = np.abs(y_true - y_pred)
     size = float(np.sort(errors)[rank - 1])
     return Bound(by=by, size=size) if math.isfinite(size) else None
 

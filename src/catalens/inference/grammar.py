@@ -1,4 +1,4 @@
-"""What an answer may be, as a grammar over the tokens of a model (constrained decoding with llguidance).
+"""Grammar of the answers over the tokens of a model: constrained decoding with llguidance.
 
     start: "Product: " field_0 " " field_1 " " field_2
     field_0[suffix=", Category:"]: /(< )?,?...{0,56}<?/       text, up to the next label
@@ -23,7 +23,8 @@ import torch
 
 from catalens.config import FieldSpec, NumberFormat, PromptSpec
 from catalens.errors import CheckpointError, InferenceError
-from catalens.examples import END, AnswerSpace, FieldSpace, render_prompt
+from catalens.examples import AnswerSchema, FieldConstraints
+from catalens.model import family_of
 
 # A `<` goes before no `|` and no comma, a comma that begins a word before no other: what stands before a label, or
 # before the end, is a whole text then, so that the label is one. No complement: the lexer gives up on long ones.
@@ -34,12 +35,12 @@ BYTES = 10
 
 
 class Vocabulary:
-    """The tokens of a model with `words` rows in its embedding, as bytes."""
+    """Tokens of a model with `size` rows in its embedding, as bytes."""
 
-    def __init__(self, tokenizer: Any, words: int) -> None:
-        self.tokenizer, self.words = tokenizer, words
-        self.end: int = tokenizer.convert_tokens_to_ids(END)
-        self.guide = llguidance.hf.from_tokenizer(tokenizer, n_vocab=words, eos_token=[self.end])
+    def __init__(self, processor: Any, size: int) -> None:
+        self.tokenizer, self.size, self.family = processor.tokenizer, size, family_of(processor.model_type)
+        self.end: int = self.tokenizer.convert_tokens_to_ids(self.family.end_token)
+        self.guide = llguidance.hf.from_tokenizer(self.tokenizer, n_vocab=size, eos_token=[self.end])
         self._pieces: dict[int, bytes] = {}
 
     def piece(self, token: int) -> bytes:
@@ -50,21 +51,21 @@ class Vocabulary:
 
 
 class Constraint:
-    """Answers of a prompt, token by token.
+    """Constraint on the answers of a prompt, token by token.
 
     The grammar opens with what the tokenizer puts between prompt and answer, which for the official ones is a space.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, prompt: PromptSpec, space: AnswerSpace, free_categories: bool = False
+        self, vocabulary: Vocabulary, prompt: PromptSpec, schema: AnswerSchema, free_categories: bool = False
     ) -> None:
         self.vocabulary, self.prompt = vocabulary, prompt
-        self._question = render_prompt(prompt).partition("<|image_1|>")[2]
-        self.grammar = answer_grammar(prompt, space, free_categories, self._opening())
-        self.longest = 1 + sum(
-            _tokens(f", {field.label}: ") + longest(field, space, prompt.numbers) for field in prompt.fields
-        )
-        """Most tokens of an answer."""
+        self._question = vocabulary.family.chat(prompt.question).partition(vocabulary.family.image_tag)[2]
+        self._end = vocabulary.family.end_token
+        self.grammar = answer_grammar(prompt, schema, free_categories, self._opening())
+        labels = sum(_most_tokens(f", {field.label}: ") for field in prompt.fields)
+        values = sum(_most_tokens_of(field, schema.of(field.column), prompt.numbers) for field in prompt.fields)
+        self.max_new_tokens = 1 + labels + values
         if problem := llguidance.LLMatcher.validate_grammar(self.grammar, vocabulary.guide):
             raise CheckpointError(
                 f"best/answers.json makes no grammar ({problem.partition(chr(10))[0]}): train again"
@@ -72,16 +73,16 @@ class Constraint:
         self._fresh = llguidance.LLMatcher(vocabulary.guide, self.grammar)
 
     def start(self) -> llguidance.LLMatcher:
-        """The state before the first token of an answer."""
+        """Give the state before the first token of an answer."""
         return self._fresh.deep_copy()
 
     def follow(self, matcher: llguidance.LLMatcher, token: int) -> list[int]:
-        """Take a token; the tokens that must follow it, taken as well, the end where nothing else may come."""
+        """Take a token, and those that must follow it, which are given: the end where nothing else may come."""
         matcher.consume_token(token)
         return [] if token == self.vocabulary.end else self.forced(matcher)
 
     def forced(self, matcher: llguidance.LLMatcher) -> list[int]:
-        """The tokens that must come now, taken; InferenceError where the grammar is too much to follow."""
+        """Take the tokens that must come now; InferenceError where the grammar is too much to follow."""
         if matcher.is_error():
             reason = matcher.get_error().partition("\n")[0]
             raise InferenceError(f"constrained decoding failed ({reason}): the grammar of the answers is too large")
@@ -93,8 +94,8 @@ class Constraint:
         return tokens
 
     def refused(self, answer: str) -> str | None:
-        """The column at which a rendered answer, with its end, cannot be written on; None where all of it can."""
-        tokens, matcher = self._tokens(answer.removesuffix(END)), self.start()
+        """Find the column at which a rendered answer, with its end, cannot go on; None where all can be written."""
+        tokens, matcher = self._tokens(answer.removesuffix(self._end)), self.start()
         taken = matcher.try_consume_tokens(tokens)
         if taken == len(tokens) and matcher.is_accepting():
             return None
@@ -103,32 +104,32 @@ class Constraint:
         return columns[-1] if columns else self.prompt.fields[0].column
 
     def allowed(self, matchers: Sequence[llguidance.LLMatcher | None]) -> torch.Tensor:
-        """Which tokens may come next, [rows, words]; all for a row that has no matcher."""
-        words = self.vocabulary.words
-        bits = llguidance.numpy.allocate_token_bitmask(len(matchers), words)
+        """Mask of the tokens that may come next, [rows, vocabulary]; all of them for a row that has no matcher."""
+        size = self.vocabulary.size
+        bits = llguidance.numpy.allocate_token_bitmask(len(matchers), size)
         for row, matcher in enumerate(matchers):
             if matcher is not None:
                 llguidance.numpy.fill_next_token_bitmask(matcher, bits, row)
         flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
-        return torch.from_numpy(flags[:, :words].astype(bool))
+        return torch.from_numpy(flags[:, :size].astype(bool))
 
     def _opening(self) -> str:
-        """What the first token of an answer writes before the first label."""
+        """Text of the first token of an answer before the first label."""
         label = self.prompt.fields[0].label
-        written = self.vocabulary.guide.decode_bytes(self._tokens(f"{label}: 1{END}"))
+        written = self.vocabulary.guide.decode_bytes(self._tokens(f"{label}: 1{self._end}"))
         return written.decode("utf-8", errors="replace").partition(label)[0]
 
     def _tokens(self, answer: str) -> list[int]:
-        """An answer in the tokens that training gives it."""
+        """Tokenize an answer as training does."""
         tokenizer = self.vocabulary.tokenizer
         return tokenizer(self._question + answer)["input_ids"][len(tokenizer(self._question)["input_ids"]) :]
 
 
-def answer_grammar(prompt: PromptSpec, space: AnswerSpace, free_categories: bool = False, opening: str = "") -> str:
-    """The grammar of a prompt's answers, in llguidance's Lark; `opening` stands before the first label."""
+def answer_grammar(prompt: PromptSpec, schema: AnswerSchema, free_categories: bool = False, opening: str = "") -> str:
+    """Write the grammar of a prompt's answers in llguidance's Lark; `opening` stands before the first label."""
     start, rules = [_literal(f"{opening}{prompt.fields[0].label}: ")], []
-    for place, (field, following) in enumerate(zip(prompt.fields, (*prompt.fields[1:], None), strict=True)):
-        own, name = space.of(field.column), f"field_{place}"
+    for index, (field, following) in enumerate(zip(prompt.fields, (*prompt.fields[1:], None), strict=True)):
+        own, name = schema.of(field.column), f"field_{index}"
         if field.kind == "number":
             value = _number(own, prompt.numbers)
         elif field.kind == "category" and own.values and not free_categories:
@@ -143,30 +144,29 @@ def answer_grammar(prompt: PromptSpec, space: AnswerSpace, free_categories: bool
     return "\n".join([f"start: {' '.join(start)}", *rules]) + "\n"
 
 
-def longest(field: FieldSpec, space: AnswerSpace, numbers: NumberFormat) -> int:
+def _most_tokens_of(field: FieldSpec, own: FieldConstraints, numbers: NumberFormat) -> int:
     """Most tokens of a field's value."""
-    own = space.of(field.column)
     if field.kind == "number":
-        signs = own.digits // 3 * _tokens(numbers.thousands) + _tokens(numbers.prefix + numbers.suffix)
+        signs = own.digits // 3 * _most_tokens(numbers.thousands) + _most_tokens(numbers.prefix + numbers.suffix)
         return own.digits + own.decimals[1] + 2 + signs
-    return max([BYTES * own.longest, *map(_tokens, own.values)])
+    return max([BYTES * own.longest, *map(_most_tokens, own.values)])
 
 
-def _number(space: FieldSpace, spec: NumberFormat) -> str:
+def _number(own: FieldConstraints, spec: NumberFormat) -> str:
     """Numbers as `format_number` writes them, with no more digits than the catalogue's have."""
-    whole = f"0|[1-9][0-9]{{0,{space.digits - 1}}}"
+    whole = f"0|[1-9][0-9]{{0,{own.digits - 1}}}"
     if spec.thousands:
-        group, (groups, first) = f"{_escaped(spec.thousands)}[0-9]{{3}}", divmod(space.digits - 1, 3)
+        group, (groups, first) = f"{_escaped(spec.thousands)}[0-9]{{3}}", divmod(own.digits - 1, 3)
         fewer = f"|[1-9][0-9]{{0,2}}({group}){{0,{groups - 1}}}" if groups else ""
         whole = f"0|[1-9][0-9]{{0,{first}}}({group}){{{groups}}}{fewer}"
-    fewest, most = space.decimals
+    fewest, most = own.decimals
     point = f"{_escaped(spec.decimal)}[0-9]{{{max(fewest, 1)},{most}}}" if most else ""
     if point and not fewest:
         point = f"({point})?"
-    return f"{_escaped(spec.prefix)}{'-?' if space.negative else ''}({whole}){point}{_escaped(spec.suffix)}"
+    return f"{_escaped(spec.prefix)}{'-?' if own.negative else ''}({whole}){point}{_escaped(spec.suffix)}"
 
 
-def _tokens(text: str) -> int:
+def _most_tokens(text: str) -> int:
     """Most tokens that a text may take: its bytes."""
     return len(text.encode())
 

@@ -1,4 +1,4 @@
-"""What `catalens predict` is given -> rows that each name one picture.
+"""Sources of `catalens predict` -> rows that each name one picture.
 
     photos/ 'more/**/*.jpg' one.png      TableRow(1, "photos/10432877-0.jpg", {}, "/shop/photos/10432877-0.jpg")
     shop.csv                             TableRow(1, "8043", {}, "https://shop.example/8043.jpg")
@@ -25,7 +25,7 @@ from catalens.preparing.sources import Row, is_table, open_source
 
 
 class InputSpec(Frozen):
-    """How a table or a catalogue is read; pictures as files need none of it."""
+    """Settings of reading a table or a catalogue; pictures as files need none of it."""
 
     image: str | None = None
     """Column of the picture; guessed where unset."""
@@ -39,10 +39,10 @@ class InputSpec(Frozen):
 
 @dataclass(frozen=True)
 class Input:
-    """Rows that can be read again and again, in the same order."""
+    """Source whose rows can be read again and again, in the same order."""
 
     where: tuple[str, ...]
-    """What the user gave."""
+    """As the user gave it."""
     key: Literal["file", "id"]
     """Column by which the output names a picture."""
     numbered: bool
@@ -55,48 +55,47 @@ class Input:
     rows: Callable[[], Iterator[TableRow]]
 
 
-def open_input(where: Sequence[str], spec: InputSpec, tell: Callable[[str], None] = lambda text: None) -> Input:
+def open_input(where: Sequence[str], spec: InputSpec, notice: Callable[[str], None] = lambda text: None) -> Input:
     """Open pictures (files, folders, globs and URLs, together), or one table, or one catalogue.
 
-    `tell` hears what was guessed and what of a folder is left out. Raises CatalogError where there is nothing to read
-    or no such column or split, RecipeError where a setting does not fit what is given.
+    `notice` is called with what was guessed and what of a folder is left out. Raises CatalogError where there is
+    nothing to read or no such column or split, RecipeError where a setting does not fit what is given.
     """
     try:
-        return _opened(where, spec, tell)
+        tables = [name for name in where if is_table(name) or (Path(name) / "catalog.json").is_file()]
+        if tables and len(where) > 1:
+            raise RecipeError(f"{tables[0]}: give a table or a catalogue alone, not with other sources")
+        if not tables:
+            _refuse_options(spec, (*InputSpec.model_fields,), f"{where[0]} is pictures")
+            opened = _files(where, notice)
+        elif is_table(tables[0]):
+            _refuse_options(spec, ("split",), f"{where[0]} is a table")
+            opened = _table(where[0], spec, notice)
+        else:
+            _refuse_options(spec, ("image", "id", "encoding", "delimiter"), f"{where[0]} is a catalogue")
+            opened = _catalogue(where[0], spec)
     except OSError as error:
         raise CatalogError(f"{error.filename or where[0]}: cannot be read ({error.strerror or error})") from error
-
-
-def _opened(where: Sequence[str], spec: InputSpec, tell: Callable[[str], None]) -> Input:
-    tables = [name for name in where if is_table(name) or (Path(name) / "catalog.json").is_file()]
-    if tables and len(where) > 1:
-        raise RecipeError(f"{tables[0]}: give a table or a catalogue alone, not with other sources")
-    catalogue = bool(tables) and not is_table(tables[0])
-    unfit = (
-        ("image", "id", "encoding", "delimiter") if catalogue else ("split",) if tables else InputSpec.model_fields
-    )
-    if extra := next((name for name in unfit if getattr(spec, name) is not None), None):
-        kind = "a catalogue" if catalogue else "a table" if tables else "pictures"
-        raise RecipeError(f"--{extra}: leave it out, {where[0]} is {kind}")
-    if catalogue:
-        opened = _catalogue(where[0], spec)
-    else:
-        opened = _table(where[0], spec, tell) if tables else _files(where, tell)
     if not opened.total:
         raise CatalogError(f"{', '.join(where)}: there are no pictures: give files, a folder, a glob or a table")
     return opened
 
 
-def _table(where: str, spec: InputSpec, tell: Callable[[str], None]) -> Input:
+def _refuse_options(spec: InputSpec, names: Sequence[str], reason: str) -> None:
+    if extra := next((name for name in names if getattr(spec, name) is not None), None):
+        raise RecipeError(f"--{extra}: leave it out, {reason}")
+
+
+def _table(where: str, spec: InputSpec, notice: Callable[[str], None]) -> Input:
     source = open_source(where, spec.encoding, spec.delimiter)
     if source.notice:
-        tell(source.notice)
+        notice(source.notice)
     first = source.first(spec.image, spec.id)
     image = spec.image or guess_image(source.columns, first)
     id = spec.id or guess_id([name for name in source.columns if name != image], first)
     if not (spec.image and spec.id):
         flags = shlex.join(["--image", image, *(["--id", id] if id else [])])
-        tell(f"guessed from names and values: {flags}{'' if id else '; ids are row numbers'}")
+        notice(f"guessed from names and values: {flags}{'' if id else '; ids are row numbers'}")
 
     def rows() -> Iterator[TableRow]:
         for number, row in enumerate(source.rows([image, *([id] if id else [])]), start=1):
@@ -135,7 +134,7 @@ def _catalogue(where: str, spec: InputSpec) -> Input:
     return Input((where,), "id", False, where, version, sum(counts[split] for split in splits), rows)
 
 
-def _files(where: Sequence[str], tell: Callable[[str], None]) -> Input:
+def _files(where: Sequence[str], notice: Callable[[str], None]) -> Input:
     digest, total, left_out = hashlib.sha256(), 0, 0
     for name in _names(where):
         if name is None:
@@ -144,7 +143,7 @@ def _files(where: Sequence[str], tell: Callable[[str], None]) -> Input:
         total += 1
         digest.update(os.fsencode(name) + b"\0" + _state(name).encode())
     if left_out:
-        tell(f"{left_out} files in folders are left out: hidden, or no picture by their names")
+        notice(f"{left_out} files in folders are left out: hidden, or no picture by their names")
 
     def rows() -> Iterator[TableRow]:
         for number, name in enumerate((name for name in _names(where) if name is not None), start=1):
@@ -156,9 +155,13 @@ def _files(where: Sequence[str], tell: Callable[[str], None]) -> Input:
 
 def _names(where: Sequence[str]) -> Iterator[str | None]:
     """Files one by one, and None for what of a folder is no picture; a folder's own come before its subfolders'."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     for given in where:
         if Path(given).is_dir():
-            for folder, inner, names in os.walk(given, onerror=_refuse):
+            for folder, inner, names in os.walk(given, onerror=refuse):
                 inner[:] = sorted(name for name in inner if not name.startswith("."))
                 for name in sorted(names):
                     known = PICTURE_NAME.search(name) and not name.startswith(".")
@@ -168,10 +171,6 @@ def _names(where: Sequence[str]) -> Iterator[str | None]:
             yield from sorted(name for name in found if not Path(name).is_dir())
         else:
             yield given
-
-
-def _refuse(error: OSError) -> None:
-    raise error
 
 
 def _state(name: str) -> str:

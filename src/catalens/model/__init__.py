@@ -3,10 +3,9 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoProcessor
 
 from .configuration import Phi3VConfig
-from .image_processing import Phi3VImageProcessor
-from .modeling import Phi3VForCausalLM, Phi3VModel
-from .processing import Phi3VProcessor
-from .vision import unused_parameter_names
+from .family import Family, ImageInputs, family_of
+from .modeling import Phi3VForCausalLM, Phi3VModel, unused_parameter_names
+from .processing import Phi3VImageProcessor, Phi3VProcessor
 
 AutoConfig.register("phi3_v", Phi3VConfig)
 AutoImageProcessor.register(Phi3VConfig, image_processor_classes={"pil": Phi3VImageProcessor})
@@ -15,10 +14,13 @@ AutoModel.register(Phi3VConfig, Phi3VModel)
 AutoModelForCausalLM.register(Phi3VConfig, Phi3VForCausalLM)
 
 __all__ = [
+    "Family",
+    "ImageInputs",
     "Phi3VConfig",
     "Phi3VForCausalLM",
     "Phi3VImageProcessor",
     "Phi3VModel",
     "Phi3VProcessor",
+    "family_of",
     "unused_parameter_names",
 ]

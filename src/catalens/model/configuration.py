@@ -78,53 +78,47 @@ class Phi3VConfig(Phi3Config):
     def _check(self) -> None:
         changed = [name for name, value in EMBD_LAYER.items() if (self.embd_layer or {}).get(name) != value]
         if changed:
-            raise ValueError(
-                f"embd_layer.{changed[0]} must be {EMBD_LAYER[changed[0]]!r}: no other layout is supported"
-            )
+            must = EMBD_LAYER[changed[0]]
+            raise ValueError(f"embd_layer.{changed[0]} must be {must!r}: no other layout is supported")
         for name in ("image_token_id", "pad_token_id"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
                 raise ValueError(f"{name} is {value}: set it below vocab_size ({self.vocab_size})")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} must be a multiple of num_attention_heads {self.num_attention_heads}"
-            )
-        if self.num_attention_heads % (self.num_key_value_heads or 1):
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} must be a multiple of "
-                f"num_key_value_heads {self.num_key_value_heads}"
-            )
-        size, patch = self.crop_size, self.patch_size
-        if size % (2 * patch):
-            raise ValueError(f"vision_config.image_size {size} must be a multiple of twice patch_size ({2 * patch})")
+        heads, groups, patches = self.num_attention_heads, self.num_key_value_heads or 1, 2 * self.patch_size
+        for name, value, unit, divisor in (
+            ("hidden_size", self.hidden_size, f"num_attention_heads {heads}", heads),
+            ("num_attention_heads", heads, f"num_key_value_heads {groups}", groups),
+            ("vision_config.image_size", self.crop_size, f"twice patch_size ({patches})", patches),
+        ):
+            if value % divisor:
+                raise ValueError(f"{name} {value} must be a multiple of {unit}")
 
     def _modern_rope(self, rope: dict[str, Any]) -> dict[str, Any]:
         old_name = rope.pop("type", None)
-        name = rope.setdefault("rope_type", old_name or "default")
-        if name in ("su", "longrope"):  # the same thing under its older and newer name
+        if rope.setdefault("rope_type", old_name or "default") in ("su", "longrope"):  # its older and newer name
             rope["rope_type"] = "longrope"
-            # Said aloud, or transformers warns at every load.
-            rope.setdefault("factor", self._context_ratio)
+            rope.setdefault("factor", self._context_ratio)  # or transformers warns at every load
         return rope
 
     @property
     def _context_ratio(self) -> float:
         return self.max_position_embeddings / self.original_max_position_embeddings
 
-    @property
-    def _vision(self) -> CLIPVisionConfig:
-        assert isinstance(self.vision_config, CLIPVisionConfig)
-        return self.vision_config
+    def _vision(self, name: str) -> int:
+        value = getattr(self.vision_config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"vision_config.{name} is {value!r}: give one positive whole number, crops are square")
+        return value
 
     @property
     def crop_size(self) -> int:
         """Side of a crop in pixels (336)."""
-        return _side(self._vision.image_size, "image_size")
+        return self._vision("image_size")
 
     @property
     def patch_size(self) -> int:
         """Side of a patch in pixels (14)."""
-        return _side(self._vision.patch_size, "patch_size")
+        return self._vision("patch_size")
 
     @property
     def crop_grid(self) -> int:
@@ -134,7 +128,7 @@ class Phi3VConfig(Phi3Config):
     @property
     def feature_size(self) -> int:
         """Features of two by two merged patches, what the projector takes (4096)."""
-        return 4 * self._vision.hidden_size
+        return 4 * self._vision("hidden_size")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as the official file writes them: `rope_theta`, `rope_scaling`, no `rope_parameters`."""
@@ -160,12 +154,3 @@ def picture_tokens(rows: int, columns: int, side: int) -> int:
     separator stands between the two.
     """
     return rows * side * (columns * side + 1) + 1 + side * (side + 1)
-
-
-def _side(value: Any, name: str) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"vision_config.{name} is {value!r}: give one positive whole number, crops are square")
-    return value
-
-
-__all__ = ["Phi3VConfig", "picture_tokens"]

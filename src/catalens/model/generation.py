@@ -1,4 +1,4 @@
-"""Generation with pictures: what transformers' `generate` must know of them, and of the longrope crossing.
+"""Generation with pictures, and across the longrope switch, by transformers' `generate`.
 
 Shapes: B rows, T tokens, N pictures, C crops of all pictures.
 """
@@ -73,7 +73,7 @@ class PictureGenerationMixin(GenerationMixin):
         )
 
     def _crosses(self, cache: Any, positions: torch.Tensor) -> bool:
-        """Whether with this step a row in the cache comes to the longrope factors; `positions` [B, all T]."""
+        """Tell whether with this step a row in the cache comes to the longrope factors; `positions` [B, all T]."""
         limit, past = self.model.rotary_emb.limit, 0 if cache is None else int(cache.get_seq_length())
         if limit is None or not past or positions.shape[-1] <= limit:
             return False

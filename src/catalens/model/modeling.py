@@ -1,21 +1,21 @@
 """Phi-3-Vision from transformers' own CLIP tower and Phi-3 layers.
 
-    pixel_values [C, 3, S, S] -> picture embeddings (vision.py), put where input_ids == image_token_id
-    -> Phi-3 layers -> lm_head at the positions that are asked for
+    pixel_values [C, 3, S, S] -> CLIP, all but its last block -> 2x2 patches merged -> crops laid out as one
+    image, rows closed by `sub_GN`, then `glb_GN`, then the global crop the same way -> projector
+    -> picture embeddings, put where input_ids == image_token_id -> Phi-3 layers -> lm_head
 
-Module names are the official checkpoint's keys. What is ours is the picture embedding, its placing and the
-choice of rope factors. Two places where the original is wrong, and what happens here:
+Module names are the official checkpoint's keys. Two places where the original is wrong, and what happens here:
 
 1. Longrope has one set of factors for up to 4,096 positions and another beyond. The first official family
    goes on with short-factor keys in its cache when generation crosses 4,096 tokens. Here `generate` drops
    the cache at the step at which a row crosses and feeds everything again, pictures included, which gives
    what a run without a cache gives. Who keeps a cache by hand must start it afresh at the crossing.
-2. The second family picks the factors by the padded length. Here padding never counts, and neither does the
-   length of a neighbour: each row of a batch, and each sample packed into a row, goes by its own largest
-   position, so that it gives the same in any company.
+2. The second family picks the factors by the padded length. Here each row of a batch, and each sample packed
+   into a row, goes by its own largest position, whatever the padding and the neighbours.
 
 Shapes: B rows, T tokens, H hidden size, V vocabulary, N pictures, C crops of all pictures, S crop side in
-pixels, h x w crops of a picture, m embeddings along a crop's side, F features of a merged patch.
+pixels, (H, W) HD size in pixels, h x w crops of a picture, m embeddings along a crop's side, F features of a
+merged patch (4 x CLIP hidden size).
 """
 
 from typing import Any
@@ -34,9 +34,88 @@ from transformers.utils.generic import can_return_tuple
 from .configuration import Phi3VConfig
 from .generation import PictureGenerationMixin, positions_of
 from .loss import LanguageHead
-from .vision import Phi3VImageEmbedding
 
 IGNORED = -100
+
+
+class Phi3VTower(nn.Module):
+    """The CLIP tower; its last block and final norm exist for the checkpoint's sake and never run."""
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        super().__init__()
+        self.vision_model = CLIPVisionModel(config.vision_config)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Patch features [C, 2m, 2m, F/4] of crops [C, 3, S, S]: the layer before the last, without CLS."""
+        tower = self.vision_model
+        hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
+        for layer in tower.encoder.layers[:-1]:
+            hidden = layer(hidden, None)
+        side = round((hidden.shape[1] - 1) ** 0.5)
+        return hidden[:, 1:].unflatten(1, (side, side))
+
+
+class Phi3VImageEmbedding(nn.Module):
+    """Crops into picture embeddings in reading order: tower, HD layout, projector."""
+
+    def __init__(self, config: Phi3VConfig) -> None:
+        super().__init__()
+        features = config.feature_size
+        self.img_processor = Phi3VTower(config)
+        self.glb_GN = nn.Parameter(torch.zeros(1, 1, features))
+        self.sub_GN = nn.Parameter(torch.zeros(1, 1, 1, features))
+        self.img_projection = nn.Sequential(
+            nn.Linear(features, config.hidden_size),
+            nn.GELU(),
+            nn.Linear(config.hidden_size, config.hidden_size),
+        )
+
+    def crop_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Tower features [C, m, m, F] of crops [C, 3, S, S], 2x2 patches merged; a frozen tower leaves no graph."""
+        learns = pixel_values.requires_grad or any(p.requires_grad for p in self.img_processor.parameters())
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            features = self.img_processor(pixel_values)  # [C, 2m, 2m, F/4]
+        features = features.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [C, m, 2, m, 2, F/4]
+        return features.transpose(2, 3).flatten(3)  # [C, m, m, F]
+
+    def forward(self, crop_features: torch.Tensor, grids: list[tuple[int, int]]) -> torch.Tensor:
+        """Picture embeddings [picture tokens, H] of crops [C, m, m, F], each picture's global one first."""
+        crop_features = crop_features.to(self.glb_GN.dtype)  # a weight that no quantizer touches
+        pictures = list(crop_features.split([1 + h * w for h, w in grids]))
+        laid_out = list(pictures)
+        for grid in set(grids):  # pictures of one size are arranged in one go
+            members = [i for i, own in enumerate(grids) if own == grid]
+            together = self._arrange(torch.stack([pictures[i] for i in members]), *grid)
+            for member, tokens in zip(members, together, strict=True):
+                laid_out[member] = tokens
+        return self.img_projection(torch.cat(laid_out))
+
+    def _arrange(self, crops: torch.Tensor, h: int, w: int) -> torch.Tensor:
+        """[n, 1 + h*w, m, m, F] -> [n, tokens of a picture, F]: crops, separator, global crop."""
+        n, m = crops.shape[0], crops.shape[2]
+        sub = crops[:, 1:].unflatten(1, (h, w)).transpose(2, 3)  # [n, h, m, w, m, F]
+        sub = sub.reshape(n, h * m, w * m, -1)
+        separator = self.glb_GN.flatten().expand(n, 1, -1)  # flat, its gradient lies as DDP wants it
+        return torch.cat([self._end_rows(sub), separator, self._end_rows(crops[:, 0])], dim=1)
+
+    def _end_rows(self, image: torch.Tensor) -> torch.Tensor:
+        """[n, rows, columns, F] -> [n, rows * (columns + 1), F]: `sub_GN` closes every row."""
+        ends = self.sub_GN.flatten().expand(*image.shape[:2], 1, -1)
+        return torch.cat([image, ends], dim=2).flatten(1, 2)
+
+
+def unused_parameter_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that never run: the last CLIP block and the norm after it, of a wrapped model too.
+
+    They are in every checkpoint and have no gradient; keep them out of optimizers, adapters and DDP.
+    """
+    dead = [
+        part
+        for name, module in model.named_modules()
+        if isinstance(module, CLIPVisionModel)
+        for part in (f"{name}.encoder.layers.{len(module.encoder.layers) - 1}.", f"{name}.post_layernorm.")
+    ]
+    return [name for name, _ in model.named_parameters() if name.startswith(tuple(dead))]
 
 
 def _longest(position_ids: torch.Tensor) -> torch.Tensor:
@@ -81,7 +160,7 @@ class Phi3VRotaryEmbedding(nn.Module):
 
 
 class Phi3VPreTrainedModel(Phi3PreTrainedModel):
-    """What both models share: configuration, initialisation, splitting."""
+    """Base of both models: configuration, initialisation, splitting."""
 
     config: Phi3VConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     config_class = Phi3VConfig
@@ -137,7 +216,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
 
         Args:
             pixel_values: [C, 3, S, S], or padded [N, most crops, 3, S, S].
-            image_sizes: [N, 2], the HD sizes (height, width) in pixels.
+            image_sizes: [N, 2], the HD sizes (H, W).
             crop_features: [C, m, m, F] from `get_crop_features`, in place of `pixel_values`.
 
         Raises:
@@ -150,23 +229,17 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
                 raise ValueError("pixel_values is missing: pass it with image_sizes, as the processor gives both")
             crop_features = self.get_crop_features(pixel_values, image_sizes)
         grids = self.grids(image_sizes)
-        crops = sum(1 + h * w for h, w in grids)
-        if crops != crop_features.shape[0]:
+        crops, given = sum(1 + h * w for h, w in grids), crop_features.shape[0]
+        if crops != given:
             raise ValueError(
-                f"image_sizes need {crops} crops but {crop_features.shape[0]} are given: "
-                "pass both as the processor gives them"
+                f"image_sizes need {crops} crops but {given} are given: pass both as the processor gives them"
             )
         return self.vision_embed_tokens(crop_features, grids)
 
     def grids(self, image_sizes: torch.Tensor) -> list[tuple[int, int]]:
-        """Crops (down, across) of each picture from the HD sizes [N, 2] in pixels.
-
-        Raises:
-            ValueError: for a size that is not made of whole crops.
-        """
+        """Crops (down, across) of each picture by its HD size [N, 2]; ValueError where these are no whole crops."""
         side = self.config.crop_size
-        sizes = image_sizes.tolist()
-        for height, width in sizes:
+        for height, width in (sizes := image_sizes.tolist()):
             if height < side or width < side or height % side or width % side:
                 raise ValueError(f"image_sizes has {height}x{width}: give multiples of the crop size {side}")
         return [(height // side, width // side) for height, width in sizes]
@@ -198,15 +271,10 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
             return embeds.masked_scatter(slots[..., None], pictures.to(embeds.device))
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # the other processes wait for this one's tower and projector, in the forward or in the backward pass
-            return embeds + 0 * self._blank_picture().sum().to(embeds.dtype)
+            weight, side = self.vision_embed_tokens.glb_GN, self.config.crop_size
+            blank = torch.zeros(2, 3, side, side, dtype=weight.dtype, device=weight.device)
+            return embeds + 0 * self.get_image_features(blank, torch.tensor([[side, side]])).sum().to(embeds.dtype)
         return embeds
-
-    def _blank_picture(self) -> torch.Tensor:
-        """Embeddings [tokens, H] of an empty picture."""
-        weight = self.vision_embed_tokens.glb_GN
-        side = self.config.crop_size
-        crops = torch.zeros(2, 3, side, side, dtype=weight.dtype, device=weight.device)
-        return self.get_image_features(crops, torch.tensor([[side, side]]))
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -218,7 +286,6 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
         pixel_values: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
         crop_features: torch.Tensor | None = None,
-        use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, T, H]; the arguments are those of `Phi3VForCausalLM.forward`."""
@@ -240,7 +307,6 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
             position_ids=position_ids,  # pyright: ignore[reportArgumentType]
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
             **kwargs,
         )
 
@@ -277,34 +343,18 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, or a loss.
+        """Logits [B, T or kept, V], or a loss.
 
-        Args:
-            input_ids: [B, T]; `image_token_id` marks the slots of picture tokens.
-            attention_mask: [B, T], 0 at padding, left or right; position ids follow it when not given.
-            position_ids: [B, T].
-            past_key_values: a cache of earlier tokens.
-            inputs_embeds: [B, T, H] in place of `input_ids`, pictures already placed (`model.embed`).
-            pixel_values: [C, 3, S, S], or padded [N, most crops, 3, S, S].
-            image_sizes: [N, 2], HD sizes (height, width) in pixels.
-            crop_features: [C, m, m, F] from `model.get_crop_features`, in place of `pixel_values`.
-            labels: [B, T], -100 where there is none. The loss is the sum over labels in fp32, divided by
-                `num_items_in_batch` where given, else by their number; without any label it is zero.
-                `label_smoothing` spreads that share of each target over the vocabulary.
-            use_cache: off by default where there are labels.
-            logits_to_keep: as elsewhere in transformers; 0 keeps all, unless `labels` are given.
+        With `labels` [B, T] (-100 where there is none) the loss is the sum over labels in fp32, divided by
+        `num_items_in_batch` where given, else by their number; `label_smoothing` spreads that share of each target
+        over the vocabulary. `logits` is None then, unless `logits_to_keep` asks for some: only the positions that
+        predict a label go through the head, which is most of the memory saved; and no cache is made by default.
 
-        Returns:
-            `logits` [B, T or kept, V]. With `labels` and `logits_to_keep` 0, `logits` is None: only the
-            positions that predict a label went through the head, which is most of the memory saved.
-
-        Raises:
-            ValueError: when picture slots, crops and sizes do not fit together.
+        `input_ids` [B, T] hold `image_token_id` in the slots of picture tokens, or `inputs_embeds` [B, T, H] have the
+        pictures placed already (`model.embed`). Pictures are as in `Phi3VModel.get_image_features`, which raises
+        ValueError where they do not fit. Without `position_ids` [B, T] positions follow `attention_mask` [B, T].
         """
-        count = kwargs.pop("num_items_in_batch", None)
-        smoothing = kwargs.pop("label_smoothing", 0.0)
-        if labels is not None and use_cache is None:
-            use_cache = False
+        count, smoothing = kwargs.pop("num_items_in_batch", None), kwargs.pop("label_smoothing", 0.0)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -314,15 +364,13 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
             pixel_values=pixel_values,
             image_sizes=image_sizes,
             crop_features=crop_features,
-            use_cache=use_cache,
+            use_cache=False if labels is not None and use_cache is None else use_cache,
             **kwargs,
         )
         hidden = outputs.last_hidden_state  # [B, T, H]
-        loss = logits = None
-        if labels is not None:
-            loss = self._loss(hidden, labels, count, smoothing)
-        every = isinstance(logits_to_keep, int) and logits_to_keep == 0
-        if labels is None or not every:
+        loss = None if labels is None else self._loss(hidden, labels, count, smoothing)
+        logits = None
+        if labels is None or not isinstance(logits_to_keep, int) or logits_to_keep:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])
         return CausalLMOutputWithPast(
@@ -342,11 +390,5 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
         else:  # one with an adapter gives scores alone
             logits = self.lm_head(answers).float()  # [labels, V]
             total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
-        if count is None:
-            count = len(targets)
-        if isinstance(count, torch.Tensor):
-            return total / count.to(total.device).clamp(min=1)
-        return total / max(count, 1)
-
-
-__all__ = ["Phi3VForCausalLM", "Phi3VModel"]
+        count = len(targets) if count is None else count
+        return total / (count.to(total.device).clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))

@@ -1,34 +1,175 @@
-"""Text and pictures into what the model takes.
+"""Text and pictures into what the model takes, with Pillow and torch alone.
 
     processor(text="<|user|>\\n<|image_1|>What is it?<|end|><|assistant|>\\n", images=photo)
     -> input_ids      [1, T]           ... 32010, 29871, 13, 32044, 32044, ..., 32044, 1, 1724 ...
        attention_mask [1, T]
-       pixel_values   [C, 3, S, S]     real crops only, in the order of the slots in `input_ids`
-       image_sizes    [N, 2]
+       pixel_values   [5, 3, 336, 336] the whole picture in one crop, then its 2x2 crops row by row
+       image_sizes    [[672, 672]]     HD size (H, W) of a 640x480 photo with num_crops=4: 757 picture tokens
+
+The HD transform enlarges a picture (never only shrinks it) to fill at most `num_crops` square crops, pads it with
+white above and below (left and right when it is upright) and cuts it. Transparency is dropped by `convert("RGB")`,
+as the original did: whoever wants a background composites before.
 
 A picture takes a run of `image_token_id` (`<|image|>`) in place of its tag. As the model was trained, each
 piece of text between tags is tokenized on its own, so each begins with the tokenizer's `<s>`.
 
-Shapes: B rows, T tokens, N pictures, C crops of all pictures, S crop side in pixels.
+Shapes: B rows, T tokens, N pictures, C crops of all pictures, S crop side, (H, W) HD size, h = H/S, w = W/S.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from .image_processing import Phi3VImageProcessor
+from .configuration import Phi3VConfig, picture_tokens
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+WHITE = (255, 255, 255)
 IMAGE_TOKEN = "<|image|>"
 IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
 
 
+class Phi3VImageProcessor(BaseImageProcessor):
+    """Image processor: cuts pictures into normalised crops and counts the tokens they take.
+
+    Args:
+        num_crops: at most this many crops a picture, the global one not counted (16 and 4 officially).
+        crop_size: side of a crop in pixels.
+        patch_size: side of a vision patch in pixels; a token covers 2x2 patches.
+        image_mean, image_std: per channel, on the 0 to 1 scale.
+
+    Raises:
+        ValueError: when a field has no sensible value.
+    """
+
+    model_input_names = ["pixel_values", "image_sizes"]
+
+    def __init__(
+        self,
+        num_crops: int = 1,
+        crop_size: int = 336,
+        patch_size: int = 14,
+        image_mean: Sequence[float] = CLIP_MEAN,
+        image_std: Sequence[float] = CLIP_STD,
+        **kwargs: Any,
+    ) -> None:
+        for name in ("num_img_tokens", "do_convert_rgb", "auto_map", "image_processor_type"):
+            kwargs.pop(name, None)  # what the official file adds, and what is derived or fixed here
+        super().__init__(**kwargs)
+        if crop_size < 1 or patch_size < 1 or crop_size % (2 * patch_size):
+            raise ValueError(f"crop_size {crop_size} must be a multiple of twice patch_size ({2 * patch_size})")
+        self.num_crops = _checked_crops(num_crops)
+        self.crop_size = crop_size
+        self.patch_size = patch_size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.num_img_tokens = (crop_size // patch_size // 2) ** 2
+
+    def hd_size(self, width: int, height: int, num_crops: int | None = None) -> tuple[int, int]:
+        """HD size (H, W) in pixels of a picture of `width` x `height`, padding included."""
+        crops = self.num_crops if num_crops is None else _checked_crops(num_crops)
+        across, (_, inner) = self._fit(max(width, height), min(width, height), crops)
+        long, short = across * self.crop_size, math.ceil(inner / self.crop_size) * self.crop_size
+        return (long, short) if width < height else (short, long)
+
+    def num_image_tokens(self, height: int, width: int) -> int:
+        """Tokens of a picture whose HD size is `height` x `width` pixels: crops, row ends and separator."""
+        side = math.isqrt(self.num_img_tokens)
+        return picture_tokens(height // self.crop_size, width // self.crop_size, side)
+
+    def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        images: Any,
+        num_crops: int | None = None,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Cut one picture or a list of pictures.
+
+        Args:
+            images: PIL pictures, or arrays [height, width, 3] or [height, width] of uint8.
+            num_crops: overrides the processor's own for this call.
+            return_tensors: "pt" or "np".
+
+        Returns:
+            `pixel_values` [C, 3, S, S] float32, each picture's global crop first, then its crops row by
+            row; `image_sizes` [N, 2], the HD sizes (H, W).
+
+        Raises:
+            ValueError: for something that is no picture, an empty one, or `num_crops` below 1.
+        """
+        if kwargs:
+            raise ValueError(f"{next(iter(kwargs))} is not an option of Phi3VImageProcessor: remove it")
+        crops = self.num_crops if num_crops is None else _checked_crops(num_crops)
+        pictures = list(images) if isinstance(images, list | tuple) else [images]
+        hd = [self.hd_transform(picture, crops) for picture in pictures]
+        pixels = [self._crops(picture) for picture in hd]
+        data = {
+            "pixel_values": torch.cat(pixels) if pixels else torch.empty(0, 3, self.crop_size, self.crop_size),
+            "image_sizes": torch.tensor([(p.height, p.width) for p in hd], dtype=torch.long).reshape(-1, 2),
+        }
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def hd_transform(self, image: Any, num_crops: int) -> Image.Image:
+        """Resize a picture to fill its crops and pad it with white to whole crops: RGB of size `hd_size`."""
+        picture = _as_rgb(image)
+        upright = picture.width < picture.height
+        if upright:
+            picture = picture.transpose(Image.Transpose.TRANSPOSE)
+        _, size = self._fit(picture.width, picture.height, num_crops)
+        picture = picture.resize(size, Image.Resampling.BILINEAR)
+        padded_height = math.ceil(picture.height / self.crop_size) * self.crop_size
+        padded = Image.new("RGB", (picture.width, padded_height), WHITE)
+        padded.paste(picture, (0, (padded_height - picture.height) // 2))
+        return padded.transpose(Image.Transpose.TRANSPOSE) if upright else padded
+
+    def _fit(self, long: int, short: int, num_crops: int) -> tuple[int, tuple[int, int]]:
+        """The most crops along the long side that keep within `num_crops`, and the resized (long, short)."""
+        ratio = long / short
+        across = 1
+        while (across + 1) * math.ceil((across + 1) / ratio) <= num_crops:
+            across += 1
+        length = across * self.crop_size
+        return across, (length, max(1, int(length / ratio)))  # 1: a hair-thin picture keeps a line
+
+    def _crops(self, picture: Image.Image) -> torch.Tensor:
+        side = self.crop_size
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div_(255)  # [3, H, W]
+        mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
+        pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
+        # Bicubic without antialiasing, on normalised values: coarse, but the weights were trained on it.
+        whole = torch.nn.functional.interpolate(pixels[None], size=(side, side), mode="bicubic")
+        tiles = pixels.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # [3, h, S, w, S]
+        return torch.cat([whole, tiles.permute(1, 3, 0, 2, 4).flatten(0, 1)])  # [1 + h*w, 3, S, S]
+
+
+def _checked_crops(num_crops: int) -> int:
+    if num_crops < 1:
+        raise ValueError(f"num_crops is {num_crops}: give 1 or more")
+    return num_crops
+
+
+def _as_rgb(image: Any) -> Image.Image:
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"image is a {type(image).__name__}: give a PIL picture or a uint8 array [height, width, 3]")
+    if not (image.width and image.height):
+        raise ValueError("image has no pixels: leave it out")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 class Phi3VProcessor(ProcessorMixin):
-    """An image processor and a tokenizer that speak with one voice.
+    """Image processor and tokenizer in one.
 
     Args:
         image_processor: cuts pictures into crops and counts their tokens.
@@ -38,6 +179,7 @@ class Phi3VProcessor(ProcessorMixin):
         ValueError: when the tokenizer has no `<|image|>`.
     """
 
+    model_type = Phi3VConfig.model_type
     image_processor: Phi3VImageProcessor
     tokenizer: PreTrainedTokenizerBase
 
@@ -93,29 +235,23 @@ class Phi3VProcessor(ProcessorMixin):
         ids = []
         for index, (row, order) in enumerate(zip(rows, orders, strict=True)):
             by_number = {number: next(sizes) for number in order}
-            encoded = self._encode(row, [by_number[n] for n in sorted(by_number)], f"row {index}: ")
+            encoded = self.tokenize(row, [by_number[n] for n in sorted(by_number)], f"row {index}: ")
             if truncation:
                 encoded = self._truncated(encoded, max_length, f"row {index}: ")
             ids.append(encoded)
-        data: dict[str, Any] = self._padded(ids, padding, padding_side, max_length, return_tensors)
-        if pixels:
-            as_numpy = return_tensors == "np"
-            data.update({name: value.numpy() if as_numpy else value for name, value in pixels.items()})
-        return BatchFeature(data)
+        data = self._padded(ids, padding, padding_side, max_length)
+        if return_tensors and len({len(row) for row in data["input_ids"]}) > 1:
+            raise ValueError("rows differ in length: pass padding=True, or return_tensors=None for lists")
+        return BatchFeature({**data, **(pixels or {})}, tensor_type=return_tensors)
 
-    def tokenize(self, text: str, image_sizes: Sequence[Sequence[int]] = ()) -> list[int]:
+    def tokenize(self, text: str, image_sizes: Sequence[Sequence[int]] = (), where: str = "") -> list[int]:
         """Ids of one row whose pictures' HD sizes are known, without reading a picture.
 
         Args:
             text: one row with its `<|image_N|>` tags.
             image_sizes: HD size (H, W) in pixels of picture 1, 2, ... as the image processor gives it.
-
-        Raises:
-            ValueError: as calling the processor does.
+            where: opens the sentences of errors, which are those of calling the processor.
         """
-        return self._encode(text, image_sizes, "")
-
-    def _encode(self, text: str, image_sizes: Sequence[Sequence[int]], where: str) -> list[int]:
         order = _checked_tags(text, len(image_sizes), where)
         chunks = IMAGE_TAG.split(text)[::2]  # every other piece is a tag's number
         ids: list[int] = []
@@ -140,13 +276,8 @@ class Phi3VProcessor(ProcessorMixin):
         return ids[:max_length]
 
     def _padded(
-        self,
-        ids: list[list[int]],
-        padding: bool | str,
-        side: str | None,
-        length: int | None,
-        tensors: str | None,
-    ) -> dict[str, Any]:
+        self, ids: list[list[int]], padding: bool | str, side: str | None, length: int | None
+    ) -> dict[str, list[list[int]]]:
         side = side or self.tokenizer.padding_side
         if side not in ("left", "right"):
             raise ValueError(f"padding_side is {side!r}: give 'left' or 'right'")
@@ -167,12 +298,7 @@ class Phi3VProcessor(ProcessorMixin):
             before, after = (gap, 0) if side == "left" else (0, gap)
             data["input_ids"].append([fill] * before + row + [fill] * after)
             data["attention_mask"].append([0] * before + [1] * len(row) + [0] * after)
-        if tensors is None:
-            return data
-        if len({len(row) for row in data["input_ids"]}) > 1:
-            raise ValueError("rows differ in length: pass padding=True, or return_tensors=None for lists")
-        as_tensor = {name: torch.tensor(value, dtype=torch.long) for name, value in data.items()}
-        return {name: v.numpy() for name, v in as_tensor.items()} if tensors == "np" else as_tensor
+        return data
 
     @property
     def model_input_names(self) -> list[str]:
@@ -224,6 +350,3 @@ def _checked_tags(text: str, pictures: int, where: str) -> list[int]:
         if count == 0:
             raise ValueError(f"{where}<|image_{number}|> is missing in the text for picture {number}: add the tag")
     return numbers
-
-
-__all__ = ["Phi3VProcessor"]

@@ -149,7 +149,7 @@ def report_unwritable(folder: Path, run: PreparedRun) -> None:
     number with more digits, a text far longer than those of the training.
     """
     prompt, roles, path = run.recipe.prompt, run.catalog.card.roles, folder / "unwritable.jsonl"
-    vocabulary = Vocabulary(run.processor.tokenizer, len(run.processor.tokenizer))
+    vocabulary = Vocabulary(run.processor, len(run.processor.tokenizer))
     constraint = Constraint(vocabulary, prompt, answer_space(prompt, run.data.train.rows))
     found = [
         {"split": split, "id": row[roles.id], "field": column, "value": row[column]}

@@ -13,7 +13,7 @@ from catalens.checkpoint import greedy, load_model, load_processor
 from catalens.config import PromptSpec
 from catalens.errors import InferenceError, PictureError
 from catalens.examples import answer_space, render_prompt
-from catalens.inference.writer import Memory, Writer
+from catalens.inference.generation import FeatureCache, Generator
 from catalens.model import Phi3VConfig, Phi3VForCausalLM
 
 pytestmark = pytest.mark.integration
@@ -38,14 +38,14 @@ def jpeg(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def writer(model, batch_size: int, longest: int = 40) -> Writer:
-    return Writer(model, load_processor("tiny"), PromptSpec(), batch_size, longest)
+def generator(model, batch_size: int, max_new_tokens: int = 40) -> Generator:
+    return Generator(model, load_processor("tiny"), PromptSpec(), batch_size, max_new_tokens)
 
 
 def test_a_batch_writes_what_single_pictures_write_in_their_order(model, pictures):
     heard: list[int] = []
-    together = [one.text for one in writer(model, 3).write(pictures, heard.append)]
-    assert together == [writer(model, 1).write([picture])[0].text for picture in pictures]
+    together = [one.text for one in generator(model, 3).generate(pictures, heard.append)]
+    assert together == [generator(model, 1).generate([picture])[0].text for picture in pictures]
     assert heard == [3, 6, 7]
     assert len(set(together)) > 1
     assert all(answer.endswith("<|end|>") and answer.count("<|") == 1 for answer in together)
@@ -53,17 +53,17 @@ def test_a_batch_writes_what_single_pictures_write_in_their_order(model, picture
 
 def test_generation_stops_at_the_longest_and_leaves_the_model_as_it_was(model, pictures):
     model.train()
-    short = writer(model, 4, longest=3).write(pictures[:2])
+    short = generator(model, 4, max_new_tokens=3).generate(pictures[:2])
     assert model.training
     assert [len(answer.pieces) for answer in short] == [3, 3]
 
 
 def test_no_pictures_and_no_picture(model, pictures):
-    assert writer(model, 4).write([]) == []
-    bad, good = writer(model, 4).write([b"<svg/>", pictures[0]])
+    assert generator(model, 4).generate([]) == []
+    bad, good = generator(model, 4).generate([b"<svg/>", pictures[0]])
     assert "picture" in str(bad.error)
     assert not bad.pieces
-    assert good == writer(model, 4).write(pictures[:1])[0]
+    assert good == generator(model, 4).generate(pictures[:1])[0]
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +78,9 @@ def test_tokens_do_not_depend_on_the_batch_and_scores_hardly(model, pictures, sp
     everything = [*pictures, *cut]
     processor = load_processor("tiny", num_crops=CROPS)
     for kind in (None, space):
-        alone = [Writer(model, processor, PromptSpec(), 1, 40, kind).write([p])[0] for p in everything]
+        alone = [Generator(model, processor, PromptSpec(), 1, 40, kind).generate([p])[0] for p in everything]
         for batch_size in (2, 5, 16):
-            together = Writer(model, processor, PromptSpec(), batch_size, 40, kind).write(everything)
+            together = Generator(model, processor, PromptSpec(), batch_size, 40, kind).generate(everything)
             assert len({one.prompt_tokens for one in together}) > 1
             for one, other in zip(alone, together, strict=True):
                 assert one.pieces == other.pieces
@@ -93,63 +93,64 @@ def test_free_answers_are_those_of_generate(model, pictures):
     inputs = processor(text=[prompt] * 7, images=[[open_picture(p)] for p in pictures], return_tensors="pt")
     ids = model.generate(**inputs, generation_config=greedy(processor), max_new_tokens=40)
     texts = processor.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
-    written = writer(model, 4).write(pictures)
+    written = generator(model, 4).generate(pictures)
     assert [text.partition("<|end|>")[0] + "<|end|>" for text in texts] == [one.text for one in written]
 
 
 def test_forced_tokens_cost_no_step(model, pictures, space):
-    free = writer(model, 7).write(pictures)
-    forced = Writer(model, load_processor("tiny"), PromptSpec(), 7, 40, space).write(pictures)
+    free = generator(model, 7).generate(pictures)
+    forced = Generator(model, load_processor("tiny"), PromptSpec(), 7, 40, space).generate(pictures)
     assert all(one.steps == len(one.pieces) - 1 for one in free)
     assert sum(one.steps for one in forced) < 0.7 * sum(len(one.pieces) for one in forced)
     assert all(one.pieces[:2] == (b"Product", b":") and one.log_probabilities[:2] == (0.0, 0.0) for one in forced)
 
 
-def test_the_tower_runs_once_a_picture_for_writers_that_share_a_memory(model, pictures, monkeypatch):
+def test_the_tower_runs_once_a_picture_for_generators_that_share_a_cache(model, pictures, monkeypatch):
     crops: list[int] = []
     features = model.model.vision_embed_tokens.crop_features
     monkeypatch.setattr(
         model.model.vision_embed_tokens, "crop_features", lambda pixels: crops.append(len(pixels)) or features(pixels)
     )
-    memory = Memory()
+    cache = FeatureCache()
     first, again = (
-        Writer(model, load_processor("tiny"), PromptSpec(), 4, 40, memory=memory).write(pictures) for _ in range(2)
+        Generator(model, load_processor("tiny"), PromptSpec(), 4, 40, cache=cache).generate(pictures)
+        for _ in range(2)
     )
-    assert sum(crops) == sum(len(kept["crop_features"]) for kept in memory.kept.values())
+    assert sum(crops) == sum(len(kept.features) for kept in cache.kept.values())
     assert [one.text for one in first] == [one.text for one in again]
-    assert [one.text for one in first] == [one.text for one in writer(model, 4).write(pictures)]
+    assert [one.text for one in first] == [one.text for one in generator(model, 4).generate(pictures)]
 
 
 @pytest.mark.parametrize("room", ["none", "two pictures", "all"])
-def test_a_memory_of_any_size_gives_the_same_answers_however_the_pictures_are_mixed(model, pictures, room):
-    """Several passes over rotated pictures, so that batches mix what the memory holds with what it does not."""
+def test_a_cache_of_any_size_gives_the_same_answers_however_the_pictures_are_mixed(model, pictures, room):
+    """Several passes over rotated pictures, so that batches mix what the cache holds with what it does not."""
     processor = load_processor("tiny", num_crops=CROPS)
     shapes = [(120, 60), (60, 120), (300, 40)]
     everything = [*pictures, *(jpeg(Image.new("RGB", size, (40, 90, 200))) for size in shapes)]
-    plain = {p: Writer(model, processor, PromptSpec(), 4, 40).write([p])[0] for p in everything}
+    plain = {p: Generator(model, processor, PromptSpec(), 4, 40).generate([p])[0] for p in everything}
     two = 2**30 - filled(model, processor, everything[:2]).room
-    memory = Memory({"none": 0, "two pictures": two, "all": 2**30}[room])
+    cache = FeatureCache({"none": 0, "two pictures": two, "all": 2**30}[room])
     for turn in range(3):
         mixed = [*everything[3 * turn :], *everything[: 3 * turn]]
-        written = Writer(model, processor, PromptSpec(), 4, 40, memory=memory).write(mixed)
+        written = Generator(model, processor, PromptSpec(), 4, 40, cache=cache).generate(mixed)
         for picture, answer in zip(mixed, written, strict=True):
             assert answer.pieces == plain[picture].pieces
             assert answer.log_probabilities == pytest.approx(plain[picture].log_probabilities, abs=1e-4)
-    assert len(memory.kept) == {"none": 0, "two pictures": 2, "all": len(everything)}[room]
-    assert memory.room >= 0
+    assert len(cache.kept) == {"none": 0, "two pictures": 2, "all": len(everything)}[room]
+    assert cache.room >= 0
 
 
-def filled(model, processor, pictures) -> Memory:
-    memory = Memory()
-    Writer(model, processor, PromptSpec(), 4, 40, memory=memory).features(pictures)
-    return memory
+def filled(model, processor, pictures) -> FeatureCache:
+    cache = FeatureCache()
+    Generator(model, processor, PromptSpec(), 4, 40, cache=cache).features(pictures)
+    return cache
 
 
 def test_features_are_means_over_the_quarters_of_the_whole_picture(model, pictures):
     processor = load_processor("tiny", num_crops=CROPS)
     everything = [*pictures, jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))]
     heard: list[int] = []
-    found = Writer(model, processor, PromptSpec(), 3, memory=Memory(0)).features(everything, heard.append)
+    found = Generator(model, processor, PromptSpec(), 3, cache=FeatureCache(0)).features(everything, heard.append)
     assert heard[-1] == len(everything)
     assert (found.dtype, found.shape) == (np.float32, (len(everything), 4 * model.config.feature_size))
     for own, picture in zip(found, everything, strict=True):
@@ -160,7 +161,7 @@ def test_features_are_means_over_the_quarters_of_the_whole_picture(model, pictur
         corners = crops[0].unflatten(0, (2, half)).unflatten(2, (2, half)).mean((1, 3))  # [2, 2, F]
         assert own == pytest.approx(corners.permute(2, 0, 1).flatten().numpy(), abs=1e-4)
     with pytest.raises(PictureError):
-        Writer(model, processor, PromptSpec(), 3).features([b"<svg/>"])
+        Generator(model, processor, PromptSpec(), 3).features([b"<svg/>"])
 
 
 @pytest.mark.parametrize("free", [0, 2**40])
@@ -168,7 +169,7 @@ def test_batches_follow_the_size_of_the_memory_and_not_what_is_free_in_it(model,
     """So that a command which was stopped makes the batches of one that was not; a constrained row is given room for
     `max_new_tokens` and not for the longest answer that its grammar allows."""
     wide = jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))
-    constrained = Writer(model, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 4, space)
+    constrained = Generator(model, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 4, space)
     rows = sorted(map(constrained._tokens, [*pictures, wide]))
     config, weights = model.config, sum(weight.nbytes for weight in model.parameters())
     token = 2 * config.num_hidden_layers * config.hidden_size * 4  # bytes of fp32 keys and values
@@ -178,8 +179,10 @@ def test_batches_follow_the_size_of_the_memory_and_not_what_is_free_in_it(model,
     assert list(constrained._batches([wide, *pictures])) == [[1, 2, 3], [4, 5, 6], [7, 0]]
 
 
-def slow_ids(writer: Writer, picture: bytes) -> list[int]:
-    encoded = writer.processor(text=render_prompt(PromptSpec()), images=[open_picture(picture)], return_tensors="pt")
+def slow_ids(generator: Generator, picture: bytes) -> list[int]:
+    encoded = generator.processor(
+        text=render_prompt(PromptSpec()), images=[open_picture(picture)], return_tensors="pt"
+    )
     return encoded["input_ids"][0].tolist()
 
 
@@ -203,8 +206,10 @@ class Narrow(torch.nn.Module):
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_answers_stay(model, pictures):
     narrow = Narrow(model)
-    small = Writer(narrow, load_processor("tiny"), PromptSpec(), 7, 40)
-    assert [one.text for one in small.write(pictures)] == [one.text for one in writer(model, 1).write(pictures)]
+    small = Generator(narrow, load_processor("tiny"), PromptSpec(), 7, 40)
+    assert [one.text for one in small.generate(pictures)] == [
+        one.text for one in generator(model, 1).generate(pictures)
+    ]
     assert small.batch_size <= 3
     assert narrow.asked.count(7) == 1
 
@@ -215,7 +220,7 @@ def test_one_picture_too_much_is_an_error_with_the_fix(model, pictures):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     with pytest.raises(InferenceError, match="lower num_crops"):
-        Writer(Full(model), load_processor("tiny"), PromptSpec(), 7, 40).write(pictures)
+        Generator(Full(model), load_processor("tiny"), PromptSpec(), 7, 40).generate(pictures)
 
 
 @pytest.fixture(scope="module")
@@ -248,8 +253,8 @@ def slow(model, picture: bytes, longest: int) -> list[int]:
 def test_rows_that_come_to_the_longrope_switch_are_written_as_without_a_cache(crossing, pictures):
     wide = jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))  # beyond the switch from the start
     everything = [*pictures, wide]
-    several = Writer(crossing, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 40)
-    written = several.write(everything)
+    several = Generator(crossing, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 40)
+    written = several.generate(everything)
     pieces = several.vocabulary.piece
     for one, picture in zip(written, everything, strict=True):
         assert one.pieces == tuple(map(pieces, slow(crossing, picture, 40)))
@@ -259,6 +264,6 @@ def test_rows_that_come_to_the_longrope_switch_are_written_as_without_a_cache(cr
 
 def test_batches_do_not_mix_sides_of_the_longrope_switch(crossing, pictures):
     wide = jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))
-    short = Writer(crossing, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 4)
+    short = Generator(crossing, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 4)
     batches = list(short._batches([wide, *pictures, wide]))
     assert sorted(batches, key=len) == [[0, 8], [1, 2, 3, 4, 5, 6, 7]]

@@ -10,10 +10,9 @@ from catalens.config import PromptSpec
 from catalens.errors import RecipeError
 from catalens.evaluation.evaluate import calibrate
 from catalens.inference import load_predictor, record_columns, record_of
-from catalens.inference.calibration import FieldScore, fit_calibration
-from catalens.inference.confidence import field_scores
-from catalens.inference.decoding import Written
-from catalens.inference.reading import RunPredictor
+from catalens.inference.calibration import fit_calibration
+from catalens.inference.predictor import Predictor, field_scores
+from catalens.inference.records import Completion, FieldScore
 
 TOKENS = {
     "Product": 0.0, ":": 0.0, " Red": -0.1, " Tote": -0.2, ",": -0.3, " Category": -0.01, ": ": 0.0,
@@ -21,19 +20,21 @@ TOKENS = {
 }  # fmt: skip
 
 
-def written(tokens: dict[str, float] | None = None) -> Written:
+def written(tokens: dict[str, float] | None = None) -> Completion:
     tokens = tokens or TOKENS
-    return Written(tuple(piece.encode() for piece in tokens), tuple(tokens.values()))
+    return Completion(tuple(piece.encode() for piece in tokens), tuple(tokens.values()))
 
 
 class Recorded:
-    """An engine that has written already."""
+    """A generator that has written already."""
 
-    def __init__(self, *answers: Written) -> None:
+    def __init__(self, *answers: Completion) -> None:
         self.answers = list(answers)
 
-    def write(self, pictures: Sequence[bytes], progress: Callable[[int], None] = lambda done: None) -> list[Written]:
-        progress(len(pictures))
+    def generate(
+        self, pictures: Sequence[bytes], on_progress: Callable[[int], None] = lambda done: None
+    ) -> list[Completion]:
+        on_progress(len(pictures))
         return self.answers
 
 
@@ -53,7 +54,7 @@ def test_a_label_makes_a_text_no_surer(label):
         tokens = [("Product", 0.0), (": ", 0.0), ("Red", -0.2), *((piece, 0.0) for piece in ending), ("9", -0.1)]
         tokens[3] = (ending[0], -0.4)  # the choice to end; what follows is forced
         pieces, scores = zip(*tokens, ("<|end|>", -0.3), strict=True)
-        found = field_scores(prompt, Written(tuple(piece.encode() for piece in pieces), scores))
+        found = field_scores(prompt, Completion(tuple(piece.encode() for piece in pieces), scores))
         assert found["title"] == FieldScore(pytest.approx(-0.6), 2)
         assert found["full_price"] == FieldScore(pytest.approx(-0.4), 2)
 
@@ -67,7 +68,7 @@ def test_a_token_over_the_edge_of_a_value_is_its_own():
 
 
 def test_without_a_calibration_confidence_is_the_models_own():
-    (prediction,) = RunPredictor(Recorded(written()), PromptSpec()).predict([b""])
+    (prediction,) = Predictor(Recorded(written()), PromptSpec()).predict([b""])
     assert prediction.values == {"title": "Red Tote", "category3_code": "BAGS", "full_price": 129.0}
     assert prediction.confidence["category3_code"] == pytest.approx(math.exp(-0.4))
     assert not prediction.intervals
@@ -79,8 +80,8 @@ def test_what_is_not_sure_enough_is_marked_and_what_was_not_read_is_marked_whole
     scores = [{name: FieldScore(-0.001, 1) for name in rows[0]}] * 200
     calibration = fit_calibration(PromptSpec(), rows, rows, scores)
     unsure = written(TOKENS | {"BA": -3.0})
-    predictor = RunPredictor(
-        Recorded(written(), unsure, Written(error="picture is none"), written({"Shoe": -1.0})),
+    predictor = Predictor(
+        Recorded(written(), unsure, Completion(error="picture is none"), written({"Shoe": -1.0})),
         PromptSpec(),
         calibration,
         {"category3_code": 0.05},
@@ -123,5 +124,3 @@ def test_options_that_do_not_fit_are_refused(run):
         load_predictor(run, accept_error={"tilte": 0.05})
     with pytest.raises(RecipeError, match="the catalogue's own categories"):
         load_predictor(run, accept_error=0.05, free_categories=True)
-    with pytest.raises(RecipeError, match="give native or vllm"):
-        load_predictor(run, engine="onnx")

@@ -19,13 +19,14 @@ from hostile import Hostile, hostile_server, jpeg  # noqa: F401
 
 from catalens.errors import CatalensError, CatalogError, InferenceError, RecipeError
 from catalens.inference import Predictor, record_of
+from catalens.inference.batch import BatchSpec, Outcome, predict_lines, predict_to, run_version
 from catalens.inference.inputs import Input, InputSpec, open_input
-from catalens.inference.parts import _disarmed, open_parts, schema_of
-from catalens.inference.volume import Outcome, VolumeSpec, predict_lines, predict_to, run_version
+from catalens.inference.output_writer import open_output
+from catalens.inference.records import csv_cell, record_schema
 from catalens.preparing.fetch import DownloadSpec
 
 ROOT = Path(__file__).parents[2]
-SMALL = VolumeSpec(batch_size=2, download=DownloadSpec(allow_private_hosts=True))
+SMALL = BatchSpec(batch_size=2, download=DownloadSpec(allow_private_hosts=True))
 HTML = b"<html>not found</html>"
 
 
@@ -65,7 +66,7 @@ def expected(key: str, name: Any, data: bytes) -> dict[str, Any]:
     return {key: name} | record_of(PROMPT, guess(data))
 
 
-def predicted(out: Path, source: Input, load=Guesser, spec: VolumeSpec = SMALL, **options: Any) -> Outcome:
+def predicted(out: Path, source: Input, load=Guesser, spec: BatchSpec = SMALL, **options: Any) -> Outcome:
     return predict_to(out, source, load, spec, {"run": "guesser"} | options.pop("made_by", {}), **options)
 
 
@@ -132,7 +133,7 @@ def test_urls_go_through_the_downloader(hostile: Hostile, tmp_path: Path):
     assert found["html"]["error"].startswith("picture: not a picture")
     assert found["redirect-file"]["error"].startswith("scheme refused")
     texts: list[str] = []
-    predict_lines(opened(path), Guesser, VolumeSpec(), texts.append)
+    predict_lines(opened(path), Guesser, BatchSpec(), texts.append)
     assert all(json.loads(text)["error"].startswith("address refused") for text in "".join(texts).splitlines())
 
 
@@ -239,11 +240,11 @@ def test_no_cell_of_a_csv_is_a_formula(cell: str, tmp_path: Path):
     prompt = PROMPT.model_copy(
         update={"fields": tuple(field.model_copy(update={"column": cell}) for field in PROMPT.fields[:1])}
     )
-    schema = schema_of(prompt, "id", False)
+    schema = record_schema(prompt, "id", False)
     record = dict.fromkeys(schema.names, cell) | {"needs_review": True}
     for raw, first in ((False, f"'{cell}"), (True, cell)):
         out = tmp_path / f"{raw}.csv"
-        with open_parts(out, {}, False) as parts:
+        with open_output(out, {}, False) as parts:
             parts.finish(iter([record, record | {cell: -5.0}]), schema, raw)
         with out.open(newline="", encoding="utf-8") as file:
             head, row, numbers = csv.reader(file)
@@ -254,12 +255,12 @@ def test_no_cell_of_a_csv_is_a_formula(cell: str, tmp_path: Path):
 
 @pytest.mark.parametrize("cell", ["-5", "+5", "-1.5", "-2E-7", "+0.25e10", "5-", "a=b", "'=1", " =1", ""])
 def test_numbers_and_harmless_cells_stay_as_they_are(cell: str):
-    assert _disarmed(cell) == cell
+    assert csv_cell(cell) == cell
 
 
 def test_asking_for_raw_cells_computes_nothing_again(tmp_path: Path):
     source, out = opened(photos(tmp_path / "photos", 5)), tmp_path / "out.csv"
-    with open_parts(
+    with open_output(
         out, {"source": [*source.where, source.version], "batch_size": 2, "run": "guesser"}, False
     ) as parts:
         parts.write(0, [expected("file", f"={n}", jpeg(n, 80, 80)) for n in range(5)])
@@ -270,20 +271,20 @@ def test_asking_for_raw_cells_computes_nothing_again(tmp_path: Path):
 def test_chunks_depend_on_nothing_but_the_place_of_a_row(tmp_path: Path):
     source = opened(photos(tmp_path / "photos", 41))
     guesser = Guesser()
-    heard: list[tuple[int, int, str]] = []
-    predicted(tmp_path / "out.jsonl", source, lambda: guesser, heard=lambda *said: heard.append(said))
+    heard: list[tuple[str, int, int, str]] = []
+    predicted(tmp_path / "out.jsonl", source, lambda: guesser, progress=lambda *args: heard.append(args))
     assert guesser.asked == [16, 16, 9]
-    assert (heard[0], heard[-1]) == ((0, 41, ""), (41, 41, ""))
-    assert [done for done, _, _ in heard] == sorted(done for done, _, _ in heard)
+    assert (heard[0], heard[-1]) == (("pictures", 0, 41, ""), ("pictures", 41, 41, ""))
+    assert [done for _, done, _, _ in heard] == sorted(done for _, done, _, _ in heard)
 
 
 class Failing(Guesser):
     """Dies at its third call."""
 
-    def predict(self, pictures, progress=lambda done: None):
+    def predict(self, pictures, on_progress=lambda done: None):
         if len(self.asked) == 2:
             raise KeyboardInterrupt
-        return super().predict(pictures, progress)
+        return super().predict(pictures, on_progress)
 
 
 def stopped(out: Path, source: Input, **options: Any) -> None:
@@ -297,7 +298,9 @@ def test_a_second_start_goes_on_where_the_first_was_stopped(tmp_path: Path):
     assert not (tmp_path / "out.jsonl").exists()
     guesser = Guesser()
     heard: list[int] = []
-    predicted(tmp_path / "out.jsonl", source, lambda: guesser, heard=lambda done, total, note: heard.append(done))
+    predicted(
+        tmp_path / "out.jsonl", source, lambda: guesser, progress=lambda stage, done, total, note: heard.append(done)
+    )
     assert guesser.asked == [16, 12]
     assert heard[0] == 32
     predicted(tmp_path / "peace.jsonl", source)

@@ -1,0 +1,400 @@
+"""Pictures -> answers, greedily, in batches, from the picture alone: nothing of an answer is shown to the model.
+
+    Generator(run.model, run.processor, run.prompt).generate([picture])[0].text
+    "Product: Red Tote Bag, Category: BAGS, Full Price: 129.0<|end|>"
+
+One generator stands behind `evaluate`, `predict` and `serve`. Batches are rows of like length on one side of the
+longrope switch; pictures of the next ones are decoded meanwhile; a batch that does not fit in memory is halved. A
+batch is written with a KV cache, token by token or several at once where they are forced:
+
+    prompt  <s> <|user|> <picture> ... <|assistant|> Product :      forced tokens are fed with the prompt
+    step 1  Red                                                     chosen
+    step 2  ,  Category :  B                                        ...
+    step 5  A                -> A G S , Full Price : _              chosen, the rest forced: one step
+
+A row's tokens do not depend on its neighbours: padding is masked, positions count a row's own tokens. In fp32 a batch
+of another shape moves log probabilities by rounding errors, less than 1e-4; in bf16 by more, and now and then a token
+with them. Where a row comes to the longrope switch its batch is fed afresh, since keys in the cache carry the other
+factors.
+
+Shapes: B rows, T tokens, V vocabulary, F features of an embedding.
+"""
+
+import gc
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+import torch
+from accelerate.utils import gather_object, reduce
+from accelerate.utils.memory import should_reduce_batch_size
+from numpy.typing import NDArray
+from torch.nn.functional import adaptive_avg_pool2d
+from transformers import DynamicCache
+from transformers.integrations.fsdp import is_fsdp_managed_module
+
+from catalens.catalog.pictures import open_picture, picture_size
+from catalens.checkpoint import greedy
+from catalens.config import PromptSpec
+from catalens.devices import processes
+from catalens.errors import InferenceError, PictureError
+from catalens.examples import AnswerSchema
+from catalens.inference.grammar import Constraint, Vocabulary
+from catalens.inference.records import Completion
+from catalens.model import ImageInputs
+
+CHUNK = 8
+"""Batches that are sorted by length together."""
+QUARTERS = 2
+"""Parts of a picture's side of which `features` are means: they know roughly what is where."""
+AHEAD = 2
+"""Batches whose pictures are decoded before their turn."""
+MEMORY = 0.5
+"""Share of the memory beside the weights that a batch's cache may take; the rest is for what a pass needs besides."""
+
+OnProgress = Callable[[int], None]
+"""Called with how many pictures are done."""
+Made = TypeVar("Made")
+
+
+class FeatureCache:
+    """Features of pictures that are seen more than once, by their bytes, in at most `room` bytes of memory."""
+
+    def __init__(self, room: int = 2**30) -> None:
+        self.room = room
+        self.kept: dict[bytes, ImageInputs] = {}
+
+    def get(self, picture: bytes) -> ImageInputs | None:
+        """Give the features of a picture, None where they are not kept."""
+        return self.kept.get(picture)
+
+    def add(self, picture: bytes, image: ImageInputs) -> None:
+        """Keep the features of a picture while there is room."""
+        if image.features is not None and image.features.nbytes <= self.room:
+            self.kept[picture] = image
+            self.room -= image.features.nbytes
+
+
+class Generator:
+    """Writer of answers about pictures, until the end token.
+
+    With an answer `schema` decoding is constrained to it, and every answer is whole; `free_categories` leaves
+    categories open. Without, answers are free and at most `max_new_tokens` long. `batch_size` is the largest; rows
+    share a batch as their lengths and the size of the machine's memory allow, not as what is free at the moment, so
+    that the same pictures make the same batches. Generators of one model may share a feature `cache`.
+    """
+
+    def __init__(
+        self,
+        model: Any,  # of any family, or one wrapped by PEFT
+        processor: Any,
+        prompt: PromptSpec,
+        batch_size: int = 16,
+        max_new_tokens: int = 128,
+        schema: AnswerSchema | None = None,
+        free_categories: bool = False,
+        cache: FeatureCache | None = None,
+    ) -> None:
+        self.model, self.processor, self.batch_size = model, processor, batch_size
+        self.vocabulary = Vocabulary(processor, model.config.vocab_size)
+        constraint = Constraint(self.vocabulary, prompt, schema, free_categories) if schema else None
+        longest = constraint.max_new_tokens if constraint else max_new_tokens
+        ends: Any = greedy(processor).eos_token_id
+        self._family = self.vocabulary.family
+        self._switch = self._family.rope_switch(model.config) or math.inf
+        self._decoder = _Decoder(model, self.vocabulary, ends, longest, constraint)
+        self._answer_tokens = min(longest, max_new_tokens)  # room that a row is given; few answers need more
+        self._prompt = self._family.chat(prompt.question)
+        self._text_tokens = self._family.text_tokens(processor, self._prompt)
+        self._cache = cache
+
+    def generate(self, pictures: Sequence[bytes], on_progress: OnProgress = lambda done: None) -> list[Completion]:
+        """Write one answer a picture, in their order.
+
+        What cannot be decoded gets an answer that has an `error`. Under torchrun the processes share the pictures
+        and all get all answers. Raises InferenceError where a single picture is too much for the memory.
+        """
+        return self._shared(self._generate, pictures, on_progress)
+
+    def features(self, pictures: Sequence[bytes], on_progress: OnProgress = lambda done: None) -> NDArray[np.float32]:
+        """Give the tower's features of each whole picture, [n, 4F], by their means over its quarters.
+
+        They come from the cache, and fill it. Shared, and raised, as by `generate`; PictureError where one is no
+        picture.
+        """
+        return np.stack(self._shared(self._features, pictures, on_progress))
+
+    def _shared(
+        self,
+        work: Callable[[Sequence[bytes], OnProgress], list[Made]],
+        pictures: Sequence[bytes],
+        on_progress: OnProgress,
+    ) -> list[Made]:
+        """Work on all pictures; under torchrun each process does its share, and all get everything."""
+        state, was_training = processes(), self.model.training
+        self.model.eval()  # while it trains, checkpointing would drop the KV cache
+        try:
+            if state.num_processes == 1 or not pictures:
+                return work(pictures, on_progress)
+            share = math.ceil(len(pictures) / state.num_processes)  # the same in each: they wait for one another
+            indices = [min(state.process_index + n * state.num_processes, len(pictures) - 1) for n in range(share)]
+            mine = work([pictures[i] for i in indices], lambda done: on_progress(done * state.num_processes))
+        finally:
+            self.model.train(was_training)
+        everyones = gather_object(mine)  # one process after the other
+        return [made for n in range(share) for made in everyones[n::share]][: len(pictures)]
+
+    def _generate(self, pictures: Sequence[bytes], on_progress: OnProgress) -> list[Completion]:
+        completions: list[Completion] = [Completion()] * len(pictures)
+        for indices, images in self._batches_ahead(pictures, on_progress):
+            good = {i: image for i, image in zip(indices, images, strict=True) if isinstance(image, ImageInputs)}
+            for i, image in zip(indices, images, strict=True):
+                if isinstance(image, PictureError):
+                    completions[i] = Completion(error=f"picture {image}")
+            batch = list(good.values())
+            if self._cache:  # all of them or none: a batch is of one kind
+                batch = self._with_features([pictures[i] for i in good], batch)
+            for i, completion in zip(good, self._fitting(self._answers, batch), strict=True):
+                completions[i] = completion
+        return completions
+
+    def _features(self, pictures: Sequence[bytes], on_progress: OnProgress) -> list[NDArray[np.float32]]:
+        quarters: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(pictures)
+        for indices, images in self._batches_ahead(pictures, on_progress):
+            if problem := next((image for image in images if isinstance(image, PictureError)), None):
+                raise problem
+            good = [image for image in images if isinstance(image, ImageInputs)]
+            for i, image in zip(indices, self._with_features([pictures[i] for i in indices], good), strict=True):
+                assert image.features is not None
+                whole = image.features[0].float().movedim(-1, 0)  # [F, m, m]
+                quarters[i] = adaptive_avg_pool2d(whole, QUARTERS).flatten().numpy()
+        return quarters
+
+    def _batches_ahead(
+        self, pictures: Sequence[bytes], on_progress: OnProgress
+    ) -> Iterator[tuple[list[int], list[ImageInputs | PictureError]]]:
+        """Batches of indices with their pictures, decoded while the batches before are worked on."""
+        waiting: deque[tuple[list[int], list[Future[ImageInputs | PictureError]]]] = deque()
+        batches, done = self._batches(pictures), 0
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            while True:
+                while len(waiting) <= AHEAD and (batch := next(batches, None)):
+                    waiting.append((batch, [pool.submit(self._encoded, pictures[i]) for i in batch]))
+                if not waiting:
+                    return
+                indices, coming = waiting.popleft()
+                yield indices, [one.result() for one in coming]
+                done += len(indices)
+                on_progress(done)
+
+    def _batches(self, pictures: Sequence[bytes]) -> Iterator[list[int]]:
+        """Indices of pictures that are written about together."""
+        chunk, room = CHUNK * self.batch_size, self._cache_tokens()
+        for start in range(0, len(pictures), chunk):
+            indices = range(start, min(start + chunk, len(pictures)))
+            tokens = {i: self._tokens(pictures[i]) for i in indices}
+            batch: list[int] = []
+            for i in sorted(indices, key=tokens.__getitem__):
+                fits = len(batch) < self.batch_size and (len(batch) + 1) * tokens[i] <= room
+                if batch and not (fits and self._side(tokens[batch[0]]) == self._side(tokens[i])):
+                    yield batch
+                    batch = []
+                batch.append(i)
+            yield batch
+
+    def _tokens(self, picture: bytes) -> int:
+        """Tokens that a row with a picture is given room for, its answer counted; 0 where it is none."""
+        try:
+            size = self._family.hd_size(self.processor, *picture_size(picture))
+        except PictureError:
+            return 0
+        return self._family.image_tokens(self.processor, size) + self._text_tokens + self._answer_tokens
+
+    def _side(self, tokens: int) -> int:
+        """0 below the longrope switch, 2 beyond it, 1 where an answer may cross it."""
+        return (tokens > self._switch) + (tokens - self._answer_tokens > self._switch)
+
+    def _cache_tokens(self) -> float:
+        """Tokens that a batch's KV cache may hold, by the size of the device's memory, whatever is free of it."""
+        config, device = self.model.config, self.model.device
+        head = config.hidden_size // config.num_attention_heads
+        token = 2 * config.num_hidden_layers * config.num_key_value_heads * head * self.model.dtype.itemsize
+        weights = sum(weight.nbytes for weight in self.model.parameters())
+        gpu = device.type == "cuda"
+        memory = torch.cuda.get_device_properties(device).total_memory if gpu else psutil.virtual_memory().total
+        return MEMORY * (memory - weights) / token
+
+    def _encoded(self, picture: bytes) -> ImageInputs | PictureError:
+        """Decode and cut a picture, unless its features are there."""
+        if self._cache and (known := self._cache.get(picture)):
+            return known
+        try:
+            return self._family.encode_image(self.processor, open_picture(picture))
+        except PictureError as error:
+            return error
+
+    def _with_features(self, pictures: Sequence[bytes], images: Sequence[ImageInputs]) -> list[ImageInputs]:
+        """Run the tower on pictures that lack features, and keep these as long as there is room."""
+        known = dict(zip(pictures, images, strict=True))
+        new = {data: image for data, image in known.items() if image.features is None}
+        made = self._fitting(
+            lambda some: self._family.encode_features(self.model, some, self.model.dtype), list(new.values())
+        )
+        known |= zip(new, made, strict=True)
+        if self._cache:
+            for data in new:
+                self._cache.add(data, known[data])
+        return [known[data] for data in pictures]
+
+    def _answers(self, images: Sequence[ImageInputs]) -> list[Completion]:
+        prompts = [self._family.token_ids(self.processor, self._prompt, [image.hd_size]) for image in images]
+        return self._decoder(prompts, images)
+
+    def _fitting(
+        self, work: Callable[[Sequence[ImageInputs]], list[Made]], images: Sequence[ImageInputs]
+    ) -> list[Made]:
+        """Work on a batch; on halves of it, from then on, where the memory does not suffice."""
+        if not images:
+            return []
+        try:
+            return work(images)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if len(images) == 1:
+                height, width = images[0].hd_size
+                raise InferenceError(
+                    f"one picture of {width} x {height} pixels is too much for the memory: lower num_crops"
+                ) from error
+        gc.collect()  # what the failed pass held has gone with its exception
+        torch.cuda.empty_cache()
+        half = self.batch_size = len(images) // 2
+        return self._fitting(work, images[:half]) + self._fitting(work, images[half:])
+
+
+@dataclass(eq=False)
+class _Row:
+    prompt: list[int]
+    image: ImageInputs
+    matcher: Any
+    tokens: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
+    fresh: list[int] = field(default_factory=list)  # not fed yet
+    steps: int = 0
+    done: bool = False
+
+
+@dataclass(eq=False)
+class _Decoder:
+    model: Any
+    vocabulary: Vocabulary
+    ends: Collection[int]
+    max_new_tokens: int
+    constraint: Constraint | None
+
+    def __post_init__(self) -> None:
+        self.family = self.vocabulary.family
+        self.switch = self.family.rope_switch(self.model.config) or math.inf
+        self.together = is_fsdp_managed_module(self.model) and processes().num_processes > 1
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[list[int]], images: Sequence[ImageInputs]) -> list[Completion]:
+        """Answer prompts of any lengths, each with its one image; all with pixels or all with features.
+
+        Every process of a sharded model calls this with a batch of its own.
+        """
+        rows = [_Row(ids, image, None) for ids, image in zip(prompts, images, strict=True)]
+        if self.constraint:
+            for row in rows:
+                row.matcher = self.constraint.start()
+                self._take(row, self.constraint.forced(row.matcher))
+        self._run(rows)
+        return [self._completion(row) for row in rows]
+
+    def _run(self, rows: Sequence[_Row]) -> None:
+        batch, cache, mask = list(rows), None, torch.empty(0)
+        while self._anyone(rows):
+            alive = [row for row in batch if not row.done] or batch[:1]
+            if cache is None or any(self._crosses(row) for row in alive):
+                batch, cache = alive, DynamicCache()
+                logits, mask = self._feed(batch, [r.prompt + r.tokens for r in batch], cache, None)
+            else:
+                if 2 * len(alive) <= len(batch):
+                    kept = [i for i, row in enumerate(batch) if row in alive]
+                    cache.batch_select_indices(torch.tensor(kept, device=mask.device))
+                    batch, mask = alive, mask[kept]
+                # a step is as wide for all as its widest row: those with several tokens wait
+                narrow = [row for row in alive if len(row.fresh) == 1 and not row.done]
+                fed = narrow if 8 * len(narrow) > len(alive) else [row for row in alive if not row.done]
+                logits, mask = self._feed(batch, [r.fresh if r in fed else [] for r in batch], cache, mask)
+            self._choose(batch, logits)
+
+    def _feed(
+        self, batch: Sequence[_Row], ids: Sequence[list[int]], cache: DynamicCache, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores [B, V] of what comes after `ids`, and the mask [B, T] over all that is in the cache then."""
+        width, device = max(1, *map(len, ids)), self.model.device
+        fed = torch.tensor([[0] * (width - len(own)) + own for own in ids], device=device)  # [B, width]
+        real = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in ids], device=device)
+        inputs = self.family.collate([row.image for row in batch]) if mask is None else {}
+        images = {
+            name: value.to(device, self.model.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+        mask = real if mask is None else torch.cat([mask, real], dim=1)
+        outputs = self.model(
+            input_ids=fed, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **images
+        )
+        for row, own in zip(batch, ids, strict=True):
+            row.steps += bool(own)
+            row.fresh = [] if own else row.fresh
+        return outputs.logits[:, -1].float(), mask
+
+    def _choose(self, batch: Sequence[_Row], logits: torch.Tensor) -> None:
+        """Give each row that goes on its next token, and those that must follow."""
+        logits[:, self.model.config.image_token_id] = -torch.inf
+        if self.constraint:
+            allowed = self.constraint.allowed([None if row.done or row.fresh else row.matcher for row in batch])
+            logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+        scores = logits.log_softmax(-1)
+        best, tokens = scores.max(-1)
+        for row, token, score in zip(batch, tokens.tolist(), best.tolist(), strict=True):
+            if row.done or row.fresh:
+                continue
+            forced = self.constraint.follow(row.matcher, token) if self.constraint else []
+            self._take(row, [token, *forced], score)
+
+    def _take(self, row: _Row, tokens: Sequence[int], score: float = 0.0) -> None:
+        """Append tokens, of which the first was chosen with this score."""
+        row.tokens += tokens
+        row.fresh += tokens
+        row.log_probabilities += [score, *[0.0] * len(tokens)][: len(tokens)]
+        row.done = any(token in self.ends for token in tokens) or len(row.tokens) >= self.max_new_tokens
+
+    def _crosses(self, row: _Row) -> bool:
+        """Tell whether a row is about to use the factors beyond the switch over a cache that has the others."""
+        length = len(row.prompt) + len(row.tokens)
+        return length > self.switch >= length - len(row.fresh)
+
+    def _anyone(self, rows: Sequence[_Row]) -> bool:
+        """Tell whether any row goes on; with a sharded model in any process, as all must take part in each step."""
+        alive = sum(not row.done for row in rows)
+        if self.together:
+            total: Any = reduce(torch.tensor(alive, device=self.model.device), "sum")
+            alive = int(total)
+        return alive > 0
+
+    def _completion(self, row: _Row) -> Completion:
+        end = next((i + 1 for i, token in enumerate(row.tokens) if token in self.ends), len(row.tokens))
+        return Completion(
+            pieces=tuple(map(self.vocabulary.piece, row.tokens[:end])),
+            log_probabilities=tuple(row.log_probabilities[:end]),
+            prompt_tokens=len(row.prompt),
+            steps=max(0, row.steps - 1),
+        )

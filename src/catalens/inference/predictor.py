@@ -1,0 +1,144 @@
+"""A run and pictures -> predictions.
+
+    predictor = load_predictor("runs/demo", accept_error={"title": 0.05})
+    predictor.predict([Path("photo.jpg").read_bytes()])[0].values
+
+A field's score comes from the tokens of its value and of what stands up to the next value: that it ended there was a
+choice too. That choice counts as one token, however many the label has; the label before the value is no part of it.
+
+    Product :  Red  Tote  Bag  ,  Category :  B  A G S , Full Price : _ 1 2 9 . 0 <|end|>
+               `-- title ----------------'    `-- category ---------'   `-- price -------'
+
+What takes seconds to import is imported where a model is loaded.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from catalens.config import PromptSpec
+from catalens.errors import RecipeError
+from catalens.examples import END, parse_answer
+from catalens.inference.records import Completion, FieldScore
+from catalens.predictions import Prediction
+
+if TYPE_CHECKING:
+    from catalens.inference.calibration import Calibration
+    from catalens.inference.generation import Generator
+
+
+class Predictor:
+    """Generator, calibration and review rule of a run. Not safe to call from two threads at once.
+
+    `accept_error` maps columns to the largest share of wrong values that is borne among those not marked for review.
+    Where no threshold keeps to it, or nothing is calibrated, every value of the column is marked.
+    """
+
+    def __init__(
+        self,
+        generator: "Generator",
+        prompt: PromptSpec,
+        calibration: "Calibration | None" = None,
+        accept_error: Mapping[str, float] | None = None,
+    ) -> None:
+        self.generator, self.prompt, self.calibration = generator, prompt, calibration
+        self.calibrated = calibration is not None
+        """Whether confidences are calibrated; where not, they are the model's own."""
+        self.targets = accept_error or {}
+        self.thresholds = {
+            column: calibration.threshold(column, target) if calibration else None
+            for column, target in self.targets.items()
+        }
+        """By column of the rule: values with less confidence are marked; None marks all."""
+
+    def predict(
+        self, pictures: Sequence[bytes], on_progress: Callable[[int], None] = lambda done: None
+    ) -> list[Prediction]:
+        """Predict each picture, in their order; bytes that are no picture give a prediction with an `error`.
+
+        `on_progress` is called with how many are done.
+        """
+        return [self.judge(completion) for completion in self.generator.generate(pictures, on_progress)]
+
+    def judge(self, completion: Completion) -> Prediction:
+        """Read an answer, with confidences and what needs review."""
+        everything = tuple(field.column for field in self.prompt.fields)
+        if completion.error is not None:
+            return Prediction(None, needs_review=everything, error=completion.error)
+        answer = parse_answer(self.prompt, completion.text)
+        if answer.values is None:
+            error = f"answer {completion.text!r} {answer.error}"
+            return Prediction(None, needs_review=everything, answer=completion.text, error=error)
+        scores = field_scores(self.prompt, completion)
+        if self.calibration is None:
+            confidence = {column: math.exp(score.log_probability) for column, score in scores.items()}
+        else:
+            confidence = {column: self.calibration.apply(column, score) for column, score in scores.items()}
+        intervals = {}
+        for field in self.prompt.fields:
+            if self.calibration and field.kind == "number":
+                bounds = self.calibration.bounds(field.column, float(answer.values[field.column]))
+                intervals |= {field.column: bounds} if bounds else {}
+        unsure = tuple(
+            column
+            for column, threshold in self.thresholds.items()
+            if threshold is None or confidence[column] < threshold
+        )
+        return Prediction(answer.values, confidence, intervals, unsure, completion.text)
+
+
+def load_predictor(
+    run: Path | str | None = None,
+    *,
+    batch_size: int = 16,
+    accept_error: Mapping[str, float] | float | None = None,
+    free_categories: bool = False,
+) -> Predictor:
+    """Load the predictor of a finished run, or of the model that ships with catalens where `run` is None.
+
+    `accept_error` is the share of wrong values that is borne among those not marked for review, for all columns or
+    by column. Decoding is constrained: every answer parses, and categories are the catalogue's, unless
+    `free_categories`, which no calibration covers. Raises CheckpointError where it is no finished run, RecipeError
+    where an option does not fit.
+    """
+    from catalens.checkpoint import load_run, load_untrained
+    from catalens.inference.calibration import load_calibration
+    from catalens.inference.generation import Generator
+
+    loaded = load_untrained() if run is None else load_run(run)
+    prompt = loaded.prompt
+    columns = [field.column for field in prompt.fields]
+    targets = dict.fromkeys(columns, accept_error) if isinstance(accept_error, int | float) else accept_error or {}
+    if unknown := [column for column in targets if column not in columns]:
+        raise RecipeError(f"--accept-error names {unknown[0]!r}: the fields are {', '.join(columns)}")
+    if targets and free_categories:
+        raise RecipeError("--accept-error holds for the catalogue's own categories: leave it out")
+    calibration = None if run is None or free_categories else load_calibration(loaded.folder, prompt)
+    max_new_tokens = loaded.recipe.evaluation.max_new_tokens
+    generator = Generator(
+        loaded.model, loaded.processor, prompt, batch_size, max_new_tokens, loaded.space, free_categories
+    )
+    return Predictor(generator, prompt, calibration, targets)
+
+
+def field_scores(prompt: PromptSpec, completion: Completion) -> dict[str, FieldScore]:
+    """Score each field of an answer that parses, by column; forced tokens are certain."""
+    text = b"".join(completion.pieces)
+    ends = list(accumulate(map(len, completion.pieces)))  # bytes up to the end of each token
+    spans = list(zip([0, *ends], ends, completion.log_probabilities, strict=False))
+    values: list[tuple[int, int]] = []  # bytes of each value, from and to
+    at = 0
+    for field, following in zip(prompt.fields, (*prompt.fields[1:], None), strict=True):
+        first = text.index(f"{field.label}: ".encode(), at) + len(f"{field.label}: ".encode())
+        at = text.index(f", {following.label}: ".encode() if following else END.encode(), first)
+        values.append((first, at))
+    scores = {}
+    for field, (first, last), (following, _) in zip(
+        prompt.fields, values, [*values[1:], (len(text), 0)], strict=True
+    ):
+        own = [score for start, end, score in spans if first < end and start < last]
+        ending = [score for start, end, score in spans if last <= start and end <= following]
+        scores[field.column] = FieldScore(sum(own) + sum(ending), len(own) + bool(ending))
+    return scores

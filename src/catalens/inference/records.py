@@ -1,0 +1,102 @@
+"""Completions of a model, and the files that become of them: one flat record a picture.
+
+{"id": "8043", "title": "Red Tote Bag", "category3_code": "BAGS", "full_price": 129.0, "title_confidence": 0.97,
+ ..., "full_price_low": 112.4, "full_price_high": 148.1, "needs_review": true, "review_fields": "full_price",
+ "error": null}
+"""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from catalens.config import PromptSpec
+from catalens.config.characters import visible_json
+from catalens.errors import RecipeError
+from catalens.predictions import record_columns
+
+FORMATS = (".jsonl", ".csv", ".parquet")
+GROUP_ROWS = 1000
+"""Rows in a group of a Parquet file."""
+FORMULA = re.compile(r"[=+\-@\t\r]")
+"""How a cell begins that a spreadsheet takes for a formula; the same rule as in `serving/static/page.js`."""
+NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Answer of the model about one picture, token by token."""
+
+    pieces: tuple[bytes, ...] = ()
+    """The tokens; the last one is `<|end|>` unless the answer was cut off."""
+    log_probabilities: tuple[float, ...] = ()
+    """Of each token among those that were allowed; 0 for a forced one."""
+    prompt_tokens: int = 0
+    steps: int = 0
+    """Passes through the model after the prompt's."""
+    error: str | None = None
+    """Why there is no answer."""
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return b"".join(self.pieces).decode("utf-8", errors="replace").lstrip()
+
+
+@dataclass(frozen=True)
+class FieldScore:
+    """Score of one field of one answer by the decoder."""
+
+    log_probability: float
+    """Natural logarithm of the product of the probabilities of its tokens, the one that ends it among them."""
+    tokens: int
+    """How many these are, at least 1."""
+
+
+def record_schema(prompt: PromptSpec, key: str, numbered: bool) -> pa.Schema:
+    """Type the columns of an output; the first, `key`, names the picture, by a number where `numbered`."""
+    numbers = {f"{spec.column}{end}" for spec in prompt.fields for end in ("_confidence", "_low", "_high")}
+    numbers |= {spec.column for spec in prompt.fields if spec.kind == "number"}
+    names = [key, *record_columns(prompt)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise RecipeError(f"the output would have two columns {twice!r}: rename that field of the run")
+    types = {name: pa.float64() if name in numbers else pa.string() for name in names}
+    return pa.schema(types | {key: pa.int64() if numbered else pa.string(), "needs_review": pa.bool_()})
+
+
+def json_line(record: Record) -> bytes:
+    """Write a record as a line of JSON; half a character, which hostile text may hold, becomes a question mark."""
+    return visible_json(json.dumps(record, ensure_ascii=False)).encode(errors="replace") + b"\n"
+
+
+def write_records(path: Path, records: Iterator[Record], schema: pa.Schema, raw: bool = False) -> None:
+    """Write records in the format that the path's suffix names; `raw` leaves a CSV's cells as they are."""
+    if path.suffix == ".jsonl":
+        with path.open("wb") as file:
+            file.writelines(map(json_line, records))
+    elif path.suffix == ".csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow([csv_cell(name, raw) for name in schema.names])
+            writer.writerows([csv_cell(record[name], raw) for name in schema.names] for record in records)
+    else:
+        with pq.ParquetWriter(path, schema) as writer:
+            while group := list(islice(records, GROUP_ROWS)):
+                writer.write_table(pa.Table.from_pylist(group, schema=schema))
+
+
+def csv_cell(value: Any, raw: bool = False) -> Any:
+    """A cell, with an apostrophe before text that a spreadsheet would take for a formula, unless `raw`."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    armed = not raw and isinstance(value, str) and FORMULA.match(value) and not NUMBER.fullmatch(value)
+    return f"'{value}" if armed else value

@@ -1,0 +1,164 @@
+"""Model families: everything that the pipeline asks of a vision-language model, in one protocol.
+
+    family = family_of("phi3_v")                                   a model's `config.model_type`
+    image = family.encode_image(processor, photo)                  ImageInputs((672, 672), [5, 3, 336, 336])
+    ids = family.token_ids(processor, family.chat("What is it?"), [image.hd_size])
+    model(input_ids=..., **family.collate([image]))
+
+A new family is one more class here and one more case of `family_of`.
+
+Shapes: C tiles of an image, the whole image first; S side of a tile in pixels; m embeddings along a tile's side;
+F features of an embedding; (H, W) size in pixels of what the tiles are cut from.
+"""
+
+# ruff: noqa: D102 - the methods of a family are documented in the protocol
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from PIL import Image
+from torch import nn
+
+from .configuration import Phi3VConfig
+from .modeling import Phi3VForCausalLM, Phi3VModel, unused_parameter_names
+from .processing import Phi3VProcessor
+
+Size = tuple[int, int]
+Part = Literal["vision", "projector", "embeddings", "text"]
+"""Group of a model's modules that is frozen, adapted or trained together."""
+
+
+@dataclass(frozen=True)
+class ImageInputs:
+    """One image as a model takes it: its pixels, or in their place what the vision tower makes of them."""
+
+    hd_size: Size
+    """(H, W)."""
+    pixels: torch.Tensor | None = None
+    """[C, 3, S, S]."""
+    features: torch.Tensor | None = None
+    """[C, m, m, F]."""
+
+
+class Family(Protocol):
+    """Vision-language models of one architecture, with their processors.
+
+    `model_class` and `processor_class` load by `from_pretrained`; `image_tag` stands for the image in a chat and
+    `end_token` ends an answer; `whole_modules` can be trained in full beside adapters, each with its part;
+    `full_precision` modules are not quantised.
+
+    chat: render a question about one image, up to where the answer begins.
+    hd_size: give the (H, W) of an image of `width` x `height` pixels, cut into `max_tiles`, or as the processor does.
+    num_tiles: count the tiles C of an image.
+    image_tokens: count the tokens of an image.
+    token_ids: tokenize a chat, with slots for images of these sizes.
+    text_tokens: count the tokens of a chat about one image, those of the image left out.
+    encode_image: cut an image into tiles.
+    encode_features: run the vision tower on the pixels of images, cast to `dtype`; features come back on the CPU.
+    collate: batch images, all with pixels or all with features, as keyword arguments of the model.
+    part_of: give the part of a parameter or module by its name, with or without the prefixes of wrappers.
+    unused_parameter_names: list the parameters that never run.
+    rope_switch: give the most positions before the factors of the rotary embedding, and all keys, change; else None.
+    """
+
+    model_type: str
+    model_class: Any
+    processor_class: Any
+    image_tag: str
+    end_token: str
+    full_precision: Sequence[str]
+    whole_modules: Mapping[str, Part]
+
+    def chat(self, question: str) -> str: ...
+    def hd_size(self, processor: Any, width: int, height: int, max_tiles: int | None = None) -> Size: ...
+    def num_tiles(self, processor: Any, hd_size: Size) -> int: ...
+    def image_tokens(self, processor: Any, hd_size: Size) -> int: ...
+    def token_ids(self, processor: Any, text: str, hd_sizes: Sequence[Size]) -> list[int]: ...
+    def text_tokens(self, processor: Any, text: str) -> int: ...
+    def encode_image(self, processor: Any, image: Image.Image) -> ImageInputs: ...
+    def encode_features(self, model: Any, images: Sequence[ImageInputs], dtype: torch.dtype) -> list[ImageInputs]: ...
+    def collate(self, images: Sequence[ImageInputs]) -> dict[str, torch.Tensor]: ...
+    def part_of(self, name: str) -> Part: ...
+    def unused_parameter_names(self, model: nn.Module) -> list[str]: ...
+    def rope_switch(self, config: Any) -> int | None: ...
+
+
+def family_of(model_type: str) -> Family:
+    """Choose the family by a configuration's `model_type`; ValueError where there is none."""
+    match model_type:
+        case Phi3V.model_type:
+            return Phi3V()
+        case _:
+            raise ValueError(f"model_type is {model_type!r}: give a model of type {Phi3V.model_type}")
+
+
+class Phi3V:
+    """Phi-3-Vision and Phi-3.5-Vision."""
+
+    model_type = Phi3VConfig.model_type
+    model_class, processor_class = Phi3VForCausalLM, Phi3VProcessor
+    image_tag = "<|image_1|>"
+    end_token = "<|end|>"
+    full_precision: Sequence[str] = ("lm_head", "model.vision_embed_tokens")
+    whole_modules: Mapping[str, Part] = {
+        "model.embed_tokens": "embeddings",
+        "lm_head": "embeddings",
+        "model.vision_embed_tokens.img_projection": "projector",
+        "model.vision_embed_tokens.img_processor": "vision",
+    }
+
+    def chat(self, question: str) -> str:
+        return f"<|user|>\n{self.image_tag}{question}{self.end_token}<|assistant|>\n"
+
+    def hd_size(self, processor: Phi3VProcessor, width: int, height: int, max_tiles: int | None = None) -> Size:
+        return processor.image_processor.hd_size(width, height, max_tiles)
+
+    def num_tiles(self, processor: Phi3VProcessor, hd_size: Size) -> int:
+        return 1 + hd_size[0] * hd_size[1] // processor.image_processor.crop_size**2
+
+    def image_tokens(self, processor: Phi3VProcessor, hd_size: Size) -> int:
+        return processor.image_processor.num_image_tokens(*hd_size)
+
+    def token_ids(self, processor: Phi3VProcessor, text: str, hd_sizes: Sequence[Size]) -> list[int]:
+        return processor.tokenize(text, hd_sizes)
+
+    def text_tokens(self, processor: Phi3VProcessor, text: str) -> int:
+        tile = processor.image_processor.crop_size, processor.image_processor.crop_size
+        return len(processor.tokenize(text, [tile])) - self.image_tokens(processor, tile)
+
+    def encode_image(self, processor: Phi3VProcessor, image: Image.Image) -> ImageInputs:
+        encoded = processor.image_processor(image, return_tensors="pt")
+        height, width = encoded["image_sizes"][0].tolist()
+        return ImageInputs((height, width), encoded["pixel_values"])
+
+    @torch.no_grad()
+    def encode_features(self, model: Any, images: Sequence[ImageInputs], dtype: torch.dtype) -> list[ImageInputs]:
+        inner = next(module for module in model.modules() if isinstance(module, Phi3VModel))
+        inputs = self.collate(images)
+        features = inner.get_crop_features(inputs["pixel_values"].to(inner.device, dtype), inputs["image_sizes"])
+        own = features.cpu().split([len(image.pixels) for image in images if image.pixels is not None])
+        return [replace(image, pixels=None, features=f.clone()) for image, f in zip(images, own, strict=True)]
+
+    def collate(self, images: Sequence[ImageInputs]) -> dict[str, torch.Tensor]:
+        parts = {
+            "pixel_values": [image.pixels for image in images if image.pixels is not None],
+            "crop_features": [image.features for image in images if image.features is not None],
+        }
+        return {
+            "image_sizes": torch.tensor([image.hd_size for image in images]),
+            **{name: torch.cat(values) for name, values in parts.items() if values},
+        }
+
+    def part_of(self, name: str) -> Part:
+        if "vision_embed_tokens" in name:
+            return "vision" if "img_processor" in name else "projector"
+        return "embeddings" if {"embed_tokens", "lm_head"} & set(name.split(".")) else "text"
+
+    def unused_parameter_names(self, model: nn.Module) -> list[str]:
+        return unused_parameter_names(model)
+
+    def rope_switch(self, config: Phi3VConfig) -> int | None:
+        rope: Any = config.rope_parameters
+        return rope["original_max_position_embeddings"] if rope["rope_type"] == "longrope" else None
