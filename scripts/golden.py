@@ -43,6 +43,7 @@ IGNORED = re.compile(
 are left out. Not kept at all: recipe.yaml and versions.json of a run, checkpoints, pages."""
 SETS = {"target_modules"}
 """Keys of JSON with lists in any order: PEFT writes a set of names, as they are hashed in that process."""
+ROOT = Path(__file__).parents[1]
 NOT_KEPT = {"recipe.yaml", "versions.json", "checkpoints", ".html"}
 
 
@@ -53,7 +54,8 @@ def collect(work: Work, paths: Sequence[Path], to: Path) -> None:
         name = file.relative_to(work.root)
         if file.is_file() and not NOT_KEPT & {*name.parts, file.suffix}:
             (to / name).parent.mkdir(parents=True, exist_ok=True)
-            (to / name).write_bytes(file.read_bytes().replace(str(work.root).encode(), b"/work"))
+            data = file.read_bytes().replace(str(work.root).encode(), b"/work")
+            (to / name).write_bytes(data.replace(str(ROOT).encode(), b"/repository"))
 
 
 def same_as(peace: Path, killed: Path, excepted: set[str]) -> None:
