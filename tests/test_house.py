@@ -14,9 +14,24 @@ import pytest
 from catalens.config import load_recipe
 
 ROOT = Path(__file__).parents[1]
-BUDGETS = {}
-"""Lines by package and file, only ever lowered."""
-TOTAL = 22_200
+BUDGETS = {
+    "catalog/": 1140,
+    "checking/": 1200,
+    "cli/": 620,
+    "config/": 570,
+    "evaluation/": 740,
+    "inference/": 1730,
+    "mimicking/": 1560,
+    "model/": 1310,
+    "pages/": 2210,
+    "preparing/": 2660,
+    "sampling/": 430,
+    "serving/": 1410,
+    "tracking/": 510,
+    "training/": 1580,
+}
+"""Lines by package, only ever lowered."""
+TOTAL = 19_900
 RIDDLES = 200
 """Docstrings that ask instead of naming."""
 LONG_FUNCTIONS = 3
