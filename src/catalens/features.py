@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from catalens.data import DecodedPictures, Picture
 from catalens.devices import broadcast, processes
 from catalens.errors import TrainingError
+from catalens.files import atomic
 from catalens.progress import bars
 
 SHARD_BYTES = 256 * 2**20
@@ -120,7 +121,8 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f".trial-{os.getpid()}"
         started = time.perf_counter()
-        _write(path, features)
+        with atomic(path) as aside:
+            save_file(features, aside)
         written = (time.perf_counter() - started) / len(trial)
         started = time.perf_counter()
         for name in features:
@@ -141,7 +143,8 @@ class FeatureCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             for shard in self._computed(pictures, on_progress):
-                _write(self.folder / f"{next(iter(shard))[:16]}-{len(shard)}.safetensors", shard)
+                with atomic(self.folder / f"{next(iter(shard))[:16]}-{len(shard)}.safetensors") as aside:
+                    save_file(shard, aside)
         except (OSError, SafetensorError) as error:
             raise TrainingError(
                 f"features cannot be written to {self.folder} ({error}): make room, set "
@@ -226,12 +229,3 @@ def _fingerprint(model: Any, decoded: DecodedPictures, dtype: torch.dtype) -> st
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
-
-
-def _write(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write aside, then rename: what has its name is whole."""
-    aside = path.with_name(f".{path.name}.partial")
-    save_file(tensors, aside)
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.rename(path)

@@ -9,7 +9,6 @@ Under FSDP2 pytorch_model_fsdp.bin and optimizer.bin hold what all processes hav
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from catalens.errors import TrainingError
+from catalens.files import sync
 
 STATE = "trainer_state.json"
 SHARDED = "pytorch_model_fsdp.bin"
@@ -188,7 +188,6 @@ def remove_surplus(folder: Path, keep: int, best_step: int | None, last: bool = 
 
 
 def _sync(folder: Path) -> None:
-    """Files on disk, so that a rename never stands for what a power cut has taken."""
+    """Put files on disk, so that a rename never stands for what a power cut has taken."""
     for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
