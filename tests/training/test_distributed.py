@@ -47,8 +47,8 @@ def changed(recipe, **training):
 @pytest.fixture(scope="module")
 def alone(recipe):
     """Global batches of 8 rows as two of 4; the last one has a single micro-batch, so one process gets none of it."""
-    steps = {"max_steps": None, "epochs": 0.75, "batch_size": 4, "gradient_accumulation": 2, "checkpoints": 5}
-    rounds = {"evaluations": 2, "validation_rows": 5, "evaluation_budget": 1.0}
+    steps = {"max_steps": None, "epochs": 0.75, "batch_size": 4, "gradient_accumulation": 2, "num_checkpoints": 5}
+    rounds = {"num_evals": 2, "validation_rows": 5, "evaluation_budget": 1.0}
     return changed(recipe, **steps, **rounds, parts={}, optimizer="adamw", learning_rate=1e-3, feature_cache=False)
 
 
@@ -132,7 +132,7 @@ def test_sharded_weights_train_the_same_and_are_saved_whole(single, shared, tmp_
 
 
 def test_sharded_gradients_are_accumulated_as_in_one_process(alone, tmp_path):
-    asked = {"max_steps": 1, "evaluations": 1, "validation_rows": 0}
+    asked = {"max_steps": 1, "num_evals": 1, "validation_rows": 0}
     one, two = tmp_path / "one", tmp_path / "two"
     train(changed(alone, gradient_accumulation=4, **asked), one)
     sharded = changed(alone, gradient_accumulation=2, fsdp=True, **asked)
@@ -168,7 +168,9 @@ def test_sharded_in_bf16_losses_and_sums_of_gradients_are_not_rounded(shared, tm
 
 
 def test_sharded_adapters_go_on_to_the_same_bits(shared, tmp_path):
-    asked = changed(shared, method="lora", parts={"embeddings": "full"}, fsdp=True, validation_rows=0, checkpoints=5)
+    asked = changed(
+        shared, method="lora", parts={"embeddings": "full"}, fsdp=True, validation_rows=0, num_checkpoints=5
+    )
     run, stopped = tmp_path / "run", tmp_path / "stopped"
     torchrun("-m", "catalens", "train", recipe_file(asked, run), "--out", run)
     shutil.copytree(run, stopped)

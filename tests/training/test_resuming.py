@@ -38,8 +38,8 @@ def short(recipe):
     """Twelve steps, a checkpoint every two, generation left out."""
     training = recipe.training.model_dump() | {
         "max_steps": 12,
-        "evaluations": 3,
-        "checkpoints": 6,
+        "num_evals": 3,
+        "num_checkpoints": 6,
         "validation_rows": 0,
     }
     return recipe.model_copy(update={"training": TrainingSpec.model_validate(training)})
@@ -102,8 +102,8 @@ def test_in_bf16_beside_full_parts_it_goes_on_to_the_same_bits_and_is_scored(sho
         "precision": "bf16",
         "parts": parts,
         "max_steps": 4,
-        "checkpoints": 2,
-        "evaluations": 1,
+        "num_checkpoints": 2,
+        "num_evals": 1,
     }
     training = TrainingSpec.model_validate(short.training.model_dump() | asked)
     evaluation = short.evaluation.model_copy(update={"before": False, "rows": 8})
@@ -184,7 +184,7 @@ def test_a_disk_that_fills_up_while_torch_writes_is_one_sentence(short, peace, t
 
 @pytest.mark.parametrize("moment", ["checkpoint-*/trainer_state.json", ".partial/checkpoint-*/optimizer.pt"])
 def test_control_c_is_one_line_and_the_run_can_go_on(short, tmp_path, moment):
-    long = short.training.model_copy(update={"max_steps": 3000, "checkpoints": 1500, "evaluations": 1})
+    long = short.training.model_copy(update={"max_steps": 3000, "num_checkpoints": 1500, "num_evals": 1})
     (tmp_path / "recipe.yaml").write_text(dump_recipe(short.model_copy(update={"training": long})))
     train_it = ["-m", "catalens", "train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
     usual = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell lets what it runs behind ignore it

@@ -69,13 +69,14 @@ class Recipe(Frozen):
         from catalens.metrics import figure_names  # brings scikit-learn, which no --help should wait for
 
         names = figure_names({field.column: field.kind for field in self.prompt.fields})
-        if self.training.best_by not in names:
+        metric = self.training.metric_for_best_model
+        if metric not in names:
             raise ValueError(
-                f"training.best_by is {self.training.best_by!r}{suggestion(self.training.best_by, names)}; "
+                f"training.metric_for_best_model is {metric!r}{suggestion(metric, names)}; "
                 f"the choices are {', '.join(sorted(names))}"
             )
-        if self.training.best_by != "loss" and not self.training.validation_rows:
-            raise ValueError(f"training.best_by {self.training.best_by!r} needs training.validation_rows above 0")
+        if metric != "loss" and not self.training.validation_rows:
+            raise ValueError(f"training.metric_for_best_model {metric!r} needs training.validation_rows above 0")
         return self
 
 
