@@ -1,7 +1,6 @@
 """Two real processes over gloo compute what one computes."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from processes import HANG, torchrun
 from safetensors.torch import load_file
 
 from catalens.catalog.storage import Catalog
@@ -21,22 +21,6 @@ from catalens.evaluation.evaluate import evaluate, validation_scorer
 from catalens.training.train import train
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("gloo")]  # in one worker: they share runs
-
-TORCHRUN = Path(sys.executable).with_name("torchrun")
-
-
-def torchrun(*arguments: str | Path) -> None:
-    """Run a module or script in two processes; they are given up after many minutes, as a hang."""
-    anywhere = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # a free port
-    done = subprocess.run(
-        [TORCHRUN, "--nproc-per-node", "2", *anywhere, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,  # a hang, not a busy machine
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def changed(recipe, **training):
@@ -70,7 +54,10 @@ def single(alone, tmp_path_factory) -> Path:
 def double(shared, tmp_path_factory) -> Path:
     """The run of two, as a user starts it."""
     folder = tmp_path_factory.mktemp("runs") / "double"
-    torchrun("-m", "catalens", "train", recipe_file(shared, folder), "--out", folder)
+    command = [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", "-m", "catalens", "train", recipe_file(shared, folder)]
+    done = subprocess.run([*command, "--out", folder], capture_output=True, text=True, timeout=HANG, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
@@ -145,6 +132,7 @@ import sys, torch
 from catalens.config import load_recipe
 from catalens.training import loop
 from catalens.training.train import train
+from processes import HANG, torchrun
 
 def exact(parameters, spec):
     sums = [p.grad.to_local() for _, p in parameters if p.grad is not None]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import start
 from safetensors.torch import load_file
 
 from catalens import checkpoint
@@ -24,13 +25,6 @@ from catalens.training.checkpoints import last_checkpoint, step_of
 from catalens.training.train import train
 
 pytestmark = pytest.mark.integration
-
-TRAIN = """
-import sys
-from catalens.config import load_recipe
-from catalens.training.train import train
-train(load_recipe(sys.argv[1]), sys.argv[2], resume=sys.argv[3] == "resume")
-"""
 
 
 @pytest.fixture(scope="module")
@@ -70,24 +64,22 @@ def entries(folder: Path) -> int:
 def test_killed_at_random_moments_it_ends_with_the_same_bits(short, peace, tmp_path):
     (tmp_path / "recipe.yaml").write_text(dump_recipe(short))
     dice, kills, run = random.Random(1), 0, tmp_path / "run"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for _ in range(12):
         begun = run.is_dir() and (run / "versions.json").is_file()
         if not begun:
             shutil.rmtree(run, ignore_errors=True)
-        command = [sys.executable, "-c", TRAIN, str(tmp_path / "recipe.yaml"), str(run), "resume" if begun else "new"]
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            if kills < 3:  # in the middle of steps and of writing a checkpoint
-                before = entries(run / "checkpoints")
-                while process.poll() is None and entries(run / "checkpoints") <= before + dice.randint(1, 9):
-                    time.sleep(0.005)
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-        if process.returncode == 0:
+        where = ("--resume", run) if begun else (tmp_path / "recipe.yaml", "--out", run)
+        process = start("-m", "catalens", "train", *where)
+        if kills < 3:  # in the middle of steps and of writing a checkpoint
+            before = entries(run / "checkpoints")
+            while process.is_alive() and entries(run / "checkpoints") <= before + dice.randint(1, 9):
+                time.sleep(0.005)
+            process.kill()
+            kills += 1
+        process.join()
+        if process.exitcode == 0:
             break
-    assert process.returncode == 0
+    assert process.exitcode == 0
     assert kills == 3
     assert same(peace, run)
     assert log(run) == log(peace)
