@@ -11,7 +11,7 @@ from catalens.config.training import TrainingSpec
 
 
 class EvaluationSpec(Frozen):
-    """How a run is scored."""
+    """Evaluation of a run."""
 
     split: Literal["test", "validation"] = "test"
     """Split whose rows are generated; training never saw `test`, and chose its best checkpoint by `validation`."""
@@ -34,7 +34,7 @@ class EvaluationSpec(Frozen):
 
 
 class TrackingSpec(Frozen):
-    """Where the run is tracked."""
+    """Tracking of a run."""
 
     to: Literal["wandb", "trackio", "tensorboard", "none"] = "wandb"
     """Weights & Biases (offline when nobody is logged in), trackio or TensorBoard on this machine, or nowhere."""

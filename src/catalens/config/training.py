@@ -1,4 +1,4 @@
-"""How a model is trained: what trains, by which method, for how long."""
+"""Training settings: parts that train, method, optimizer, schedule, checkpoints."""
 
 from typing import Annotated, Literal, Self
 
@@ -12,7 +12,7 @@ PARTS: tuple[Part, ...] = ("vision", "projector", "embeddings", "text")
 
 
 class PartSpec(Frozen):
-    """How one part of the model trains. In YAML a bare word such as `frozen` stands for `{train: frozen}`."""
+    """Training of one part of the model. In YAML a bare word such as `frozen` stands for `{train: frozen}`."""
 
     train: Literal["frozen", "adapted", "full"]
     """Not at all, by low-rank adapters on its linear modules, or all of its weights."""
@@ -26,7 +26,7 @@ class PartSpec(Frozen):
 
 
 class PartsSpec(Frozen):
-    """What trains, where it is not what the method says."""
+    """Parts of the model that train otherwise than the method says."""
 
     vision: PartSpec | None = None
     """The CLIP tower: `full` under the method `full`, else frozen."""
@@ -57,7 +57,7 @@ class LoraSpec(Frozen):
 
 
 class TrainingSpec(Frozen):
-    """How the model is trained."""
+    """Training of the model."""
 
     method: Literal["full", "lora", "qlora"] = "lora"
     """Train all weights, low-rank adapters, or adapters over weights in 4 bits (nf4 with double quantisation)."""
