@@ -478,7 +478,8 @@ def query(sql: str) -> Any:
         query("UPDATE rows SET id = NULL WHERE number = 3"),
         query("UPDATE rows SET picture = 999 WHERE number = 3"),
         query("UPDATE pictures SET sha256 = NULL"),
-        query("UPDATE pictures SET fingerprint = x'00'"),
+        query("UPDATE pictures SET facts = '{}'"),
+        query("UPDATE pictures SET facts = json_set(facts, '$.fingerprint', '00')"),
         query("UPDATE stored SET data = x'00'"),
         query("DELETE FROM stored"),
         query("PRAGMA user_version = 7"),
@@ -493,6 +494,22 @@ def test_a_damaged_journal_is_one_sentence(tmp_path: Path, damage: Any):
     assert (code, contents(tmp_path / "out")) == (3, before)
     assert f"remove {tmp_path / 'out.work'} to start again" in said or "remove it to start again" in said
     assert "\n" not in said
+
+
+def test_a_journal_of_format_1_goes_on_without_fetching(hostile: Hostile, tmp_path: Path):
+    path, out = tmp_path / "shop.csv", tmp_path / "out"
+    urls(hostile, path)
+    prepared(path, out)
+    before = contents(out)
+    with sqlite3.connect(tmp_path / "out.work" / "journal.sqlite") as database:
+        database.executescript(
+            "ALTER TABLE pictures DROP COLUMN facts; ALTER TABLE pictures ADD COLUMN fingerprint BLOB;"
+            "PRAGMA user_version = 1;"
+        )
+    prepared(path, out, max_side=64)
+    prepared(path, out)
+    assert contents(out) == before
+    assert set(hostile.counts.values()) == {1}
 
 
 def test_a_work_folder_of_the_former_layout_is_told(tmp_path: Path):

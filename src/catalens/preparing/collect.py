@@ -1,6 +1,6 @@
 """Pictures without a record -> one record each, fetched, decoded and written down, several at a time.
 
-    picture 3, https://shop.example/8043.jpg  ->  200, 1 attempt, sha256, fingerprint, the picture to store
+    picture 3, https://shop.example/8043.jpg  ->  200, 1 attempt, its facts, the picture to store
 
 A connection is kept until its picture is written down, so that there are never more pictures in memory, or lost to a
 kill, than connections. On a cluster some pictures at a time are a task, and this process writes down what comes back.
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import IO, Any, Literal, Self
 from urllib.parse import unquote, urljoin, urlsplit
 
-from catalens.catalog.duplicates import fingerprint
 from catalens.catalog.pictures import storable_picture
 from catalens.config import Frozen
 from catalens.errors import CatalogError, PictureError, first_line
@@ -126,18 +125,17 @@ async def _collect(
 def _record(got: Fetched, spec: CollectSpec, web: bool, kept: bool) -> Record:
     """Decode a picture; never raises. One of the web is kept as it came, for other settings."""
     data = got.body
-    record = Record(got.reason, None, None, None, None, len(data or b""), got.status, got.final_url, got.attempts)
+    record = Record(got.reason, None, None, None, len(data or b""), got.status, got.final_url, got.attempts)
     if data is None:
         return record
     try:
-        stored, seen = storable_picture(data, spec.max_side, spec.strip_metadata)
-        record = replace(record, sha256=hashlib.sha256(stored).digest(), fingerprint=fingerprint(seen))
+        stored, facts = storable_picture(data, spec.max_side, spec.strip_metadata)
     except PictureError as error:
         return replace(record, reason=f"picture: {error}")
     except Exception as error:  # hostile bytes make libraries raise anything
         return replace(record, reason=f"picture: cannot be decoded ({type(error).__name__})")
     same = stored == data and (web or kept)
-    return replace(record, stored=None if same else stored, received=data if web else None)
+    return replace(record, facts=facts, stored=None if same else stored, received=data if web else None)
 
 
 # On a cluster ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Journal of a table's rows and of their pictures, durable at every moment: one SQLite file.
 
     rows      3, "8043", {"title": "Check Scarf", ...}, "https://shop.example/8043.jpg", picture 2
-    pictures  2, "https://shop.example/8043.jpg", 200, 1 attempt, sha256, fingerprint
+    pictures  2, "https://shop.example/8043.jpg", 200, 1 attempt, sha256, {"width": 300, "height": 375, ...}
     received  2, the picture as it came
     stored    2, the picture as the catalogue holds it, where that is another
     splits    "8043", sha256, train
@@ -16,14 +16,15 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from catalens.catalog.pictures import PictureFacts
 from catalens.config import Kind
 from catalens.errors import CatalogError
 
-FORMAT = 1
+FORMAT = 2
 ROWS = "(number INTEGER PRIMARY KEY, id TEXT, fields TEXT, source TEXT, picture INTEGER, reason TEXT)"
 SCHEMA = f"""
 CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT);
@@ -31,13 +32,19 @@ CREATE TABLE catalogues (manifest TEXT PRIMARY KEY);
 CREATE TABLE rows {ROWS};
 CREATE TABLE pictures (
     picture INTEGER PRIMARY KEY, key TEXT UNIQUE, source TEXT, made TEXT, reason TEXT, status INTEGER, final_url TEXT,
-    attempts INTEGER, bytes INTEGER, sha256 BLOB, fingerprint BLOB
+    attempts INTEGER, bytes INTEGER, sha256 BLOB, facts TEXT
 );
 CREATE TABLE received (picture INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE stored (picture INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE splits (id TEXT, sha256 BLOB, split TEXT, PRIMARY KEY (id, sha256)) WITHOUT ROWID;
 PRAGMA user_version = {FORMAT};
 """
+UPGRADE = f"""
+ALTER TABLE pictures ADD COLUMN facts TEXT;
+UPDATE pictures SET made = NULL WHERE reason IS NULL;
+PRAGMA user_version = {FORMAT};
+"""
+"""Of format 1, which has no facts: pictures are decoded again, and none is fetched again."""
 PAGE = 500
 """Rows that are looked at together."""
 EMBEDDED = "sha256:"
@@ -80,9 +87,8 @@ class Record:
     """Why there is none; None where there is one."""
     stored: bytes | None = None
     """The picture as the catalogue will hold it; None also where that is as it was received."""
-    sha256: bytes | None = None
+    facts: PictureFacts | None = None
     """Of the picture as the catalogue will hold it."""
-    fingerprint: bytes | None = None
     received: bytes | None = None
     """As it came from the web, to be kept with it."""
     size: int = 0
@@ -107,6 +113,8 @@ def open_journal(path: Path) -> Iterator["Journal"]:
             ((version,),) = database.execute("PRAGMA user_version")
             if version == 0:
                 database.executescript(f"BEGIN; {SCHEMA} COMMIT;")
+            elif version == 1:
+                database.executescript(f"BEGIN; {UPGRADE} COMMIT;")
             elif version != FORMAT:
                 raise CatalogError(f"{path} is of another version of catalens: remove {path.parent} to start again")
             yield Journal(path, database)
@@ -232,12 +240,13 @@ class Journal:
     def record(self, number: int, record: Record, made: str) -> None:
         """Write down what came of a picture; durable when this returns."""
         with self._transaction():
-            r = record
+            r, facts = record, record.facts
+            known = (bytes.fromhex(facts.sha256), json.dumps(asdict(facts))) if facts else (None, None)
             self._database.execute(
                 "UPDATE pictures SET made = ?, reason = ?, status = coalesce(?, status), "
-                "final_url = coalesce(?, final_url), attempts = ?, bytes = ?, sha256 = ?, fingerprint = ? "
+                "final_url = coalesce(?, final_url), attempts = ?, bytes = ?, sha256 = ?, facts = ? "
                 "WHERE picture = ?",
-                (made, r.reason, r.status, r.final_url, r.attempts, r.size, r.sha256, r.fingerprint, number),
+                (made, r.reason, r.status, r.final_url, r.attempts, r.size, *known, number),
             )
             self._database.execute("DELETE FROM stored WHERE picture = ?", (number,))
             if record.received is not None:
@@ -255,23 +264,23 @@ class Journal:
 
     def keys_of_pictures(
         self, kinds: Mapping[str, Kind]
-    ) -> Iterator[tuple[str, Mapping[str, Any], bytes, bytes, str | None]]:
-        """Id, fields, SHA-256, fingerprint and earlier split of every row with a picture, in order.
+    ) -> Iterator[tuple[str, Mapping[str, Any], PictureFacts, str | None]]:
+        """Id, fields, facts of the picture and earlier split of every row with a picture, in order.
 
         `kinds` are of the fields; a row that no preparation has assigned yet has no split.
         """
         found = self._database.execute(
-            "SELECT number, id, fields, sha256, fingerprint, split FROM rows LEFT JOIN pictures USING (picture) "
+            "SELECT number, id, fields, sha256, facts, split FROM rows LEFT JOIN pictures USING (picture) "
             "LEFT JOIN splits USING (id, sha256) "
             "WHERE rows.reason IS NULL AND pictures.reason IS NULL ORDER BY number"
         )
         types = {name: int | float if kind == "number" else str for name, kind in kinds.items()}
-        for number, id, text, sha256, fingerprint, split in found:
-            fields = _mapping(text)
+        for number, id, text, sha256, known, split in found:
+            fields, facts = _mapping(text), _facts(known)
             whole = fields.keys() == types.keys() and all(isinstance(fields[name], types[name]) for name in types)
-            if not (whole and isinstance(id, str) and len(sha256 or b"") == len(fingerprint or b"") == 32):
+            if not (whole and isinstance(id, str) and sha256 == bytes.fromhex(facts.sha256)):
                 raise sqlite3.DatabaseError(f"row {number} is broken")
-            yield id, fields, sha256, fingerprint, split
+            yield id, fields, facts, split
 
     def assign(self, splits: Iterable[str | None], shares: Mapping[str, Any]) -> None:
         """Note the split of every row with a picture, in order, and the shares asked for; earlier ones go."""
@@ -287,19 +296,31 @@ class Journal:
             )
             self.note("shares", shares)
 
-    def results(self, failed: bool = False) -> Iterator[tuple[TableRow, bytes | None]]:
+    def results(self, failed: bool = False) -> Iterator[tuple[TableRow, bytes | None, PictureFacts | None]]:
         """Rows in order, all or the `failed`, each with its picture; one without says why in its `reason`."""
         found = self._database.execute(
-            "SELECT number, id, fields, rows.source, coalesce(rows.reason, pictures.reason) AS why, sha256, "
+            "SELECT number, id, fields, rows.source, coalesce(rows.reason, pictures.reason) AS why, facts, "
             "CASE WHEN coalesce(rows.reason, pictures.reason) IS NULL THEN coalesce(stored.data, received.data) END "
             "FROM rows LEFT JOIN pictures USING (picture) LEFT JOIN stored USING (picture) "
             "LEFT JOIN received USING (picture) WHERE why IS NOT NULL OR NOT ? ORDER BY number",
             (failed,),
         )
-        for number, id, fields, source, reason, sha256, data in found:
-            if reason is None and hashlib.sha256(data or b"").digest() != sha256:
+        for number, id, fields, source, reason, text, data in found:
+            facts = None if reason else _facts(text)
+            if facts and hashlib.sha256(data or b"").hexdigest() != facts.sha256:
                 raise sqlite3.DatabaseError(f"the picture of row {number} is not what was stored")
-            yield TableRow(number, id, _mapping(fields), source, reason=reason), data
+            yield TableRow(number, id, _mapping(fields), source, reason=reason), data, facts
+
+
+def _facts(text: object) -> PictureFacts:
+    """The facts of a picture; what else stands in their place is damage."""
+    try:
+        facts = PictureFacts(**_mapping(text))
+        if len(bytes.fromhex(facts.sha256)) == len(bytes.fromhex(facts.fingerprint)) == 32:
+            return facts
+    except (TypeError, ValueError):
+        pass
+    raise sqlite3.DatabaseError("the facts of a picture are broken")
 
 
 def _mapping(text: object) -> dict[str, Any]:

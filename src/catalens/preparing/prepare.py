@@ -286,12 +286,13 @@ class _Work:
         }
         floats = [name for name in self.roles.columns("number") if name not in keys.integers]
         with CatalogWriter(self.out, self.roles, provenance, keys.integers, self.journal) as writer:
-            for row, stored in self.journal.results():
+            for row, stored, facts in self.journal.results():
                 if stored is None or (split := next(splits)) is None:
                     reason = row.reason or TIED
                     writer.reject(RejectedRow(row=row.number, id=row.id, url=row.picture, reason=reason))
                 else:
-                    writer.add(split, stored, row.id, {**row.fields, **{n: float(row.fields[n]) for n in floats}})
+                    values = {**row.fields, **{name: float(row.fields[name]) for name in floats}}
+                    writer.add(split, stored, row.id, values, facts)
                 progress("storing", row.number, total)
         self.journal.assign(assigned, shares)
         self.journal.note("complete", {"asked": self._complete, "manifest": manifest(self.out)})
@@ -307,7 +308,7 @@ class _Work:
         if bad < total and self._few(bad):
             return
         counts, some = Counter({TIED: tied} if tied else {}), []
-        for row, _ in self.journal.results(failed=True):
+        for row, *_ in self.journal.results(failed=True):
             counts[str(row.reason).split(":")[0]] += 1
             if len(some) < 5:
                 shown = f" ({row.picture[:MAX_SOURCE]})" if row.picture else ""
@@ -328,10 +329,10 @@ class _Work:
         broken: set[str] = set()
         splits: list[str | None] = []
         numbers = self.roles.columns("number")
-        for id, fields, sha256, fingerprint, split in self.journal.keys_of_pictures(self.roles.fields):
+        for id, fields, facts, split in self.journal.keys_of_pictures(self.roles.fields):
             products.append(key(id))
-            contents.append(int.from_bytes(sha256[:8], "big"))
-            prints += fingerprint
+            contents.append(int(facts.sha256[:16], 16))
+            prints += bytes.fromhex(facts.fingerprint)
             splits.append(split)
             categories.append(numbered.setdefault(fields[column], len(numbered)) if column else 0)
             broken |= {name for name in numbers if not isinstance(fields[name], int)}
