@@ -22,7 +22,6 @@ from pydantic import ValidationError
 from catalens import __version__
 from catalens.catalog.pictures import open_picture
 from catalens.errors import PictureError
-from catalens.preparing.collect import CollectSpec
 from catalens.preparing.download import TROUBLES, Downloader, Fetched, Host
 from catalens.preparing.fetch import DownloadSpec, Network, forbidding_directive, refusal, retry_after
 
@@ -293,15 +292,6 @@ class TestPacing:
         assert fetch(spec, [hostile.url("crawl", 1)])[0].body == jpeg(1)
         spec = spec.model_copy(update={"read_timeout": 0.5, "least_rate": 1e6})
         assert stem(fetch(spec, [hostile.url("crawl", 1)])[0]) == "timed out"
-
-    @pytest.mark.parametrize("workers", [1, 3, 16])
-    def test_workers_on_a_cluster_together_ask_a_host_like_one(self, workers: int):
-        asked = DownloadSpec()
-        share = CollectSpec(base=".", download=asked).shared(workers).download
-        assert share.per_host * workers <= asked.per_host
-        assert share.per_host_rate * workers <= asked.per_host_rate
-        # Each worker keeps places for other hosts, as one alone does.
-        assert share.per_host < share.concurrency
 
     def test_a_cancelled_fetch_gives_its_place_back(self, hostile: Hostile):
         async def run() -> Fetched:

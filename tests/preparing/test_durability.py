@@ -24,7 +24,7 @@ from catalens.cli import app
 from catalens.errors import CatalensError, CatalogError, TooManyBadRowsError
 from catalens.preparing import prepare as preparing
 from catalens.preparing.columns import Columns
-from catalens.preparing.journal import Journal
+from catalens.preparing.journal import TableJournal
 from catalens.preparing.prepare import PrepareSpec, prepare
 from catalens.sampling.sample import sample_catalog
 
@@ -395,9 +395,9 @@ def test_pictures_that_came_with_their_rows_are_kept_by_their_content(
 def test_rows_of_two_versions_of_a_table_never_mix(tmp_path: Path, moment: int, monkeypatch: pytest.MonkeyPatch):
     path, out = shop(tmp_path / "source"), tmp_path / "out"
     monkeypatch.setattr(preparing, "BATCH_ROWS", 4)
-    real, read = Journal._picture, 0
+    real, read = TableJournal._picture, 0
 
-    def killed(self: Journal, *arguments: Any) -> int:
+    def killed(self: TableJournal, *arguments: Any) -> int:
         nonlocal read
         read += 1
         if read > 4 * moment - 2:
@@ -405,7 +405,7 @@ def test_rows_of_two_versions_of_a_table_never_mix(tmp_path: Path, moment: int, 
         return real(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "_picture", killed)
+        patched.setattr(TableJournal, "_picture", killed)
         with pytest.raises(Killed):
             prepared(path, out)
     shutil.copytree(path.parent, tmp_path / "new")
@@ -417,14 +417,14 @@ def test_rows_of_two_versions_of_a_table_never_mix(tmp_path: Path, moment: int, 
 def test_a_table_that_changes_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, out = shop(tmp_path / "source"), tmp_path / "out"
     monkeypatch.setattr(preparing, "BATCH_ROWS", 4)
-    real = Journal._picture
+    real = TableJournal._picture
 
-    def changing(self: Journal, *arguments: Any) -> int:
+    def changing(self: TableJournal, *arguments: Any) -> int:
         write(path, [row(n, f"{n}.png") | {"title": "New"} for n in range(12)])
         return real(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "_picture", changing)
+        patched.setattr(TableJournal, "_picture", changing)
         with pytest.raises(CatalogError, match="changed while it was read: give the same command again"):
             prepared(path, out)
     prepared(path, out)
@@ -717,7 +717,7 @@ def test_no_more_pictures_are_in_memory_than_connections(
     path = tmp_path / "shop.csv"
     urls(hostile, path, 60)
     in_memory = most = 0
-    ask, record = downloading.ask, Journal.record
+    ask, record = downloading.ask, TableJournal.record
 
     async def asking(*arguments: Any) -> Any:
         nonlocal in_memory, most
@@ -732,7 +732,7 @@ def test_no_more_pictures_are_in_memory_than_connections(
         record(self, *arguments)
 
     monkeypatch.setattr(downloading, "ask", asking)
-    monkeypatch.setattr(Journal, "record", recording)
+    monkeypatch.setattr(TableJournal, "record", recording)
     download = DownloadSpec(concurrency=4, per_host=64, per_host_rate=1e6, allow_private_hosts=True)
     prepared(path, tmp_path / "out", download=download)
     assert 1 < most <= 4

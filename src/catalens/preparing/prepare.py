@@ -48,7 +48,7 @@ from catalens.preparing.columns import (
     read_values,
     storable,
 )
-from catalens.preparing.journal import Journal, TableRow, open_journal
+from catalens.preparing.journal import TableJournal, TableRow
 from catalens.preparing.sources import Row, Source, open_source
 from catalens.progress import Progress, silent
 
@@ -119,7 +119,7 @@ def prepare(
 
 
 @contextmanager
-def _held_journal(out: Path) -> Iterator[Journal]:
+def _held_journal(out: Path) -> Iterator[TableJournal]:
     """The journal in the work folder of a catalogue, held by this process until the block ends."""
     if out.name in ("", ".."):
         refuse_taken(out)
@@ -140,7 +140,10 @@ def _held_journal(out: Path) -> Iterator[Journal]:
                 refuse_taken(out)
                 if occupied(folder):
                     raise CatalogError(f"{folder} is in the way: move it away or choose another --out")
-        yield held.enter_context(open_journal(path))
+        anew = f"remove {folder} to start again"
+        if occupied(out):
+            anew += f", and {out} too, or choose another --out"
+        yield held.enter_context(TableJournal.open(path, anew))
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class _Work:
         image: str,
         roles: Roles,
         spec: PrepareSpec,
-        journal: Journal,
+        journal: TableJournal,
         notice: Notice,
     ) -> None:
         base = source.base if "://" in source.base else str(Path(source.base).absolute())
