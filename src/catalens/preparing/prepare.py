@@ -74,7 +74,7 @@ class PrepareSpec(CollectSpec):
 
 
 def prepare(
-    where: str,
+    where: str | Source,
     out: Path | str | None = None,
     columns: Columns | None = None,
     spec: PrepareSpec | None = None,
@@ -82,7 +82,7 @@ def prepare(
     progress: Progress = silent,
     notice: Notice = lambda text: None,
 ) -> tuple[Path, CatalogCard]:
-    """Make the catalogue `out`, by default `catalogs/<name of the source>`, of any source of `open_source`.
+    """Make the catalogue `out`, by default `catalogs/<name of the source>`, of a source or what `open_source` takes.
 
     Goes on from where an earlier run was stopped, and keeps the pictures of earlier runs whatever else is asked;
     `retry_failed` asks again for those that failed. `notice` hears what was guessed and found. Raises CatalogError
@@ -91,7 +91,7 @@ def prepare(
     row is left, with what was fetched kept.
     """
     spec, given = spec or PrepareSpec(), columns or Columns()
-    source = open_source(where, spec.encoding, spec.delimiter)
+    source = where if isinstance(where, Source) else open_source(where, spec.encoding, spec.delimiter)
     if source.notice:
         notice(source.notice)
     out = Path("catalogs") / source.name if out is None else Path(out)
