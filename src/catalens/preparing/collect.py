@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
@@ -28,6 +28,7 @@ from catalens.preparing.download import Downloader, Fetched
 from catalens.preparing.fetch import DownloadSpec
 from catalens.preparing.journal import EMBEDDED, Record, TableJournal, Wanted
 from catalens.preparing.text import open_bytes
+from catalens.progress import Progress, silent
 
 AHEAD = 16
 """Rows under way for each connection, so that one slow host does not keep the others waiting."""
@@ -50,13 +51,11 @@ class CollectSpec(Frozen):
         return f"max_side={self.max_side} strip_metadata={self.strip_metadata}"
 
 
-def collect(
-    journal: TableJournal,
-    spec: CollectSpec,
-    on_progress: Callable[[int, Mapping[str, int]], None] = lambda done, failures: None,
-) -> None:
-    """Give every picture a record that has none; `on_progress` hears how many, and failures by reason."""
-    done, failures = 0, Counter[str]()
+def collect(journal: TableJournal, spec: CollectSpec, progress: Progress = silent) -> None:
+    """Give every picture a record that has none; the note of the progress says which failures are most frequent."""
+    total, done = journal.pictures(spec.made)
+    failures = Counter[str]()
+    progress("pictures", done, total)
 
     def take(wanted: Wanted, record: Record) -> None:
         nonlocal done
@@ -64,7 +63,7 @@ def collect(
         done += 1
         if record.reason:
             failures[record.reason.split(":")[0]] += 1
-        on_progress(done, failures)
+        progress("pictures", done, total, ", ".join(f"{count} {reason}" for reason, count in failures.most_common(3)))
 
     asyncio.run(_collect(journal, spec, take))
 

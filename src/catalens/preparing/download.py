@@ -15,15 +15,16 @@ How often a host is asked:
 
 Additive increase, multiplicative decrease (Chiu and Jain, 1989), as in TCP. A request waits for its host before it
 takes one of the slots that all hosts share. A host takes a slot only while it holds fewer than are free (dynamic
-thresholds: Choudhury and Hahne, 1998), so that a few slow hosts never hold them all.
+thresholds: Choudhury and Hahne, 1998), or no other is asked, so that a few slow hosts never hold them all.
 """
 
 import asyncio
 import random
-from collections import OrderedDict, deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 from yarl import URL
@@ -35,7 +36,6 @@ SLOWEST = 0.5  # requests a second
 RECOVERY_SECONDS = 60.0  # from standstill to the full rate
 TROUBLES = 8  # a few bad URLs are no dead host, however long they take
 TRIAL = 1 / 4  # of its requests at a time, for a host of which nothing came yet, or nothing any more
-HOSTS_KEPT = 10_000  # besides those in use: a table may name a million
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,8 @@ class Host:
 
     def __init__(self, spec: DownloadSpec) -> None:
         self.gate = asyncio.Lock()
-        self.users = 0
-        self.slots = 0
-        """Slots that it holds."""
+        self.users = self.slots = 0
+        """Requests that wait for it or are under way; slots that it holds."""
         self.rate = spec.per_host_rate
         self.ready_at = 0.0
         self.given_up = False
@@ -224,7 +223,9 @@ class Pacer:
         self._spec = spec
         self._free = spec.concurrency
         self._waiting: list[tuple[Host, asyncio.Future[None]]] = []
-        self._hosts: OrderedDict[tuple[str | None, int | None], Host] = OrderedDict()
+        self._hosts: defaultdict[tuple[str | None, int | None], Host] = defaultdict(partial(Host, spec))
+        self._in_use = 0
+        """Hosts with users."""
 
     @asynccontextmanager
     async def turn(self, key: tuple[str | None, int | None], urgent: bool = False) -> AsyncIterator[Host]:
@@ -232,8 +233,10 @@ class Pacer:
 
         A host that is given up costs no waiting.
         """
-        host = self._hosts.get(key) or self._new(key)
+        host = self._hosts[key]
         host.users += 1
+        self._in_use += host.users == 1
+        await asyncio.sleep(0)  # all that start together are seen before the first gets a slot
         try:
             async with host.turn(urgent):
                 await host.ready()
@@ -241,6 +244,7 @@ class Pacer:
                     yield host
         finally:
             host.users -= 1
+            self._in_use -= host.users == 0
 
     @asynccontextmanager
     async def _slot(self, host: Host) -> AsyncIterator[None]:
@@ -258,22 +262,18 @@ class Pacer:
                 self._deal()
 
     def _deal(self) -> None:
-        """Give the free slots to those who waited longest, past hosts that hold as many as are free."""
+        """Give the free slots to those who waited longest, past hosts that hold as many as are free.
+
+        A host that is alone may hold all but one, which is for whoever comes next.
+        """
         waiting, self._waiting = self._waiting, []
+        alone = self._in_use == 1
         for host, slot in waiting:
             if slot.cancelled():
                 continue
-            if host.slots < self._free:
+            if host.slots < self._free or (alone and self._free > 1):
                 host.slots += 1
                 self._free -= 1
                 slot.set_result(None)
             else:
                 self._waiting.append((host, slot))
-
-    def _new(self, key: tuple[str | None, int | None]) -> Host:
-        if len(self._hosts) >= HOSTS_KEPT:
-            oldest, idle = self._hosts.popitem(last=False)
-            if idle.users:
-                self._hosts[oldest] = idle
-        self._hosts[key] = Host(self._spec)
-        return self._hosts[key]

@@ -15,9 +15,8 @@ that it has not seen; it may be removed.
 import shlex
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,7 @@ def prepare(
             left_out = sum(done.left_out.values())
             notice(f"{out} is complete; --retry failed asks again for the {left_out} rows left out")
             return out, done
-        work.collect(progress)
+        collect(journal, work.spec, progress)
         return out, work.write(progress)
 
 
@@ -133,10 +132,6 @@ def _held_journal(out: Path) -> Iterator[TableJournal]:
             recover(out)
             path = folder / "journal.sqlite"
             if not path.is_file():
-                if (folder / "plan.json").exists():
-                    raise CatalogError(
-                        f"{folder} is of an earlier version of catalens: remove it, or choose another --out"
-                    )
                 refuse_taken(out)
                 if occupied(folder):
                     raise CatalogError(f"{folder} is in the way: move it away or choose another --out")
@@ -144,19 +139,6 @@ def _held_journal(out: Path) -> Iterator[TableJournal]:
         if occupied(out):
             anew += f", and {out} too, or choose another --out"
         yield held.enter_context(TableJournal.open(path, anew))
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """Short keys of all rows with a picture."""
-
-    ties: Ties
-    categories: tuple[str, ...]
-    """Names of the categories by their numbers in `ties`."""
-    integers: tuple[str, ...]
-    """Number columns in which every value is whole."""
-    splits: tuple[str | None, ...]
-    """Of an earlier preparation."""
 
 
 class _Work:
@@ -261,23 +243,13 @@ class _Work:
             return TableRow(number, id, {}, picture, reason=storable(reason))
         return TableRow(number, id, fields, picture, embedded)
 
-    def collect(self, progress: Progress) -> None:
-        """Give every picture a record."""
-        total, done = self.journal.pictures(self.spec.made)
-        progress("pictures", done, total)
-
-        def on_progress(more: int, failures: Mapping[str, int]) -> None:
-            worst = sorted(failures.items(), key=lambda item: -item[1])[:3]
-            progress("pictures", done + more, total, ", ".join(f"{count} {reason}" for reason, count in worst))
-
-        collect(self.journal, self.spec, on_progress)
-
     def write(self, progress: Progress) -> CatalogCard:
         """Assign splits and write the catalogue, in the place of an earlier one."""
-        keys, total = self._keys(), self.journal.total()
+        total = self.journal.total()
+        ties, names, integers, before = self._keys()
         shares = dict(self.spec.fractions)
-        kept = keys.splits if self.journal.state("shares") == shares else ()  # other shares are asked for: all anew
-        assigned = assign_splits(keys.ties, shares, kept, self._notice)
+        kept = before if self.journal.state("shares") == shares else ()  # other shares are asked for: all anew
+        assigned = assign_splits(ties, shares, kept, self._notice)
         self._refuse_many(total, assigned)
         splits = iter(assigned)
         provenance = {
@@ -287,8 +259,8 @@ class _Work:
             "image_column": self.image,
             "fractions": shares,
         }
-        floats = [name for name in self.roles.columns("number") if name not in keys.integers]
-        with CatalogWriter(self.out, self.roles, provenance, keys.integers, self.journal) as writer:
+        floats = [name for name in self.roles.columns("number") if name not in integers]
+        with CatalogWriter(self.out, self.roles, provenance, integers, self.journal) as writer:
             for row, stored, facts in self.journal.results():
                 if stored is None or (split := next(splits)) is None:
                     reason = row.reason or TIED
@@ -299,8 +271,12 @@ class _Work:
                 progress("storing", row.number, total)
         self.journal.assign(assigned, shares)
         self.journal.note("complete", {"asked": self._complete, "manifest": manifest(self.out)})
-        if rare := _rare(keys, assigned, [split for split, share in self.spec.fractions.items() if share]):
-            self._notice(f"categories too rare to be in every split: {rare}")
+        counts = Counter(zip(ties.categories.tolist(), assigned, strict=True))
+        rows = [[counts[number, split] for split, share in shares.items() if share] for number in range(len(names))]
+        rare = [f"{name} ({sum(found)})" for name, found in zip(names, rows, strict=True) if not all(found)]
+        if rare:
+            more = f" and {len(rare) - 10} more" if len(rare) > 10 else ""
+            self._notice(f"categories too rare to be in every split: {', '.join(rare[:10])}{more}")
         self._notice(f"{self.journal.path.parent} keeps what was fetched for a later run; it may be removed")
         return writer.card
 
@@ -325,13 +301,13 @@ class _Work:
             + ("; rows that are tied share an id or a picture: " + TIED_FIX if tied else "")
         )
 
-    def _keys(self) -> _Keys:
+    def _keys(self) -> tuple[Ties, list[str], list[str], list[str | None]]:
+        """Ties of all rows with a picture; names of their categories; whole number columns; their earlier splits."""
         products, contents, categories, prints = array("Q"), array("Q"), array("q"), bytearray()
-        column = self.roles.leading
+        column, numbers = self.roles.leading, self.roles.columns("number")
         numbered: dict[str, int] = {}
         broken: set[str] = set()
         splits: list[str | None] = []
-        numbers = self.roles.columns("number")
         for id, fields, facts, split in self.journal.keys_of_pictures(self.roles.fields):
             products.append(key(id))
             contents.append(int(facts.sha256[:16], 16))
@@ -345,12 +321,4 @@ class _Work:
             near_pairs(np.array(prints, np.uint8).reshape(-1, 32)),
             np.array(categories, np.intp),
         )
-        return _Keys(ties, tuple(numbered), tuple(name for name in numbers if name not in broken), tuple(splits))
-
-
-def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) -> str:
-    """Categories that some split has no row of, with their rows; empty where there are none."""
-    counts = Counter(zip(keys.ties.categories.tolist(), assigned, strict=True))
-    rows = {number: [counts[number, split] for split in splits] for number in range(len(keys.categories))}
-    rare = [f"{keys.categories[number]} ({sum(found)})" for number, found in rows.items() if not all(found)]
-    return ", ".join(rare[:10]) + (f" and {len(rare) - 10} more" if len(rare) > 10 else "")
+        return ties, [*numbered], [name for name in numbers if name not in broken], splits
