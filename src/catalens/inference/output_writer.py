@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from catalens.errors import InferenceError, RecipeError
 from catalens.files import atomic, locked, writing
-from catalens.inference.records import FORMATS, Record, write_records
+from catalens.inference.records import FORMATS, Record, json_line, write_records
 from catalens.journal import Journal, read_object
 
 FIX = "mend that and give the same command again, what is done is kept"
@@ -47,7 +47,7 @@ class OutputJournal(Journal):
 
     def write(self, chunk: int, records: Sequence[Record]) -> None:
         """Keep the records of a chunk; durable when this returns."""
-        rows = [(chunk, place, json.dumps(record)) for place, record in enumerate(records)]
+        rows = [(chunk, place, json_line(record).decode()) for place, record in enumerate(records)]
         with self.transaction():
             self.database.executemany("INSERT INTO records VALUES (?, ?, ?)", rows)
 
