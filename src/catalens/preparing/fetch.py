@@ -30,6 +30,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -124,10 +125,6 @@ class AddressRefusedError(OSError):
     """An address that is not spoken to; an OSError, so that it travels through aiohttp's connecting."""
 
 
-class NameRefusedError(AddressRefusedError):
-    """A name that leads to such addresses only."""
-
-
 @dataclass(frozen=True)
 class Network:
     """The ways out of this machine. Tests lead a name elsewhere by them; the checks stand between the two."""
@@ -175,7 +172,7 @@ class _Resolver(AbstractResolver):
         found = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
         refused = [None if self._allow_private else refusal(address[0]) for *_, address in found]
         if found and all(refused):
-            raise (AddressRefusedError if _is_number(host) else NameRefusedError)(refused[0])
+            raise AddressRefusedError(refused[0])
         flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         return [
             ResolveResult(hostname=host, host=address[0], port=address[1], family=kind, proto=proto, flags=flags)
@@ -185,14 +182,6 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _is_number(host: str) -> bool:
-    """Recognise an address in one of the old ways to write one, such as 0x7f.1, which names nothing."""
-    try:
-        return bool(socket.inet_aton(host))
-    except OSError:
-        return False
 
 
 def open_session(spec: DownloadSpec, network: Network) -> tuple[aiohttp.ClientSession, AbstractResolver]:
@@ -359,11 +348,12 @@ def _explained(error: Exception, spec: DownloadSpec) -> Failure:
 
 def _unconnected(error: aiohttp.ClientConnectorError) -> Failure:
     cause = error.os_error
-    if isinstance(cause, NameRefusedError):
+    if isinstance(cause, AddressRefusedError):
+        with suppress(OSError):  # what inet_aton takes, such as 0x7f.1, names nothing
+            if ":" in error.host or socket.inet_aton(error.host):
+                return Failure(f"address refused: {_plain(cause)}")
         # counted as a name that is none: strangers who ask a server must not learn which internal names exist
         return Failure(f"host not found: {_plain(error.host)} at a public address: {_plain(cause)}")
-    if isinstance(cause, AddressRefusedError):
-        return Failure(f"address refused: {_plain(cause)}")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return Failure(f"TLS failed: {_plain(getattr(cause, 'verify_message', '') or error.certificate_error)}")
     if isinstance(error, aiohttp.ClientSSLError):
