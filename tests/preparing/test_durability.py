@@ -492,7 +492,8 @@ def test_a_damaged_journal_is_one_sentence(tmp_path: Path, damage: Any):
     damage(tmp_path / "out.work")
     code, said = prepare_again(path, *OTHER_SPLITS)
     assert (code, contents(tmp_path / "out")) == (3, before)
-    assert f"remove {tmp_path / 'out.work'} to start again" in said or "remove it to start again" in said
+    anew = f"remove {tmp_path / 'out.work'} to start again, and {tmp_path / 'out'} too, or choose another --out"
+    assert anew in said or "remove it to start again" in said
     assert "\n" not in said
 
 
