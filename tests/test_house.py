@@ -15,17 +15,17 @@ from catalens.config import load_recipe
 
 ROOT = Path(__file__).parents[1]
 BUDGETS = {
-    "catalog/": 1140,
+    "catalog/": 1100,
     "checking/": 1200,
     "cli/": 620,
     "config/": 570,
     "evaluation/": 740,
-    "inference/": 1730,
+    "inference/": 1620,
     "mimicking/": 1560,
     "model/": 1310,
     "pages/": 2210,
-    "preparing/": 2660,
-    "sampling/": 430,
+    "preparing/": 2480,
+    "sampling/": 428,
     "serving/": 1410,
     "tracking/": 510,
     "training/": 1580,

@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 
 from catalens.catalog import storage
-from catalens.catalog.storage import SPLITS, Catalog, CatalogWriter, RejectedRow, Roles
+from catalens.catalog.pictures import picture_facts
+from catalens.catalog.storage import FACTS, SPLITS, Catalog, CatalogWriter, RejectedRow, Roles
 from catalens.errors import CatalogError
 
 ROLES = Roles(id="code", fields={"title": "text", "kind": "category", "price": "number", "width": "number"})
@@ -84,6 +85,7 @@ def test_datasets_opens_it_as_it_is(tmp_path: Path, splits: str, monkeypatch: py
             "kind": Value("string"),
             "price": Value("float64"),
             "width": Value("int64"),
+            FACTS: {name: Value(dtype) for name, dtype in storage.FACT_TYPES.items()},
         }
         rows = list(opened[split])
         assert [row["image"].getpixel((0, 0)) for row in rows] == [(number, 100, 200) for number in numbers]
@@ -99,6 +101,36 @@ def test_it_reads_back_in_order(catalog: Path):
     assert isinstance(rows[1]["price"], float)
 
 
+def test_facts_of_pictures_are_read_without_the_pictures(catalog: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = [picture_facts(picture(number)) for number in (0, 1, 3, 5)]
+    read: list[Any] = []
+    real = storage.group_batches
+    monkeypatch.setattr(storage, "group_batches", lambda *a: read.append(a[2]) or real(*a))
+    monkeypatch.setattr(Image, "open", None)
+    assert Catalog(catalog).picture_facts("train") == expected
+    assert read == [[FACTS]]
+    assert Catalog(catalog).rows("train", ["title", FACTS])[0] == {"title": product(0)["title"], FACTS: expected[0]}
+
+
+def test_a_catalogue_of_format_1_has_the_same_facts():
+    catalog = Catalog(Path(__file__).parents[1] / "assets/v0.1/catalog")
+    assert catalog.card.format == 1
+    for split, count in catalog.card.rows.items():
+        rows = catalog.rows(split, ["image", FACTS])
+        assert [row[FACTS] for row in rows] == [picture_facts(row["image"]) for row in rows]
+        assert len(catalog.picture_facts(split)) == count
+        assert "image" not in catalog.rows(split, [FACTS])[0]
+
+
+def test_facts_of_another_form_are_one_sentence(catalog: Path):
+    for name in ("train", "test"):
+        path = catalog / f"data/{name}-00000-of-00001.parquet"
+        table = pq.read_table(path).drop_columns([FACTS])
+        pq.write_table(table if name == "train" else table.append_column(FACTS, [[{"md5": "0"}]]), path)
+        with pytest.raises(CatalogError, match=r"cannot be read .*: prepare the table again"):
+            Catalog(catalog).picture_facts(name)
+
+
 def test_wanted_columns_only(catalog: Path):
     assert Catalog(catalog).rows("test", ["title", "code"]) == [{"title": product(4)["title"], "code": "P2"}]
 
@@ -107,7 +139,7 @@ def test_the_card_says_what_there_is(catalog: Path):
     card = json.loads((catalog / "catalog.json").read_text())
     assert card.pop("content_hash").startswith("sha256:")
     assert card == {
-        "format": 1,
+        "format": 2,
         "name": "shop",
         "roles": {"id": "code", "fields": dict(ROLES.fields), "image": "image"},
         "provenance": {"command": "test"},
@@ -279,11 +311,11 @@ SHARD = "data/train-00000-of-00001.parquet"
     ("damage", "message"),
     [
         (lambda folder: (folder / "catalog.json").unlink(), "is not a catalogue .* make one with `catalens prepare`"),
-        (lambda folder: (folder / "catalog.json").write_text("{"), "not a catalogue of format 1"),
-        (lambda folder: (folder / "catalog.json").write_bytes(b"\xff\xfe"), "not a catalogue of format 1"),
-        (card_with(lambda card: card.update(format=2)), "not a catalogue of format 1"),
-        (card_with(lambda card: card.pop("roles")), "not a catalogue of format 1"),
-        (card_with(lambda card: card.update(more=1)), "not a catalogue of format 1"),
+        (lambda folder: (folder / "catalog.json").write_text("{"), "not a catalogue of format 1 or 2"),
+        (lambda folder: (folder / "catalog.json").write_bytes(b"\xff\xfe"), "not a catalogue of format 1 or 2"),
+        (card_with(lambda card: card.update(format=3)), "not a catalogue of format 1 or 2"),
+        (card_with(lambda card: card.pop("roles")), "not a catalogue of format 1 or 2"),
+        (card_with(lambda card: card.update(more=1)), "not a catalogue of format 1 or 2"),
         (lambda folder: cut(folder / SHARD), "data: cannot be read"),
         (lambda folder: (folder / SHARD).unlink(), "data: 0 train rows, but 4 in catalog.json"),
         (lambda folder: (folder / SHARD).write_text("<html>"), "data: cannot be read"),

@@ -76,15 +76,8 @@ def main() -> Outcome:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--engine", default="native")
     given = parser.parse_args()
-    spec = BatchSpec.model_validate(
-        {"batch_size": given.batch_size, "engine": given.engine, "download": {"allow_private_hosts": True}}
-    )
-    if given.engine == "ray":
-        import ray
-
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    spec = BatchSpec.model_validate({"batch_size": given.batch_size, "download": {"allow_private_hosts": True}})
     load = partial(Guesser, given.pause)
     return predict_to(given.out, open_input(given.source, InputSpec()), load, spec, {"run": "guesser"})
 

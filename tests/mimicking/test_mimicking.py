@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from catalens.catalog.pictures import open_picture
-from catalens.catalog.scan import look_at
+from catalens.catalog.pictures import open_picture, picture_facts
 from catalens.catalog.splits import split_of
-from catalens.catalog.storage import SPLITS, Catalog, CatalogWriter, Roles
+from catalens.catalog.storage import FACTS, SPLITS, Catalog, CatalogWriter, Roles
 from catalens.cli import app
 from catalens.config import Kind
 from catalens.errors import CatalogError, RecipeError
@@ -106,7 +105,7 @@ def write_catalog(
 def survey_of(*rows: Mapping[str, Any]) -> Survey:
     survey = Survey(SAMPLE_ROLES, len(rows))
     for row in rows:
-        survey.take("train", row)
+        survey.take("train", {**row, FACTS: picture_facts(row["image"])})
     return survey
 
 
@@ -621,7 +620,7 @@ def test_pictures_come_in_sizes_and_formats_of_the_original(size: tuple[int, int
     folder = write_catalog(tmp_path / "few", Roles(id="id", fields={"t": "text"}), rows)
     mimic_catalog(tmp_path / "out", folder, 4)
     for row in rows_of(tmp_path / "out"):
-        seen = look_at(row["image"])
+        seen = picture_facts(row["image"])
         assert (seen.size, seen.format) == (size, format)
 
 

@@ -19,7 +19,7 @@ from hostile import KINDS, SLOW, Hostile, expected_reason, hostile_server  # noq
 from catalens.catalog.storage import SPLITS, Catalog, CatalogCard
 from catalens.errors import TooManyBadRowsError
 from catalens.preparing.fetch import DownloadSpec
-from catalens.preparing.journal import open_journal
+from catalens.preparing.journal import TableJournal
 from catalens.preparing.prepare import PrepareSpec, prepare
 
 ROOT = Path(__file__).parents[2]
@@ -131,8 +131,8 @@ def test_categories_too_rare_for_every_split_are_named(hostile: Hostile, tmp_pat
 
 def test_what_came_of_each_row_is_on_record(hostile: Hostile, tmp_path: Path):
     prepared(table(tmp_path / "table.csv", [hostile.url("redirect", 1), hostile.url("gone", 2)]), tmp_path / "out")
-    with open_journal(tmp_path / "out.work/journal.sqlite") as journal:
-        found = journal._database.execute(
+    with TableJournal.open(tmp_path / "out.work/journal.sqlite", "") as journal:
+        found = journal.database.execute(
             "SELECT reason, status, final_url, attempts, bytes > 20000, length(sha256) FROM pictures ORDER BY picture"
         ).fetchall()
     assert found == [
@@ -177,8 +177,8 @@ def killed_prepare(server: str, folder: Path, rows: int, kills: int) -> None:
         now = counts(server)
         assert all(now[name] == before[name] for name in finished)
         if (work / "journal.sqlite").exists():
-            with open_journal(work / "journal.sqlite") as journal:
-                done = journal._database.execute("SELECT key FROM pictures WHERE made IS NOT NULL")
+            with TableJournal.open(work / "journal.sqlite", "") as journal:
+                done = journal.database.execute("SELECT key FROM pictures WHERE made IS NOT NULL")
                 finished |= {key.removeprefix(server) for (key,) in done}
         before = now
     subprocess.run([*command, str(folder / "killed")], env=environment, check=True, stderr=subprocess.DEVNULL)
@@ -201,23 +201,3 @@ def test_kill_loses_nothing_and_repeats_nothing(patient: str, tmp_path: Path):
 @pytest.mark.slow
 def test_twenty_kills_of_two_thousand_rows(patient: str, tmp_path: Path):
     killed_prepare(patient, tmp_path, rows=2000, kills=20)
-
-
-@pytest.mark.integration
-def test_a_ray_cluster_gives_the_same_bytes(tmp_path: Path):
-    pytest.importorskip("ray")
-    from hostile import jpeg
-
-    (tmp_path / "photos").mkdir()
-    for n in range(40):
-        (tmp_path / "photos" / f"{n}.jpg").write_bytes(jpeg(n))
-    path = table(tmp_path / "table.csv", [f"photos/{n % 50}.jpg" for n in range(1200)])  # 20 % are not there
-    code = (
-        "import sys, ray; ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
-        "from catalens.cli import main; main()"
-    )
-    for out, engine in (("one", "local"), ("other", "ray")):
-        flags = ["--engine", engine, "--max-bad", "30%", "--out", str(tmp_path / out / "catalog")]
-        start = [sys.executable, "-c", code] if engine == "ray" else [sys.executable, "-m", "catalens"]
-        subprocess.run([*start, "prepare", str(path), *flags], check=True, capture_output=True)
-    assert files(tmp_path / "one/catalog") == files(tmp_path / "other/catalog")

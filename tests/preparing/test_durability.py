@@ -24,7 +24,7 @@ from catalens.cli import app
 from catalens.errors import CatalensError, CatalogError, TooManyBadRowsError
 from catalens.preparing import prepare as preparing
 from catalens.preparing.columns import Columns
-from catalens.preparing.journal import Journal
+from catalens.preparing.journal import TableJournal
 from catalens.preparing.prepare import PrepareSpec, prepare
 from catalens.sampling.sample import sample_catalog
 
@@ -382,22 +382,22 @@ def test_pictures_that_came_with_their_rows_are_kept_by_their_content(
 
     decoded: list[int] = []
     real = preparing.collect
-    monkeypatch.setattr(preparing, "collect", lambda *a: real(*a[:2], lambda done, failures: decoded.append(done)))
+    monkeypatch.setattr(preparing, "collect", lambda *a: real(*a[:2], lambda stage, done, *_: decoded.append(done)))
     prepared(table(*range(12)), tmp_path / "out")
     assert (
         prepared(table(*range(11, 1, -1), 20), tmp_path / "out").rows
         == prepared(tmp_path / "shop.parquet", tmp_path / "again").rows
     )
-    assert len(decoded) == 12 + 1 + 11
+    assert len(decoded) == 3 + 12 + 1 + 11  # each run reports before the first
 
 
 @pytest.mark.parametrize("moment", [1, 2, 3])
 def test_rows_of_two_versions_of_a_table_never_mix(tmp_path: Path, moment: int, monkeypatch: pytest.MonkeyPatch):
     path, out = shop(tmp_path / "source"), tmp_path / "out"
     monkeypatch.setattr(preparing, "BATCH_ROWS", 4)
-    real, read = Journal._picture, 0
+    real, read = TableJournal._picture, 0
 
-    def killed(self: Journal, *arguments: Any) -> int:
+    def killed(self: TableJournal, *arguments: Any) -> int:
         nonlocal read
         read += 1
         if read > 4 * moment - 2:
@@ -405,7 +405,7 @@ def test_rows_of_two_versions_of_a_table_never_mix(tmp_path: Path, moment: int, 
         return real(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "_picture", killed)
+        patched.setattr(TableJournal, "_picture", killed)
         with pytest.raises(Killed):
             prepared(path, out)
     shutil.copytree(path.parent, tmp_path / "new")
@@ -417,14 +417,14 @@ def test_rows_of_two_versions_of_a_table_never_mix(tmp_path: Path, moment: int, 
 def test_a_table_that_changes_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, out = shop(tmp_path / "source"), tmp_path / "out"
     monkeypatch.setattr(preparing, "BATCH_ROWS", 4)
-    real = Journal._picture
+    real = TableJournal._picture
 
-    def changing(self: Journal, *arguments: Any) -> int:
+    def changing(self: TableJournal, *arguments: Any) -> int:
         write(path, [row(n, f"{n}.png") | {"title": "New"} for n in range(12)])
         return real(self, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "_picture", changing)
+        patched.setattr(TableJournal, "_picture", changing)
         with pytest.raises(CatalogError, match="changed while it was read: give the same command again"):
             prepared(path, out)
     prepared(path, out)
@@ -478,7 +478,8 @@ def query(sql: str) -> Any:
         query("UPDATE rows SET id = NULL WHERE number = 3"),
         query("UPDATE rows SET picture = 999 WHERE number = 3"),
         query("UPDATE pictures SET sha256 = NULL"),
-        query("UPDATE pictures SET fingerprint = x'00'"),
+        query("UPDATE pictures SET facts = '{}'"),
+        query("UPDATE pictures SET facts = json_set(facts, '$.fingerprint', '00')"),
         query("UPDATE stored SET data = x'00'"),
         query("DELETE FROM stored"),
         query("PRAGMA user_version = 7"),
@@ -491,17 +492,25 @@ def test_a_damaged_journal_is_one_sentence(tmp_path: Path, damage: Any):
     damage(tmp_path / "out.work")
     code, said = prepare_again(path, *OTHER_SPLITS)
     assert (code, contents(tmp_path / "out")) == (3, before)
-    assert f"remove {tmp_path / 'out.work'} to start again" in said or "remove it to start again" in said
+    anew = f"remove {tmp_path / 'out.work'} to start again, and {tmp_path / 'out'} too, or choose another --out"
+    assert anew in said or "remove it to start again" in said
     assert "\n" not in said
 
 
-def test_a_work_folder_of_the_former_layout_is_told(tmp_path: Path):
-    path = shop(tmp_path / "source")
-    (tmp_path / "out.work" / "shards").mkdir(parents=True)
-    (tmp_path / "out.work" / "plan.json").write_text("{}")
-    code, said = prepare_again(path)
-    assert code == 3
-    assert "out.work is of an earlier version of catalens: remove it, or choose another --out" in said
+def test_a_journal_of_format_1_goes_on_without_fetching(hostile: Hostile, tmp_path: Path):
+    path, out = tmp_path / "shop.csv", tmp_path / "out"
+    urls(hostile, path)
+    prepared(path, out)
+    before = contents(out)
+    with sqlite3.connect(tmp_path / "out.work" / "journal.sqlite") as database:
+        database.executescript(
+            "ALTER TABLE pictures DROP COLUMN facts; ALTER TABLE pictures ADD COLUMN fingerprint BLOB;"
+            "PRAGMA user_version = 1;"
+        )
+    prepared(path, out, max_side=64)
+    prepared(path, out)
+    assert contents(out) == before
+    assert set(hostile.counts.values()) == {1}
 
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing(hostile: Hostile, tmp_path: Path):
@@ -700,7 +709,7 @@ def test_no_more_pictures_are_in_memory_than_connections(
     path = tmp_path / "shop.csv"
     urls(hostile, path, 60)
     in_memory = most = 0
-    ask, record = downloading.ask, Journal.record
+    ask, record = downloading.ask, TableJournal.record
 
     async def asking(*arguments: Any) -> Any:
         nonlocal in_memory, most
@@ -715,7 +724,7 @@ def test_no_more_pictures_are_in_memory_than_connections(
         record(self, *arguments)
 
     monkeypatch.setattr(downloading, "ask", asking)
-    monkeypatch.setattr(Journal, "record", recording)
+    monkeypatch.setattr(TableJournal, "record", recording)
     download = DownloadSpec(concurrency=4, per_host=64, per_host_rate=1e6, allow_private_hosts=True)
     prepared(path, tmp_path / "out", download=download)
     assert 1 < most <= 4

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import catalens
 from catalens.catalog.storage import SPLITS, Catalog, CatalogCard, Roles
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.preparing.columns import Columns
@@ -383,6 +384,22 @@ def test_the_same_table_gives_the_same_bytes(source: Path, tmp_path: Path):
         for folder in (tmp_path / "one/out", tmp_path / "two/out")
     )
     assert one == two
+
+
+def test_a_picture_is_decoded_once_and_known_for_good(source: Path, monkeypatch: pytest.MonkeyPatch):
+    path = table(source, *({"code": str(n), "photo": f"{n}.png"} for n in range(40)))
+    for n in range(40):
+        (source / f"{n}.png").write_bytes(picture(n, mode="P" if n % 2 else "RGB"))  # half are encoded again
+    opened: list[Any] = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(a) or real(*a, **k))
+    prepare(path)
+    assert len(opened) == 40
+    out = source.parent / "out"
+    facts = [facts for split in SPLITS for facts in Catalog(out).picture_facts(split)]
+    assert {fact.size for fact in facts} == {(16, 16)}
+    page = catalens.check(out).page.read_text(encoding="utf-8")
+    assert len(opened) == 40 + page.count('src="data:image/')  # small copies of those that a finding names
 
 
 @given(st.lists(st.tuples(st.integers(0, 25), st.integers(0, 25)), min_size=1, max_size=60))

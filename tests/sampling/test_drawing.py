@@ -171,9 +171,3 @@ def test_rows_are_planned_up_to_the_last_photograph():
     assert len(plan) == 50
     assert plan == sorted(plan)
     assert list(draw_catalog(0, seed=3)) == []
-
-
-@pytest.mark.parametrize("wrong", [{"rows": -1}, {"noise": -0.1}, {"workers": 0}])
-def test_impossible_requests_are_refused_at_once(wrong):
-    with pytest.raises(ValueError, match="must not be negative"):
-        draw_catalog(**{"rows": 1, "seed": 0, **wrong})

@@ -9,8 +9,6 @@ picture's edges, whatever their colour, so that a hue matters little. `benchmark
 many copies of each sort `THRESHOLD` finds, and how many pairs of different products it takes for copies.
 """
 
-from collections.abc import Iterator
-
 import imagehash
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +23,8 @@ THRESHOLD = 24
 BAND_BYTES = 2
 FEW = 16
 """Fingerprints that agree in a band up to which all of them are compared."""
+LINKS = 4
+"""Of more, those that follow each of them in order that it is compared with."""
 WORKING_SIDE = 4 * SIDE  # what imagehash scales to
 
 
@@ -40,67 +40,42 @@ def fingerprint(picture: Image.Image) -> bytes:
 def near_pairs(fingerprints: NDArray[np.uint8], threshold: int = THRESHOLD) -> NDArray[np.intp]:
     """Pairs (i, j), i < j, [pairs, 2], of rows whose fingerprints [rows, 32] are those of copies, mirrored or not.
 
-    Only rows that agree in one of 16 bands of bits are compared (locality-sensitive hashing), so the work grows with
-    the rows and not with their square; a pair that differs in 16 bits spread at random is missed once in a thousand.
-    Where many rows look alike there are pairs enough to link all of them, but not every pair: of equal fingerprints
-    each is paired with the first only, and of more than `FEW` that agree in a band, those not linked yet.
+    Only rows that agree in one of 16 bands of bits are compared (locality-sensitive hashing): all of up to `FEW`, of
+    more each with those next to it in the order of the bits from that band on. So the work grows with the rows and
+    not with their square; a pair that differs in 16 bits spread at random is missed once in a thousand. Where many
+    rows look alike there are pairs enough to link all of them, but not every pair: of equal fingerprints each is
+    paired with the first only, and of more than `FEW` that agree in a band, those not linked yet.
     """
     if len(fingerprints) == 0:
         return np.empty((0, 2), np.intp)
     unique, first, inverse = np.unique(fingerprints, axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(first)  # in the order of the rows
-    first, inverse = first[order], np.argsort(order)[inverse.reshape(-1)]
-    seen = np.concatenate([unique[order], unique[order] ^ _mirror()])  # [2u, 32]
-    words = seen.view(np.uint64)  # [2u, 4]
+    seen = np.concatenate([unique, unique ^ _mirror()])  # [2u, 32]
+    words, upright = seen.view(np.uint64), len(unique)  # [2u, 4]
     links = np.empty((0, 2), np.intp)  # of the u distinct ones
     for band in range(0, seen.shape[1], BAND_BYTES):
-        keys = np.ascontiguousarray(seen[:, band : band + BAND_BYTES]).view(np.uint16)[:, 0]
-        groups = components(links, len(first))
-        links = np.concatenate([links, *_band_links(keys, words, groups, threshold)])
-        links = np.unique(np.sort(links, axis=1), axis=0)
+        head = np.ascontiguousarray(np.roll(seen, -band, axis=1)[:, :8])
+        bits = head.view(">u8")[:, 0].astype(np.uint64)
+        order = np.argsort(bits, kind="stable")
+        _, place, sizes = np.unique(bits[order] >> np.uint64(48), return_inverse=True, return_counts=True)
+        group = np.tile(components(links, upright), 2)
+        found = [links]
+        for step in range(1, FEW):
+            left, right = order[:-step], order[step:]
+            use = (place[:-step] == place[step:]) & (np.minimum(left, right) < upright)
+            use &= (sizes[place[step:]] <= FEW) | ((group[left] != group[right]) & (step <= LINKS))
+            left, right = left[use], right[use]
+            near = np.bitwise_count(words[left] ^ words[right]).sum(axis=1) <= threshold
+            found.append(np.stack([left[near], right[near]], axis=1) % upright)
+        links = _distinct(np.concatenate(found), upright)
     later = np.flatnonzero(first[inverse] != np.arange(len(fingerprints)))
     equal = np.stack([first[inverse[later]], later], axis=1)
-    return np.unique(np.concatenate([equal, first[links]]).astype(np.intp), axis=0)
+    return _distinct(np.concatenate([equal, first[links]]), len(fingerprints))
 
 
-def _band_links(
-    keys: NDArray[np.uint16], words: NDArray[np.uint64], groups: NDArray[np.intp], threshold: int
-) -> Iterator[NDArray[np.intp]]:
-    """Links between near ones that agree in a band; `keys` [2u] and `words` [2u, 4] are those of u and u mirrored."""
-    upright = len(groups)
-    order = np.argsort(keys, kind="stable")  # upright ones first within a bucket
-    starts = np.flatnonzero(np.diff(keys[order].astype(np.int64), prepend=-1))
-    sizes = np.diff(np.append(starts, len(order)))
-    end = np.repeat(starts + sizes, sizes)
-    at = np.flatnonzero((order < upright) & np.repeat(sizes <= FEW, sizes))
-    for step in range(1, FEW):  # every one with the one `step` further in its bucket
-        at = at[at + step < end[at]]
-        left, right = order[at], order[at + step]
-        near = np.bitwise_count(words[left] ^ words[right]).sum(axis=1) <= threshold
-        yield _different(left[near], right[near] % upright)
-    for bucket in np.flatnonzero(sizes > FEW):
-        yield from _bucket_links(order[starts[bucket] : starts[bucket] + sizes[bucket]], words, groups, threshold)
-
-
-def _bucket_links(
-    members: NDArray[np.intp], words: NDArray[np.uint64], groups: NDArray[np.intp], threshold: int
-) -> Iterator[NDArray[np.intp]]:
-    """Links that join near members of different groups, until those of a group need no more."""
-    rows = members % len(groups)
-    group = groups[rows]
-    for index in range(np.count_nonzero(members < len(groups))):
-        others = index + 1 + np.flatnonzero(group[index + 1 :] != group[index])
-        if not others.size:
-            return
-        near = others[np.bitwise_count(words[members[index]] ^ words[members[others]]).sum(axis=1) <= threshold]
-        if near.size:
-            yield _different(np.full(near.size, rows[index]), rows[near])
-            group[np.isin(group, group[near], kind="table")] = group[index]
-
-
-def _different(left: NDArray[np.intp], right: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Pairs [pairs, 2] without those of one and itself, mirrored."""
-    return np.stack([left, right], axis=1)[left != right]
+def _distinct(pairs: NDArray[np.intp], count: int) -> NDArray[np.intp]:
+    """Pairs of `count` nodes, each once with the lower one first, in order; none of one and itself."""
+    pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
+    return np.stack(np.divmod(np.unique(pairs[:, 0] * count + pairs[:, 1]), count), axis=1)
 
 
 def _mirror() -> NDArray[np.uint8]:

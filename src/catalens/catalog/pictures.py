@@ -1,18 +1,23 @@
 """Pictures as bytes: decoded to be believed, always seen as RGB on white.
 
+    scarf.jpg   ->  PictureFacts("9f86d0...", 18211, 300, 375, "JPEG", brightness=251, fingerprint="a3c1...")
+
 What comes from a table is hostile until checked: only the formats below are handed to Pillow, the size is checked
 before a pixel is decoded, a truncated file is refused.
 """
 
+import hashlib
 import io
-import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from catalens.catalog.duplicates import fingerprint
 from catalens.errors import PictureError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -21,10 +26,37 @@ JPEG_QUALITY = 92
 """Of photos that are made smaller."""
 ORIENTATION = 0x0112  # the EXIF tag
 GPS = 0x8825  # the EXIF directory with positions
-JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-JPEG_COLOURS = (b"\xff\xe0", b"\xff\xee")  # JFIF and Adobe say how the components are meant
-PNG_COLOURS = (b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT", b"cICP")
-WEBP_CHUNKS = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP")
+BORDER = 0.04
+"""Share of the shorter side that counts as border."""
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFacts:
+    """Facts of a picture file, as the catalogue keeps them beside it; lengths in pixels."""
+
+    sha256: str
+    """Of its bytes, in hex."""
+    stored: int
+    """Its bytes."""
+    width: int | None = None
+    """As seen, like the height; None where it cannot be decoded."""
+    height: int | None = None
+    format: str = ""
+    """Pillow's name of it."""
+    transparent: bool = False
+    position: bool = False
+    """Its metadata says where it was taken."""
+    brightness: int | None = None
+    """Of the border, 0 to 255."""
+    fingerprint: str = ""
+    """Perceptual hash of 256 bits, in hex (see `duplicates`)."""
+    reason: str = ""
+    """Why it cannot be decoded."""
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height; None where it cannot be decoded."""
+        return None if self.width is None or self.height is None else (self.width, self.height)
 
 
 def open_picture(data: bytes) -> Image.Image:
@@ -73,83 +105,63 @@ def has_position(image: Image.Image) -> bool:
         return False
 
 
+def picture_facts(data: bytes) -> PictureFacts:
+    """Decode a picture and keep only its facts; `reason` says why where it cannot be decoded."""
+    try:
+        seen, image, _ = _decode(data)
+    except PictureError as error:
+        return PictureFacts(hashlib.sha256(data).hexdigest(), len(data), reason=str(error))
+    return _facts(data, seen, image)
+
+
 def storable_picture(
     data: bytes, max_side: int | None = None, strip_metadata: bool = False
-) -> tuple[bytes, Image.Image]:
-    """The bytes to store, and what they show.
+) -> tuple[bytes, PictureFacts]:
+    """The bytes to store, and their facts, of one decoding.
 
     As received where every reader sees the same RGB picture, no side longer than `max_side` pixels; else encoded
-    again, as PNG, or as JPEG where a photo that came as JPEG was made smaller. With `strip_metadata` EXIF with its
-    position, XMP and comments are taken out, of JPEG, PNG and WebP without touching a pixel. Raises PictureError as
-    `open_picture`.
+    again: as JPEG where a photo that came as JPEG was made smaller or, by `strip_metadata`, freed of all that is no
+    pixel (EXIF with its position, XMP, comments); as PNG in every other case. Raises PictureError as `open_picture`.
     """
-    seen, plain, format = _decode(data)
+    seen, image, plain = _decode(data)
     small = max_side is None or max(seen.size) <= max_side
-    as_it_is = (without_metadata(data) if strip_metadata else data) if plain and small else None
-    if as_it_is is not None:
-        return as_it_is, seen
-    lossy = not small and format in ("JPEG", "MPO")
+    if plain and small and not strip_metadata:
+        return data, _facts(data, seen, image)
+    lossy = image.format in ("JPEG", "MPO") and (plain or not small)
     if max_side is not None and not small:
         seen.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     seen.info.clear()  # Pillow would carry comments over
     buffer = io.BytesIO()
     # no colour profile: it may be one for the four inks of a CMYK original
     seen.save(buffer, "JPEG" if lossy else "PNG", icc_profile=None, **({"quality": JPEG_QUALITY} if lossy else {}))
-    return buffer.getvalue(), seen
+    return buffer.getvalue(), _facts(buffer.getvalue(), seen, None, "JPEG" if lossy else "PNG")
 
 
-def without_metadata(data: bytes) -> bytes | None:
-    """A JPEG, PNG or WebP with the same pixels and colours and nothing else; None where that cannot be had."""
-    for head, bare in ((b"\xff\xd8", _bare_jpeg), (b"\x89PNG", _bare_png), (b"RIFF", _bare_webp)):
-        if data.startswith(head):
-            return bare(data)
-    return None
+def _facts(data: bytes, seen: Image.Image, image: Image.Image | None, format: str = "") -> PictureFacts:
+    """Facts of bytes that show `seen`; `image` is the file that was opened, None where they were encoded here."""
+    return PictureFacts(
+        sha256=hashlib.sha256(data).hexdigest(),
+        stored=len(data),
+        width=seen.width,
+        height=seen.height,
+        format=format if image is None else image.format or "",
+        transparent=image is not None and (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info),
+        position=image is not None and has_position(image),
+        brightness=border_brightness(seen),
+        fingerprint=fingerprint(seen).hex(),
+    )
 
 
-def _bare_jpeg(data: bytes) -> bytes | None:
-    """All up to the end of the picture but application segments and comments. Source: ITU-T T.81, annex B."""
-    kept, at = [data[:2]], 2
-    while marker := JPEG_MARKER.search(data, at):
-        kept.append(data[at : marker.start()])  # coded pixels
-        if marker[0] == b"\xff\xd9":
-            return b"".join([*kept, marker[0]])
-        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-        segment = data[marker.start() : at]
-        known = segment.startswith(JPEG_COLOURS) or segment[4:].startswith(b"ICC_PROFILE\0")
-        if known or not (0xE0 <= segment[1] <= 0xEF or segment[1] == 0xFE):
-            kept.append(segment)
-    return None
+def border_brightness(picture: Image.Image) -> int:
+    """Mean luminance of the outermost pixels, 0 to 255."""
+    grey = np.asarray(picture.convert("L"))
+    wide = max(1, round(BORDER * min(grey.shape)))
+    inside = grey[wide:-wide, wide:-wide]
+    return round((int(grey.sum()) - int(inside.sum())) / (grey.size - inside.size))
 
 
-def _bare_png(data: bytes) -> bytes | None:
-    """Critical chunks, and those that say how colours look. Source: PNG specification, section 5."""
-    kept, at = [data[:8]], 8
-    while at + 8 <= len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        name = data[at + 4 : at + 8]
-        if name[:1].isupper() or name in PNG_COLOURS:
-            kept.append(data[at:end])
-        if name == b"IEND":
-            return b"".join(kept)
-        at = end
-    return None
-
-
-def _bare_webp(data: bytes) -> bytes | None:
-    """The chunks of a still picture. Source: RFC 9649, section 2."""
-    kept, at = b"", 12
-    while at + 8 <= min(len(data), int.from_bytes(data[4:8], "little") + 8):
-        size = int.from_bytes(data[at + 4 : at + 8], "little")
-        chunk = data[at : at + 8 + size + size % 2]
-        if chunk[:4] == b"VP8X" and size:
-            chunk = chunk[:8] + bytes([chunk[8] & ~0b1100]) + chunk[9:]  # says that EXIF and XMP follow
-        kept += chunk if chunk[:4] in WEBP_CHUNKS else b""
-        at += len(chunk)
-    return b"RIFF" + (len(kept) + 4).to_bytes(4, "little") + b"WEBP" + kept
-
-
-def _decode(data: bytes) -> tuple[Image.Image, bool, str | None]:
-    """The picture as seen, whether every reader sees it in these bytes, and their format."""
+def _decode(data: bytes) -> tuple[Image.Image, Image.Image, bool]:
+    """The picture as seen, the file as opened, and whether every reader sees the same in it."""
     if not data:
         raise PictureError("no bytes")
     try:
@@ -162,7 +174,7 @@ def _decode(data: bytes) -> tuple[Image.Image, bool, str | None]:
             plain = image.mode in ("RGB", "L") and "transparency" not in image.info
             upright = image.getexif().get(ORIENTATION, 1) == 1
             still = image.format == "MPO" or not getattr(image, "is_animated", False)  # MPO: a JPEG with previews
-            return _on_white(image), plain and upright and still, image.format
+            return _on_white(image), image, plain and upright and still
     except PictureError:
         raise
     except UnidentifiedImageError as error:

@@ -83,7 +83,7 @@ def assign_splits(
     for row in np.flatnonzero(np.isin(groups, list(large))).tolist():
         splits[row] = largest
         counts[int(ties.categories[row])][largest] += 1
-    joined = _Joined(ties, groups, torn, splits)
+    joined = _Joined(ties, np.isin(groups, list(torn)), splits)
     numbered = zip(groups.tolist(), ties.products.tolist(), ties.categories.tolist(), strict=True)
     for row, (group, product, category) in enumerate(numbered):
         if group in large:
@@ -107,13 +107,10 @@ def assign_splits(
 class _Joined:
     """Splits by what ties rows of torn groups: thousands may share one picture, so ties are no pairs of rows."""
 
-    def __init__(
-        self, ties: Ties, groups: NDArray[np.intp], torn: Collection[int], splits: Sequence[int | None]
-    ) -> None:
-        self._products, self._contents = ties.products, ties.contents
+    def __init__(self, ties: Ties, inside: NDArray[np.bool_], splits: Sequence[int | None]) -> None:
+        self._products, self._contents = ties.products.tolist(), ties.contents.tolist()
         self._near: dict[int, list[int]] = defaultdict(list)
         self._splits: dict[tuple[str, int], set[int]] = defaultdict(set)
-        inside = np.isin(groups, list(torn))
         for one, other in ties.near[inside[ties.near[:, 0]]].tolist():
             self._near[one].append(other)
             self._near[other].append(one)
@@ -122,17 +119,16 @@ class _Joined:
                 self.put(row, split)
 
     def put(self, row: int, split: int) -> None:
-        """Note the split of a row."""
-        for tie in self._ties_of(row):
+        """Note the split of a row with all that is tied to it."""
+        for tie in (*self._ties_of(row), *(("row", other) for other in self._near[row])):
             self._splits[tie].add(split)
 
     def sides(self, row: int) -> set[int]:
         """Splits of the rows that a row is tied to."""
-        near = (("row", other) for other in self._near[row])
-        return set().union(*(self._splits[tie] for tie in (*self._ties_of(row), *near)))
+        return set().union(*(self._splits[tie] for tie in self._ties_of(row)))
 
     def _ties_of(self, row: int) -> tuple[tuple[str, int], ...]:
-        return ("row", row), ("product", int(self._products[row])), ("content", int(self._contents[row]))
+        return ("row", row), ("product", self._products[row]), ("content", self._contents[row])
 
 
 def components(links: NDArray[np.intp], count: int) -> NDArray[np.intp]:

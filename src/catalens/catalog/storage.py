@@ -3,7 +3,8 @@
     catalogs/demo/
       data/train-00000-of-00001.parquet   {"image": {"bytes": ..., "path": ...}, "product_code": "10432877",
       data/validation-00000-of-...         "title": "Striped Red Tote Bag", "category3_code": "BAGS",
-      data/test-00000-of-...               "full_price": 129.0}
+      data/test-00000-of-...               "full_price": 129.0,
+                                           "image_facts": {"sha256": "9f86d0...", "width": 300, "height": 375, ...}}
       catalog.json                        roles, provenance, content hash, counts, what was left out and why
       rejected.parquet                    the rows that were left out, if any: row, id, reason
       README.md                           dataset card
@@ -15,9 +16,11 @@ replaced only where it is known for a catalogue of ours that nobody has touched.
 import hashlib
 import json
 import math
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from decimal import Decimal
 from functools import cached_property
@@ -30,6 +33,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from catalens.catalog.folder import Manifests, partial_of, put_in_place, recover, refuse_taken, sweep
+from catalens.catalog.pictures import PictureFacts, picture_facts
 from catalens.catalog.splits import key
 from catalens.config import Frozen, Kind
 from catalens.errors import CatalogError
@@ -42,6 +46,13 @@ GROUP_ROWS = 1000
 BATCH_ROWS = 256
 BUFFER_BYTES = 2**18
 REJECTED = pa.schema([("row", pa.int64()), ("id", pa.string()), ("url", pa.string()), ("reason", pa.string())])
+FACTS = "image_facts"
+"""Column of the facts of a row's picture; formats before 2 lack it."""
+FACT_TYPES = {
+    **dict.fromkeys(("sha256", "format", "fingerprint", "reason"), "string"),
+    **dict.fromkeys(("stored", "width", "height", "brightness"), "int64"),
+    **dict.fromkeys(("transparent", "position"), "bool"),
+}
 EXTENSIONS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
 
 
@@ -58,6 +69,11 @@ class Roles(Frozen):
     def columns(self, kind: Kind) -> list[str]:
         """Columns of a kind."""
         return [name for name, own in self.fields.items() if own == kind]
+
+    @property
+    def names(self) -> list[str]:
+        """All columns: picture, id, fields."""
+        return [self.image, self.id, *self.fields]
 
     @property
     def leading(self) -> str | None:
@@ -81,7 +97,8 @@ class RejectedRow(Frozen):
 class CatalogCard(Frozen):
     """`catalog.json`."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
+    """1: without the facts of pictures."""
     name: str
     roles: Roles
     provenance: dict[str, Any]
@@ -102,7 +119,7 @@ class CatalogCard(Frozen):
 
 def refuse_double_roles(roles: Roles) -> None:
     """Raise CatalogError where one column would stand for two things in the catalogue."""
-    names = [roles.image, roles.id, *roles.fields]
+    names = [*roles.names, FACTS]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise CatalogError(f"column {twice!r} has two roles in the catalogue: rename it in the table")
 
@@ -157,20 +174,26 @@ class CatalogWriter:
                     put_in_place(self.aside, self.folder, self._replaces)
                 undo.pop_all()  # what is there now may be another process's
 
-    def add(self, split: str, image: bytes, id: str, values: Mapping[str, object]) -> None:
-        """Add a row whose picture has been checked; CatalogError where it cannot be written."""
-        shards = self._shards[split]
+    def add(
+        self, split: str, image: bytes, id: str, values: Mapping[str, object], facts: PictureFacts | None = None
+    ) -> None:
+        """Add a row with the facts of its picture, which is decoded where they are not known.
+
+        Raises CatalogError where the row cannot be written.
+        """
+        shards, facts = self._shards[split], facts or picture_facts(image)
         extension = EXTENSIONS.get(image[:2], "img")
         row = {
             self.roles.image: {"bytes": image, "path": f"{split}-{shards.rows:07d}.{extension}"},
             self.roles.id: id,
         }
         row |= {name: values[name] for name in self.roles.fields}
+        row[FACTS] = {name: getattr(facts, name) for name in FACT_TYPES}
         with writing(self.folder):
             shards.add(row, len(image))
         self._products[split].append(key(id))
         self._digest.update(json.dumps([split, id, [values[name] for name in self.roles.fields]]).encode())
-        self._digest.update(hashlib.sha256(image).digest())
+        self._digest.update(bytes.fromhex(facts.sha256))
 
     def reject(self, row: RejectedRow) -> None:
         """Record a row that is not in the catalogue."""
@@ -257,11 +280,15 @@ class Catalog:
                 "`catalens sample`"
             ) from error
         except ValidationError as error:
-            raise CatalogError(f"{path}: not a catalogue of format 1: prepare the table again") from error
+            raise CatalogError(f"{path}: not a catalogue of format 1 or 2: prepare the table again") from error
 
     def rows(self, split: str, columns: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """All that `batches` yields, in one list."""
         return [row for batch in self.batches(split, columns) for row in batch]
+
+    def picture_facts(self, split: str) -> list[PictureFacts]:
+        """Facts of a split's pictures, in the order of the rows; none is read, but of a catalogue of format 1."""
+        return [row[FACTS] for row in self.rows(split, [FACTS])]
 
     def all_batches(self, columns: Iterable[str] | None = None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """(split, rows) of all splits that have rows, as `batches` yields them."""
@@ -270,35 +297,48 @@ class Catalog:
                 yield from ((split, batch) for batch in self.batches(split, columns))
 
     def batches(self, split: str, columns: Iterable[str] | None = None) -> Iterator[list[dict[str, Any]]]:
-        """Rows of a split as dicts, some hundreds at a time; the image column, where wanted, holds encoded bytes.
+        """Rows of a split as dicts, some hundreds at a time.
 
+        Wanted are by default picture, id and fields; the picture is encoded bytes. `FACTS` may be wanted as well.
         Raises CatalogError where the split or a column does not exist, the split is empty, or rows are not there.
         """
         if not self.card.rows.get(split):
             having = ", ".join(name for name, count in self.card.rows.items() if count)
             raise CatalogError(f"{self.folder}: split {split!r} has no rows; splits with rows: {having}")
         roles = self.card.roles
-        known = [roles.image, roles.id, *roles.fields]
+        known = roles.names
         wanted = list(known if columns is None else columns)
-        if missing := [name for name in wanted if name not in known]:
+        if missing := [name for name in wanted if name not in (*known, FACTS)]:
             raise CatalogError(f"{self.folder}: no column {missing[0]!r}; columns are {', '.join(known)}")
+        in_file = {roles.image if name == FACTS and self.card.format == 1 else name for name in wanted}
         found = 0
         try:
             for file in sorted((self.folder / "data").glob(f"{split}-*.parquet")):
                 with open_parquet(file) as parquet:
-                    for batch in group_batches(parquet, range(parquet.num_row_groups), wanted):
-                        rows = batch.to_pylist()
-                        if roles.image in wanted:
-                            for row in rows:
-                                row[roles.image] = (row[roles.image] or {}).get("bytes") or b""
+                    for batch in group_batches(parquet, range(parquet.num_row_groups), [*in_file]):
+                        rows = self._completed(batch.to_pylist(), wanted)
                         found += len(rows)
                         yield rows
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, TypeError, KeyError, pa.ArrowException) as error:
             raise CatalogError(f"{self.folder}/data: cannot be read ({error}): prepare the table again") from error
         if found != (counted := self.card.rows[split]):
             raise CatalogError(
                 f"{self.folder}/data: {found} {split} rows, but {counted} in catalog.json: prepare the table again"
             )
+
+    def _completed(self, rows: list[dict[str, Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows as they are stored -> with the wanted columns, pictures as bytes, facts as objects."""
+        image = self.card.roles.image
+        for row in rows if image in rows[0] else ():
+            row[image] = (row[image] or {}).get("bytes") or b""
+        if FACTS in wanted and self.card.format == 1:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for row, facts in zip(rows, pool.map(picture_facts, [row[image] for row in rows]), strict=True):
+                    row[FACTS] = facts
+        elif FACTS in wanted:
+            for row in rows:
+                row[FACTS] = PictureFacts(**row[FACTS])
+        return [{name: row[name] for name in wanted} for row in rows]
 
 
 def open_parquet(file: Path | IO[bytes]) -> pq.ParquetFile:
@@ -319,16 +359,12 @@ def group_batches(
 def _schema(roles: Roles, integer_fields: Sequence[str]) -> pa.Schema:
     """Arrow schema with the metadata by which datasets knows the Image feature."""
     types = {name: "float64" if kind == "number" else "string" for name, kind in roles.fields.items()}
-    types |= dict.fromkeys(integer_fields, "int64")
-    features: dict[str, Any] = {name: {"dtype": dtype, "_type": "Value"} for name, dtype in types.items()}
-    features = {roles.image: {"_type": "Image"}, roles.id: {"dtype": "string", "_type": "Value"}} | features
-    columns = [
-        (roles.image, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        (roles.id, pa.string()),
-    ]
+    types = {roles.id: "string"} | types | dict.fromkeys(integer_fields, "int64")
+    columns: list[tuple[str, Any]] = [(roles.image, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
     columns += [(name, pa.type_for_alias(dtype)) for name, dtype in types.items()]
-    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-    return pa.schema(columns, metadata=metadata)
+    columns += [(FACTS, pa.struct([(name, pa.type_for_alias(dtype)) for name, dtype in FACT_TYPES.items()]))]
+    features = {roles.image: {"_type": "Image"}}
+    return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
 def _dataset_card(card: CatalogCard) -> str:

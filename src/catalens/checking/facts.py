@@ -6,10 +6,8 @@ Facts.copies           -> [[6, 214], ...]  rows with the same picture
 """
 
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from catalens.catalog.duplicates import BITS, near_pairs
-from catalens.catalog.scan import Scan, look_at
-from catalens.catalog.storage import Catalog
+from catalens.catalog.scan import Scan
+from catalens.catalog.storage import FACTS, Catalog
 from catalens.config import PromptSpec
 from catalens.data import Encoder
 from catalens.errors import CatalogError, PromptError
@@ -92,7 +90,7 @@ class Facts(Scan):
     @cached_property
     def copies(self) -> list[list[int]]:
         """Groups of two or more rows with the same picture, byte by byte."""
-        groups = group_rows(look.digest if look.size else None for look in self.pictures)
+        groups = group_rows(look.sha256 if look.size else None for look in self.pictures)
         return [rows for rows in groups.values() if len(rows) > 1]
 
     @cached_property
@@ -105,9 +103,9 @@ class Facts(Scan):
     def near(self) -> list[tuple[int, int]]:
         """Pairs of rows whose pictures are alike without being the same bytes."""
         decoded = np.array([row for row, look in enumerate(self.pictures) if look.size], np.intp)
-        prints = b"".join(self.pictures[row].fingerprint for row in decoded)
+        prints = bytes.fromhex("".join(self.pictures[row].fingerprint for row in decoded))
         pairs = decoded[near_pairs(np.frombuffer(prints, np.uint8).reshape(-1, BITS // 8))]
-        return [(a, b) for a, b in pairs.tolist() if self.pictures[a].digest != self.pictures[b].digest]
+        return [(a, b) for a, b in pairs.tolist() if self.pictures[a].sha256 != self.pictures[b].sha256]
 
     @cached_property
     def across(self) -> list[tuple[int, int]]:
@@ -144,17 +142,16 @@ class Facts(Scan):
 
 
 def read_facts(catalog: Catalog, prompt: PromptSpec, encoder: Encoder | None, progress: Progress = silent) -> Facts:
-    """Read every row once; pictures are decoded by as many threads as there are cores.
+    """Read every row once, and the facts of its picture, which is not decoded.
 
     Raises CatalogError where the catalogue's files cannot be read or do not hold what `catalog.json` says.
     """
-    facts, image = Facts(catalog), catalog.card.roles.image
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for split, batch in catalog.all_batches():
-            for row, look in zip(batch, pool.map(look_at, [row.pop(image) for row in batch]), strict=True):
-                facts.add(split, row, look)
-                facts.add_text(row, prompt, encoder)
-            progress("checking", len(facts), sum(catalog.card.rows.values()))
+    facts, roles = Facts(catalog), catalog.card.roles
+    for split, batch in catalog.all_batches([roles.id, *roles.fields, FACTS]):
+        for row in batch:
+            facts.add(split, row, row[FACTS])
+            facts.add_text(row, prompt, encoder)
+        progress("checking", len(facts), sum(catalog.card.rows.values()))
     return facts
 
 

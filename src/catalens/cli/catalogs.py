@@ -103,7 +103,6 @@ def prepare(
     thousands: Annotated[str, typer.Option(help="Sign between groups of digits in numbers.")] = "",
     encoding: Encoding = None,
     delimiter: Delimiter = None,
-    engine: Annotated[str, typer.Option(help="local, or ray for tables beyond one machine.")] = "local",
 ) -> None:
     """Make a catalogue of a table: pictures fetched and checked, near-duplicates tied, split by product, stored.
 
@@ -111,7 +110,7 @@ def prepare(
     only for pictures that it has not seen.
     """
     asked = {"fractions": fractions_of(splits), "max_bad": share_of(max_bad), "max_side": max_side}
-    asked |= {"strip_metadata": strip_metadata, "encoding": encoding, "delimiter": delimiter, "engine": engine}
+    asked |= {"strip_metadata": strip_metadata, "encoding": encoding, "delimiter": delimiter}
     asked["numbers"] = {"decimal": decimal, "thousands": thousands}
     asked["download"] = {"concurrency": concurrency, "per_host": per_host, "per_host_rate": rate}
     asked["download"] |= {"allow_private_hosts": allow_private_hosts, "obey_noai": not ignore_noai}

@@ -53,7 +53,6 @@ def predict(
     free_categories: Annotated[
         bool, typer.Option("--free-categories", help="Also categories that the catalogue does not have.")
     ] = False,
-    engine: Annotated[str, typer.Option(help="native, or ray for tables beyond one machine.")] = "native",
     max_bad: Annotated[str, typer.Option(help="Largest share of pictures that may fail.")] = "0%",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out and what was begun of it.")] = False,
     raw: Annotated[
@@ -72,24 +71,22 @@ def predict(
 
     bearable, targets = share_of(max_bad), accept_error_of(accept_error)
     download = {"allow_private_hosts": allow_private_hosts}
-    asked = {"batch_size": batch_size, "engine": engine, "download": download, "raw": raw}
+    asked = {"batch_size": batch_size, "download": download, "raw": raw}
     spec = from_flags(BatchSpec, asked)
     if raw and (out is None or out.suffix != ".csv"):
         raise RecipeError("--raw is for CSV: leave it out, or give --out a name that ends in .csv")
-    if out is None and (overwrite or engine == "ray"):
-        raise RecipeError(f"{'--overwrite' if overwrite else '--engine ray'} needs --out: give the file to write")
+    if out is None and overwrite:
+        raise RecipeError("--overwrite needs --out: give the file to write")
     columns = InputSpec(image=image, id=id, split=split, encoding=encoding, delimiter=delimiter)
     source = open_input(sources, columns, say)
     how = {"accept_error": targets, "free_categories": free_categories}
-    place = run.absolute() if engine == "ray" else run  # workers have folders of their own
-    load = partial(catalens.load_predictor, place, batch_size=batch_size, **how)
+    load = partial(catalens.load_predictor, run, batch_size=batch_size, **how)
     stdout = sys.stdout  # while there is a bar, rich leads sys.stdout to the console
     with nullcontext(silent) if out is None and stdout.isatty() else bars(console) as progress:
         if out is None:
             outcome = predict_lines(source, load, spec, partial(print, end="", file=stdout, flush=True), progress)
         else:
-            made_by = {"run": run_version(run), **how, "engine": "native"}  # as manifests of earlier versions have it
-            outcome = predict_to(out, source, load, spec, made_by, overwrite, progress)
+            outcome = predict_to(out, source, load, spec, {"run": run_version(run), **how}, overwrite, progress)
     _report(outcome, out, bearable)
 
 

@@ -7,32 +7,31 @@
 
 Rows are taken in chunks that depend on nothing but their place in the source, so that a command which was killed
 computes the same batches as one that was not. The next chunk's pictures are read, or fetched, while this one's are
-predicted; what is in memory is two chunks. On a Ray cluster each worker has a predictor, and gets chunks as it can.
+predicted; what is in memory is two chunks.
 """
 
 import asyncio
 import hashlib
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from anyio.from_thread import start_blocking_portal
 from pydantic import Field
 
-from catalens.config import Frozen, PromptSpec
-from catalens.errors import CatalogError, InferenceError, RecipeError, first_line
+from catalens.config import Frozen
+from catalens.errors import CatalogError, RecipeError
 from catalens.inference.inputs import Input
-from catalens.inference.output_writer import open_output
+from catalens.inference.output_writer import finish_output, open_output
 from catalens.inference.predictor import Predictor
 from catalens.inference.records import Record, json_line, record_schema
 from catalens.predictions import Prediction, record_of
-from catalens.preparing.collect import CollectSpec, join_ray, receive
+from catalens.preparing.collect import CollectSpec, receive
 from catalens.preparing.download import Downloader
 from catalens.preparing.fetch import DownloadSpec
 from catalens.preparing.journal import TableRow
@@ -40,8 +39,6 @@ from catalens.progress import Progress, silent
 
 BATCHES = 8
 """Batches in a chunk."""
-CHUNKS_AHEAD = 2
-"""Chunks that a worker of a cluster has at a time."""
 NAMED = 10
 """Failed rows that are named."""
 MAX_CHARS = 300
@@ -60,8 +57,6 @@ class BatchSpec(Frozen):
 
     batch_size: int = Field(default=16, ge=1)
     """Pictures predicted about together."""
-    engine: Literal["native", "ray"] = "native"
-    """`ray`: on the workers of a cluster."""
     download: DownloadSpec = DownloadSpec()
     raw: bool = False
     """Whether the cells of a CSV stay as they are where a spreadsheet would take them for formulas."""
@@ -114,13 +109,13 @@ def predict_to(
     if any(Path(name).exists() and out.exists() and out.samefile(name) for name in source.where):
         raise RecipeError(f"--out {out}: is what is to be read: choose another file")
     asked = {"source": [*source.where, source.version], "batch_size": spec.batch_size, **made_by}
-    with open_output(out, asked, overwrite) as output:
-        workers = _workers(load, source, spec)
-        outcome = Outcome(workers.calibrated)
-        schema = record_schema(workers.prompt, source.key, source.numbered)
-        for number, records in _predicted(workers, source, spec, frozenset(output.done), progress):
-            output.write(number, records)
-        output.finish(_counted(output.records(), outcome, source), schema, spec.raw)
+    with open_output(out, asked, overwrite) as journal:
+        predictor = load()
+        outcome = Outcome(predictor.calibrated)
+        schema = record_schema(predictor.prompt, source.key, source.numbered)
+        for number, records in _predicted(predictor, source, spec, journal.done(), progress):
+            journal.write(number, records)
+        finish_output(out, _counted(journal.records(), outcome, source), schema, spec.raw)
     return outcome
 
 
@@ -128,10 +123,10 @@ def predict_lines(
     source: Input, load: Load, spec: BatchSpec, write: Callable[[str], object], progress: Progress = silent
 ) -> Outcome:
     """Hand each row's record to `write` as a line of JSON, in the order of the rows; otherwise as `predict_to`."""
-    workers = _workers(load, source, spec)
-    outcome = Outcome(workers.calibrated)
-    record_schema(workers.prompt, source.key, source.numbered)
-    for _, records in _predicted(workers, source, spec, (), progress):
+    predictor = load()
+    outcome = Outcome(predictor.calibrated)
+    record_schema(predictor.prompt, source.key, source.numbered)
+    for _, records in _predicted(predictor, source, spec, (), progress):
         write("".join(json_line(outcome.count(record)).decode() for record in records))
     return outcome
 
@@ -152,7 +147,7 @@ def _counted(records: Iterator[Record], outcome: Outcome, source: Input) -> Iter
 
 
 def _predicted(
-    workers: "_Here | _OnRay", source: Input, spec: BatchSpec, done: Collection[int], progress: Progress
+    predictor: Predictor, source: Input, spec: BatchSpec, done: Collection[int], progress: Progress
 ) -> Records:
     """Records of all chunks but those that are done; progress counts a chunk when the next one is asked for."""
     size, failed = BATCHES * spec.batch_size, 0
@@ -164,137 +159,51 @@ def _predicted(
     rows = source.rows()
     chunks = enumerate(iter(lambda: list(islice(rows, size)), []))
     report(0)
-    for number, records in workers.records((chunk for chunk in chunks if chunk[0] not in done), report):
+    for number, chunk in _fetched((one for one in chunks if one[0] not in done), source, spec):
+        records = _answer(predictor, source, chunk, report)
         yield number, records
         finished += len(records)
         failed += sum(record["error"] is not None for record in records)
         report(0)
 
 
-async def _fetch(
-    rows: Sequence[TableRow], spec: CollectSpec, downloader: Downloader, threads: ThreadPoolExecutor
-) -> list[TableRow]:
-    """Put the bytes of their pictures into rows, or the reasons why there are none."""
+def _fetched(chunks: Chunks, source: Input, spec: BatchSpec) -> Chunks:
+    """Chunks with the bytes of their pictures, or the reasons why there are none, in their rows.
 
-    async def fetched(row: TableRow) -> TableRow:
+    The next one is fetched, in an event loop in a thread of its own, while one is used.
+    """
+    asked = CollectSpec(base=source.base, download=spec.download)
+
+    async def fetch(row: TableRow) -> TableRow:
         if row.reason is not None:
             return row
-        received = await receive(row.picture, row.embedded, spec, downloader, threads)
+        received = await receive(row.picture, row.embedded, asked, downloader, threads)
         return replace(row, embedded=received.body, reason=received.reason)
 
-    return await asyncio.gather(*map(fetched, rows))
+    async def following() -> tuple[int, Sequence[TableRow]] | None:
+        chunk = await asyncio.get_running_loop().run_in_executor(threads, next, chunks, None)
+        return chunk and (chunk[0], await asyncio.gather(*map(fetch, chunk[1])))
+
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as threads,
+        start_blocking_portal() as loop,
+        loop.wrap_async_context_manager(Downloader(spec.download)) as downloader,
+    ):
+        ahead = loop.start_task_soon(following)
+        while chunk := ahead.result():
+            ahead = loop.start_task_soon(following)
+            yield chunk
 
 
 def _answer(
-    predictor: Predictor, rows: Sequence[TableRow], source_key: tuple[str, bool], on_progress: Callable[[int], None]
+    predictor: Predictor, source: Input, rows: Sequence[TableRow], on_progress: Callable[[int], None]
 ) -> list[Record]:
     """Predict a record for each fetched row."""
-    key, numbered = source_key
     there = [row.embedded for row in rows if row.reason is None and row.embedded is not None]
     predictions = iter(predictor.predict(there, on_progress) if there else [])
     records = []
     for row in rows:
         prediction = next(predictions) if row.reason is None else Prediction(None, error=row.reason)
-        records.append({key: row.number if numbered else row.id or None} | record_of(predictor.prompt, prediction))
+        name = row.number if source.numbered else row.id or None
+        records.append({source.key: name} | record_of(predictor.prompt, prediction))
     return records
-
-
-# Where they are computed ----------------------------------------------------------------------------------------
-
-
-def _workers(load: Load, source: Input, spec: BatchSpec) -> "_Here | _OnRay":
-    return (_OnRay if spec.engine == "ray" else _Here)(load, source, spec)
-
-
-class _Here:
-    """In this process, with the next chunk read in an event loop in a thread of its own."""
-
-    def __init__(self, load: Load, source: Input, spec: BatchSpec) -> None:
-        self._predictor, self._key = load(), (source.key, source.numbered)
-        self._spec = CollectSpec(base=source.base, download=spec.download)
-        self.prompt, self.calibrated = self._predictor.prompt, self._predictor.calibrated
-
-    def records(self, chunks: Chunks, on_progress: Callable[[int], None]) -> Records:
-        async def following(downloader: Downloader) -> tuple[int, list[TableRow]] | None:
-            chunk = await asyncio.get_running_loop().run_in_executor(threads, next, chunks, None)
-            return chunk and (chunk[0], await _fetch(chunk[1], self._spec, downloader, threads))
-
-        with (
-            ThreadPoolExecutor(os.cpu_count()) as threads,
-            start_blocking_portal() as loop,
-            loop.wrap_async_context_manager(Downloader(self._spec.download)) as downloader,
-        ):
-            ahead = loop.start_task_soon(following, downloader)
-            while chunk := ahead.result():
-                ahead = loop.start_task_soon(following, downloader)
-                yield chunk[0], _answer(self._predictor, chunk[1], self._key, on_progress)
-
-
-class _OnRay:
-    """On the workers of a Ray cluster, one for each GPU, or for each CPU where there are none.
-
-    Files must be where all workers see them. Chunks come back as they are finished, not in their order.
-    """
-
-    def __init__(self, load: Load, source: Input, spec: BatchSpec) -> None:
-        self._ray = join_ray()
-        having = self._ray.cluster_resources()
-        gpus = int(having.get("GPU", 0))
-        count = gpus or max(1, int(having.get("CPU", 1)))
-        actor = self._ray.remote(
-            num_cpus=0 if gpus else 1, num_gpus=int(gpus > 0), max_restarts=3, max_task_retries=3
-        )
-        self._workers = [actor(_Worker).remote(load, (source.key, source.numbered)) for _ in range(count)]
-        self._spec = CollectSpec(base=source.base, download=spec.download).shared(CHUNKS_AHEAD * count)
-        self.prompt, self.calibrated = self._get(self._workers[0].about.remote())
-
-    def records(self, chunks: Chunks, on_progress: Callable[[int], None]) -> Records:
-        fetch = self._ray.remote(num_cpus=0)(_fetch_alone)  # beside the workers, which have all the CPUs
-        free = deque(self._workers * CHUNKS_AHEAD)
-        under_way: dict[Any, tuple[int, Any]] = {}
-        while True:
-            while free and (chunk := next(chunks, None)):
-                worker = free.popleft()
-                under_way[worker.records.remote(fetch.remote(chunk[1], self._spec))] = chunk[0], worker
-            if not under_way:
-                return
-            (ready, *_), _ = self._ray.wait(list(under_way))
-            number, worker = under_way.pop(ready)
-            free.append(worker)
-            yield number, self._get(ready)
-
-    def _get(self, reference: Any) -> Any:
-        try:
-            return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        except self._ray.exceptions.RayError as error:
-            raise InferenceError(
-                f"a worker of the Ray cluster died ({first_line(error)}): give the same command again"
-            ) from error
-
-
-class _Worker:
-    """One predictor in a process of its own."""
-
-    def __init__(self, load: Load, key: tuple[str, bool]) -> None:
-        self._load, self._key = load, key
-
-    @cached_property
-    def _predictor(self) -> Predictor:
-        return self._load()  # not in __init__: from there Ray would hide its error
-
-    def about(self) -> tuple[PromptSpec, bool]:
-        return self._predictor.prompt, self._predictor.calibrated
-
-    def records(self, rows: Sequence[TableRow]) -> list[Record]:
-        return _answer(self._predictor, rows, self._key, lambda done: None)
-
-
-def _fetch_alone(rows: Sequence[TableRow], spec: CollectSpec) -> list[TableRow]:
-    async def fetch() -> list[TableRow]:
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
-            async with Downloader(spec.download) as downloader:
-                return await _fetch(rows, spec, downloader, threads)
-
-    return asyncio.run(fetch())

@@ -1,12 +1,11 @@
-"""Predictions on disk while they are made, durable a chunk at a time, and the whole file at the end.
+"""The output of a batch prediction: chunks of records in a journal while they are made, one file at the end.
 
-    predictions.parquet.partial/  manifest.json   what was asked for: source, run and settings, each by its version
-                                  00000000.jsonl  records of rows 1-128
-                                  00000001.jsonl  records of rows 129-256
-    predictions.parquet                           all of them, there as a whole or not at all
+    predictions.parquet.work/journal.sqlite   what was asked for: source, run and settings, each by its version
+                                              chunk 0, place 3, {"id": "8043", "title": "Check Scarf", ...}
+    predictions.parquet                       all records, there as a whole or not at all
 
-A part is written aside, synced and renamed: `kill -9` finds each chunk done or not begun. The folder is locked by its
-process, and goes when the whole file is there.
+A chunk is one transaction: `kill -9` finds it done or not begun. The folder is locked by its process, and goes when
+the file is there.
 """
 
 import json
@@ -18,85 +17,49 @@ from typing import Any
 import pyarrow as pa
 
 from catalens.errors import InferenceError, RecipeError
-from catalens.files import atomic, locked, sync, writing
+from catalens.files import atomic, locked, writing
 from catalens.inference.records import FORMATS, Record, json_line, write_records
+from catalens.journal import Journal, read_object
 
-PART = "[0-9]" * 8
-"""Name of a part, as a pattern."""
 FIX = "mend that and give the same command again, what is done is kept"
 
 
-class OutputWriter:
+class OutputJournal(Journal):
     """The finished chunks of an output, by their numbers from 0."""
 
-    def __init__(self, out: Path) -> None:
-        self.out, self.folder = out, out.with_name(f"{out.name}.partial")
-        self._manifest = self.folder / "manifest.json"
-        self.done: set[int] = set()
+    schema = "CREATE TABLE records (chunk INTEGER, place INTEGER, record TEXT, PRIMARY KEY (chunk, place));"
+    error = InferenceError
 
-    def start(self, asked: Mapping[str, Any], overwrite: bool) -> None:
-        """Go on with what an earlier start has done, or begin; InferenceError where that may not be."""
-        before, now = None if overwrite else self._begun(), json.loads(json.dumps(asked))
-        if before is None:
-            if self.out.exists() and not overwrite:
-                raise InferenceError(f"{self.out} is there already: give --overwrite to replace it, or another --out")
-            self._clear()
-        elif before != now and any(self.folder.glob(f"{PART}.jsonl")):
+    def done(self) -> set[int]:
+        """Numbers of the chunks that are there."""
+        return {number for (number,) in self.database.execute("SELECT DISTINCT chunk FROM records")}
+
+    def start(self, asked: Mapping[str, Any]) -> None:
+        """Note what is asked for; InferenceError where chunks of something else are there."""
+        before, now = self.state("asked"), json.loads(json.dumps(asked))
+        if before != now and self.done():
             differing = ", ".join(name.replace("_", " ") for name in now if before.get(name) != now[name])
             raise InferenceError(
-                f"{self.folder} was begun with another {differing}: give the same command again to go on with it, "
-                "or --overwrite to start anew"
+                f"{self.path.parent} was begun with another {differing}: give the same command again to go on with "
+                "it, or --overwrite to start anew"
             )
-        if before != now:  # an earlier command without a finished chunk came to nothing
-            with atomic(self._manifest) as aside:
-                aside.write_text(json.dumps(asked, indent=2), encoding="utf-8")
-        self.done = {int(path.stem) for path in self.folder.glob(f"{PART}.jsonl") if path.stem.isdecimal()}
+        self.note("asked", now)
 
-    def _begun(self) -> dict[str, Any] | None:
-        """The manifest of an earlier start."""
-        try:
-            before = json.loads(self._manifest.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError:
-            before = None
-        if not isinstance(before, dict):
-            raise InferenceError(f"{self._manifest} cannot be read: give --overwrite to start anew")
-        return before
-
-    def write(self, number: int, records: Sequence[Record]) -> None:
+    def write(self, chunk: int, records: Sequence[Record]) -> None:
         """Keep the records of a chunk; durable when this returns."""
-        with writing(self.out, InferenceError, FIX), atomic(self.folder / f"{number:08d}.jsonl") as aside:
-            aside.write_bytes(b"".join(map(json_line, records)))
-        self.done.add(number)
+        rows = [(chunk, place, json_line(record).decode()) for place, record in enumerate(records)]
+        with self.transaction():
+            self.database.executemany("INSERT INTO records VALUES (?, ?, ?)", rows)
 
     def records(self) -> Iterator[Record]:
         """All records, in the order of the source."""
-        for number in sorted(self.done):
-            with (self.folder / f"{number:08d}.jsonl").open("rb") as part:
-                yield from map(json.loads, part)
-
-    def finish(self, records: Iterator[Record], schema: pa.Schema, raw: bool = False) -> None:
-        """Write the whole file, and leave nothing else; `raw` leaves a CSV's cells as they are."""
-        aside = self.folder / f"whole{self.out.suffix}"
-        with writing(self.out, InferenceError, FIX):
-            write_records(aside, records, schema, raw)
-            sync(aside)
-            aside.replace(self.out)
-            sync(self.out.parent)
-            self._clear()
-
-    def _clear(self) -> None:
-        """Remove all that was done; the manifest first, because parts without one count for nothing."""
-        self._manifest.unlink(missing_ok=True)
-        for ours in (f"{PART}.jsonl", f".{PART}.jsonl.partial", ".manifest.json.partial", "whole.*"):
-            for path in self.folder.glob(ours):
-                path.unlink()
+        for (text,) in self.database.execute("SELECT record FROM records ORDER BY chunk, place"):
+            yield read_object(text)
 
 
 @contextmanager
-def open_output(out: Path, asked: Mapping[str, Any], overwrite: bool) -> Iterator[OutputWriter]:
-    """Open the output `out`, locked until the block ends.
+def open_output(out: Path, asked: Mapping[str, Any], overwrite: bool) -> Iterator[OutputJournal]:
+    """Open the journal of the output `out`, locked until the block ends, and removed where it ends well.
 
     Raises RecipeError where `out` is no .jsonl, .csv or .parquet, and InferenceError where it is finished, was begun
     with other settings than `asked`, is another process's, or cannot be written.
@@ -105,12 +68,27 @@ def open_output(out: Path, asked: Mapping[str, Any], overwrite: bool) -> Iterato
         raise RecipeError(f"--out {out}: give a file that ends in {', '.join(FORMATS)}")
     if out.is_dir():
         raise InferenceError(f"{out} is a folder: choose another --out")
-    output = OutputWriter(out)
+    if (former := out.with_name(f"{out.name}.partial") / "manifest.json").exists():
+        raise InferenceError(f"{former.parent} was begun by an earlier version: remove it and predict anew")
+    path = out.with_name(f"{out.name}.work") / "journal.sqlite"
     with ExitStack() as held:
         with writing(out, InferenceError, FIX):
-            if not held.enter_context(locked(output.folder)):
+            if not held.enter_context(locked(path.parent)):
                 raise InferenceError(
                     f"{out} is being written by another process: wait for it or choose another --out"
                 )
-            output.start(asked, overwrite)
-        yield output
+            if overwrite:
+                Journal.remove(path)
+            elif out.exists() and not path.exists():
+                raise InferenceError(f"{out} is there already: give --overwrite to replace it, or another --out")
+        with OutputJournal.open(path, "give --overwrite to start anew") as journal:
+            journal.start(asked)
+            yield journal
+        with writing(out, InferenceError, FIX):
+            Journal.remove(path)
+
+
+def finish_output(out: Path, records: Iterator[Record], schema: pa.Schema, raw: bool = False) -> None:
+    """Write the whole file; `raw` leaves a CSV's cells as they are."""
+    with writing(out, InferenceError, FIX), atomic(out) as aside:
+        write_records(aside, out.suffix, records, schema, raw)

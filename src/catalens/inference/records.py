@@ -78,12 +78,12 @@ def json_line(record: Record) -> bytes:
     return visible_json(json.dumps(record, ensure_ascii=False)).encode(errors="replace") + b"\n"
 
 
-def write_records(path: Path, records: Iterator[Record], schema: pa.Schema, raw: bool = False) -> None:
-    """Write records in the format that the path's suffix names; `raw` leaves a CSV's cells as they are."""
-    if path.suffix == ".jsonl":
+def write_records(path: Path, suffix: str, records: Iterator[Record], schema: pa.Schema, raw: bool = False) -> None:
+    """Write records in the format that a suffix names; `raw` leaves a CSV's cells as they are."""
+    if suffix == ".jsonl":
         with path.open("wb") as file:
             file.writelines(map(json_line, records))
-    elif path.suffix == ".csv":
+    elif suffix == ".csv":
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([csv_cell(name, raw) for name in schema.names])

@@ -154,7 +154,7 @@ def kolmogorov(one: Sequence[float], other: Sequence[float]) -> float:
 
 def refuse_leaks(original: Survey, drawn: Survey, k: int) -> None:
     """Raise CatalogError where a drawn row holds an id, text, text-number pair, rare word or picture of the other."""
-    ids, pictures = set(original.ids), {seen.digest for seen in original.pictures}
+    ids, pictures = set(original.ids), {seen.sha256 for seen in original.pictures}
     texts: set[str] = set()
     pairs: set[tuple[str, float]] = set()
     for row in range(len(original.ids)):
@@ -170,7 +170,7 @@ def refuse_leaks(original: Survey, drawn: Survey, k: int) -> None:
             "a text": bool(own & texts),
             "a text with its number": bool(paired & pairs),
             f"a word of fewer than {k} products": any(0 < uses[word] < k for word in words),
-            "a picture": drawn.pictures[row].digest in pictures,
+            "a picture": drawn.pictures[row].sha256 in pictures,
         }
         if any(found.values()):
             raise CatalogError(

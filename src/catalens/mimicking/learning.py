@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from catalens.catalog.scan import ImageStats, Scan, look_at
-from catalens.catalog.storage import SPLITS, Catalog, Roles
+from catalens.catalog.scan import PictureFacts, Scan
+from catalens.catalog.storage import FACTS, SPLITS, Catalog, Roles
 from catalens.checkpoint import load_processor
 from catalens.config import FieldSpec, PromptSpec
 from catalens.data import Encoder
@@ -43,7 +43,7 @@ from catalens.mimicking.profile import (
 from catalens.mimicking.text import balanced, case_of, invent_words, shareable
 from catalens.progress import Progress, silent
 
-DECODED, MEASURED = 2000, 100  # pictures that are decoded, rows whose tokens are counted: of a catalogue, about
+MEASURED = 100  # rows whose tokens are counted, about
 MOST_WORDS = 1000  # of a column that a profile keeps, the most frequent ones
 FEWEST_INVENTED, MOST_INVENTED = 4, 60  # words of a stratum; between, as many as would each be used by k products
 MAX_LETTERS = 18  # of an invented word
@@ -61,12 +61,11 @@ class Survey(Scan):
         self._encoder = Encoder(load_processor("tiny"), PromptSpec(fields=tuple(specs)))
 
     def take(self, split: str, row: Mapping[str, Any]) -> None:
-        """Take in a row with its picture."""
-        image = row[self.roles.image]
-        self.add(split, row, look_at(image, decode=len(self) % max(1, self.total // DECODED) == 0))
+        """Take in a row with its picture and the facts of that."""
+        self.add(split, row, row[FACTS])
         if len(self) % max(1, self.total // MEASURED) == 0:
             try:
-                example = self._encoder.example(row, self._encoder.picture(image))
+                example = self._encoder.example(row, self._encoder.picture(row[self.roles.image]))
             except (PromptError, PictureError):
                 return  # as in training, which names it
             self.costs.append(Needs(len(example["input_ids"]), len(example["pixel_values"])))
@@ -84,7 +83,7 @@ class Survey(Scan):
 def survey_catalog(catalog: Catalog, progress: Progress = silent) -> Survey:
     """Read a catalogue once."""
     survey = Survey(catalog.card.roles, sum(catalog.card.rows.values()))
-    for split, batch in catalog.all_batches():
+    for split, batch in catalog.all_batches([*survey.roles.names, FACTS]):
         for row in batch:
             survey.take(split, row)
         progress("measuring", len(survey.ids), survey.total)
@@ -138,7 +137,7 @@ class _Learner:
         self.survey, self.k, roles = survey, k, survey.roles
         # nobody can reckon this hash who has not all of the rows, in whatever order
         rows = zip(survey.ids, survey.pictures, *survey.values.values(), strict=True)
-        whole = sorted(json.dumps([id, seen.digest.hex(), *values]) for id, seen, *values in rows)
+        whole = sorted(json.dumps([id, seen.sha256[:16], *values]) for id, seen, *values in rows)
         self.secret = hashlib.sha256("\n".join(whole).encode()).hexdigest()
         self.columns = {name: survey.products(name) for name in roles.fields}
         self.known = {name: [value for value in values if value is not None] for name, values in self.columns.items()}
@@ -274,22 +273,22 @@ def _free_prefix(ids: Iterable[str]) -> str:
     return prefix
 
 
-def format_of(seen: ImageStats) -> str:
+def format_of(seen: PictureFacts) -> str:
     """The format of a picture, `PNG+alpha` being another than `PNG`."""
     return (seen.format or "PNG") + (ALPHA if seen.transparent else "")
 
 
-def _learn_pictures(pictures: Sequence[ImageStats], k: int) -> dict[str, PictureFormat]:
+def _learn_pictures(pictures: Sequence[PictureFacts], k: int) -> dict[str, PictureFormat]:
     """Learn the pictures of a catalogue by format; those of formats of too few count as of the most frequent one."""
     counts = Counter(map(format_of, pictures))
     main = min(counts, key=lambda format: (-counts[format], format))
-    by_format: dict[str, list[ImageStats]] = defaultdict(list)
+    by_format: dict[str, list[PictureFacts]] = defaultdict(list)
     for picture in pictures:
         by_format[format_of(picture) if counts[format_of(picture)] >= k + 2 else main].append(picture)
     return {format: _learn_format(some, k) for format, some in sorted(by_format.items())}
 
 
-def _learn_format(pictures: Sequence[ImageStats], k: int) -> PictureFormat:
+def _learn_format(pictures: Sequence[PictureFacts], k: int) -> PictureFormat:
     sizes = [picture.size or (0, 0) for picture in pictures]
     frequent = {size: n for size, n in sorted(Counter(sizes).items()) if n >= k}
     rest = [size for size in sizes if size not in frequent]

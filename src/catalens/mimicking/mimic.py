@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from catalens.catalog.folder import refuse_taken
+from catalens.catalog.pictures import picture_facts
 from catalens.catalog.splits import split_of
-from catalens.catalog.storage import Catalog, CatalogCard, CatalogWriter
+from catalens.catalog.storage import FACTS, Catalog, CatalogCard, CatalogWriter
 from catalens.mimicking.fidelity import Fidelity, compare, refuse_leaks
 from catalens.mimicking.learning import Survey, learn_profile, survey_catalog
 from catalens.mimicking.page import write_fidelity
@@ -77,9 +78,9 @@ def mimic_catalog(
         for done, (product, image) in enumerate(
             in_pool(partial(draw_product, text=text, seed=seed), plan, workers), start=1
         ):
-            row = {roles.image: image, roles.id: product.id, **product.values}
+            row = {roles.image: image, roles.id: product.id, **product.values, FACTS: picture_facts(image)}
             split = split_of(product.id, fractions)
-            writer.add(split, image, product.id, product.values)
+            writer.add(split, image, product.id, product.values, row[FACTS])
             shown += [row] if len(shown) < SHOWN and product.id not in drawn.firsts else []
             drawn.take(split, row)
             prices += [(float(row[name]), expected) for name, expected in product.expected.items()]

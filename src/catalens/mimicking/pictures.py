@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from catalens.catalog.scan import border_brightness
+from catalens.catalog.pictures import border_brightness
 from catalens.mimicking.products import MimickedProduct, Planner
 from catalens.mimicking.profile import ALPHA, PictureFormat, Profile, index_of, quantile
 from catalens.sampling.assortment import Look

@@ -1,44 +1,37 @@
 """Pictures without a record -> one record each, fetched, decoded and written down, several at a time.
 
-    picture 3, https://shop.example/8043.jpg  ->  200, 1 attempt, sha256, fingerprint, the picture to store
+    picture 3, https://shop.example/8043.jpg  ->  200, 1 attempt, its facts, the picture to store
 
 A connection is kept until its picture is written down, so that there are never more pictures in memory, or lost to a
-kill, than connections. On a cluster some pictures at a time are a task, and this process writes down what comes back.
+kill, than connections.
 """
 
 import asyncio
 import errno
 import hashlib
-import itertools
-import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO
 from urllib.parse import unquote, urljoin, urlsplit
 
-from catalens.catalog.duplicates import fingerprint
 from catalens.catalog.pictures import storable_picture
 from catalens.config import Frozen
-from catalens.errors import CatalogError, PictureError, first_line
+from catalens.errors import PictureError, first_line
 from catalens.preparing.download import Downloader, Fetched
 from catalens.preparing.fetch import DownloadSpec
-from catalens.preparing.journal import EMBEDDED, Journal, Record, Wanted
+from catalens.preparing.journal import EMBEDDED, Record, TableJournal, Wanted
 from catalens.preparing.text import open_bytes
+from catalens.progress import Progress, silent
 
 AHEAD = 16
 """Rows under way for each connection, so that one slow host does not keep the others waiting."""
-TASK_PICTURES = 16
-"""Pictures of a task on a cluster."""
-TASK_BYTES = 32 * 2**20
-"""Bytes that go to such a task, from which it gets no further picture."""
-Take = Callable[[Wanted, Record], None]
 
 
 class CollectSpec(Frozen):
@@ -51,38 +44,18 @@ class CollectSpec(Frozen):
     """Longest side of a stored picture in pixels; unset: as it came."""
     strip_metadata: bool = False
     """Take EXIF with its position, XMP and comments out of stored pictures."""
-    engine: Literal["local", "ray"] = "local"
-    """Where pictures are worked on; the result is the same.
-
-    `ray` is the cluster of `RAY_ADDRESS`, or a local one: files must be where all workers see them, the requests to
-    one host are shared out among the workers.
-    """
 
     @property
     def made(self) -> str:
         """Settings of a stored picture, in words; other words: it is made again of what was received."""
         return f"max_side={self.max_side} strip_metadata={self.strip_metadata}"
 
-    def shared(self, workers: int) -> Self:
-        """The settings of one of several workers that ask the same hosts."""
-        asked, workers = self.download, max(1, workers)
-        share = {
-            "per_host": max(1, asked.per_host // workers),
-            "per_host_rate": max(0.5, asked.per_host_rate / workers),
-        }
-        return self.model_copy(update={"download": asked.model_copy(update=share)})
 
-
-def collect(
-    journal: Journal,
-    spec: CollectSpec,
-    on_progress: Callable[[int, Mapping[str, int]], None] = lambda done, failures: None,
-) -> None:
-    """Give every picture that the journal's rows lack a record; `on_progress` hears how many, and failures by reason.
-
-    Raises CatalogError where the engine is Ray and Ray is not installed.
-    """
-    done, failures = 0, Counter[str]()
+def collect(journal: TableJournal, spec: CollectSpec, progress: Progress = silent) -> None:
+    """Give every picture a record that has none; the note of the progress says which failures are most frequent."""
+    total, done = journal.pictures(spec.made)
+    failures = Counter[str]()
+    progress("pictures", done, total)
 
     def take(wanted: Wanted, record: Record) -> None:
         nonlocal done
@@ -90,20 +63,15 @@ def collect(
         done += 1
         if record.reason:
             failures[record.reason.split(":")[0]] += 1
-        on_progress(done, failures)
+        progress("pictures", done, total, ", ".join(f"{count} {reason}" for reason, count in failures.most_common(3)))
 
-    if spec.engine == "ray":
-        _collect_on_ray(journal, spec, take)
-    else:
-        asyncio.run(_collect(journal.pending(spec.made), journal.received, take, spec))
+    asyncio.run(_collect(journal, spec, take))
 
 
-async def _collect(
-    wanted: Iterable[Wanted], kept: Callable[[int], bytes | None], take: Take, spec: CollectSpec
-) -> None:
-    """Hand the record of each wanted picture to `take`; raises what `kept` and `take` raise."""
+async def _collect(journal: TableJournal, spec: CollectSpec, take: Callable[[Wanted, Record], None]) -> None:
+    """Hand the record of each pending picture to `take`; raises what the journal and `take` raise."""
     cores, loop = os.cpu_count() or 1, asyncio.get_running_loop()
-    queue, here = iter(wanted), asyncio.Semaphore(2 * cores)
+    queue, here = journal.pending(spec.made), asyncio.Semaphore(2 * cores)
     with ThreadPoolExecutor(cores) as threads:
         async with Downloader(spec.download) as downloader:
 
@@ -111,7 +79,7 @@ async def _collect(
                 for one in queue:
                     web = not one.kept and _url(one.source, spec.base) is not None
                     async with nullcontext() if web else here:  # the downloader has slots of its own
-                        data = kept(one.number) if one.kept else None
+                        data = journal.received(one.number) if one.kept else None
                         async with _received(one.source, data, spec, downloader, threads) as got:
                             take(one, await loop.run_in_executor(threads, _record, got, spec, web, one.kept))
 
@@ -126,67 +94,17 @@ async def _collect(
 def _record(got: Fetched, spec: CollectSpec, web: bool, kept: bool) -> Record:
     """Decode a picture; never raises. One of the web is kept as it came, for other settings."""
     data = got.body
-    record = Record(got.reason, None, None, None, None, len(data or b""), got.status, got.final_url, got.attempts)
+    record = Record(got.reason, None, None, None, len(data or b""), got.status, got.final_url, got.attempts)
     if data is None:
         return record
     try:
-        stored, seen = storable_picture(data, spec.max_side, spec.strip_metadata)
-        record = replace(record, sha256=hashlib.sha256(stored).digest(), fingerprint=fingerprint(seen))
+        stored, facts = storable_picture(data, spec.max_side, spec.strip_metadata)
     except PictureError as error:
         return replace(record, reason=f"picture: {error}")
     except Exception as error:  # hostile bytes make libraries raise anything
         return replace(record, reason=f"picture: cannot be decoded ({type(error).__name__})")
     same = stored == data and (web or kept)
-    return replace(record, stored=None if same else stored, received=data if web else None)
-
-
-# On a cluster ----------------------------------------------------------------------------------------------------
-
-
-def join_ray() -> Any:
-    """The `ray` module, with the cluster of `RAY_ADDRESS` or a local one; CatalogError where it is not installed."""
-    try:
-        import ray
-    except ImportError as error:
-        raise CatalogError("--engine ray needs Ray: pip install 'catalens[ray]'") from error
-    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
-    return ray
-
-
-def _collect_on_ray(journal: Journal, spec: CollectSpec, take: Take) -> None:
-    ray = join_ray()
-    workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    share, task = spec.shared(workers), ray.remote(_collected)
-    tasks = (task.remote(some, share) for some in _tasks(journal, spec))
-    waiting = list(itertools.islice(tasks, 2 * workers))
-    while waiting:
-        (ready, *_), waiting = ray.wait(waiting)
-        waiting += itertools.islice(tasks, 1)
-        for wanted, record in ray.get(ready):
-            take(wanted, record)
-
-
-def _tasks(journal: Journal, spec: CollectSpec) -> Iterator[list[tuple[Wanted, bytes | None]]]:
-    """Wanted pictures, with the bytes that are there, a task's at a time."""
-    some: list[tuple[Wanted, bytes | None]] = []
-    size = 0
-    for wanted in journal.pending(spec.made):
-        data = journal.received(wanted.number) if wanted.kept else None
-        some.append((wanted, data))
-        size += len(data or b"")
-        if len(some) == TASK_PICTURES or size >= TASK_BYTES:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
-
-
-def _collected(some: list[tuple[Wanted, bytes | None]], spec: CollectSpec) -> list[tuple[Wanted, Record]]:
-    """Do a task: the record of each picture."""
-    kept = {one.number: data for one, data in some}
-    found: list[tuple[Wanted, Record]] = []
-    asyncio.run(_collect((one for one, _ in some), kept.get, lambda *record: found.append(record), spec))
-    return found
+    return replace(record, facts=facts, stored=None if same else stored, received=data if web else None)
 
 
 # Where a picture is ----------------------------------------------------------------------------------------------

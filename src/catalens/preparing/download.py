@@ -13,17 +13,19 @@ How often a host is asked:
       8 time-outs      4 at a time again
       nothing else than 429, 503, time-outs and lost connections for 180 s: given up
 
-Additive increase, multiplicative decrease (Chiu and Jain, 1989), as in TCP. A request waits for its host before it
-takes one of the slots that all hosts share. A host takes a slot only while it holds fewer than are free (dynamic
-thresholds: Choudhury and Hahne, 1998), so that a few slow hosts never hold them all.
+Additive increase, multiplicative decrease (Chiu and Jain, 1989), as in TCP. A request that waits for its host holds
+none of the slots that all hosts share. A host takes a slot only while it holds fewer than are free (dynamic
+thresholds: Choudhury and Hahne, 1998), or no other is asked, so that a few slow hosts never hold them all.
 """
 
 import asyncio
+import math
 import random
-from collections import OrderedDict, deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 from yarl import URL
@@ -35,7 +37,6 @@ SLOWEST = 0.5  # requests a second
 RECOVERY_SECONDS = 60.0  # from standstill to the full rate
 TROUBLES = 8  # a few bad URLs are no dead host, however long they take
 TRIAL = 1 / 4  # of its requests at a time, for a host of which nothing came yet, or nothing any more
-HOSTS_KEPT = 10_000  # besides those in use: a table may name a million
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class Downloader:
         failed = isinstance(outcome, Failure) and outcome.counts
         for host in set(asked.values()):
             host.failed(clock()) if failed else host.answered()
+        self._pacer.deal_soon()
         return url, status, outcome
 
 
@@ -135,10 +137,8 @@ class Host:
     """Rate and state of one host; times are seconds of one clock, the event loop's."""
 
     def __init__(self, spec: DownloadSpec) -> None:
-        self.gate = asyncio.Lock()
-        self.users = 0
-        self.slots = 0
-        """Slots that it holds."""
+        self.users = self.slots = 0
+        """Requests that wait for it or are under way; slots that it holds."""
         self.rate = spec.per_host_rate
         self.ready_at = 0.0
         self.given_up = False
@@ -148,42 +148,11 @@ class Host:
         self._slowed_at = self._troubled_at = 0.0
         self._troubles = 0
         self._alive = False
-        self._under_way = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def window(self) -> int:
         """Most requests at a time."""
         return self._spec.per_host if self._alive else max(1, int(TRIAL * self._spec.per_host))
-
-    @asynccontextmanager
-    async def turn(self, urgent: bool) -> AsyncIterator[None]:
-        """Wait until fewer requests than the window are under way; urgent ones come before all others."""
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.insert(0 if urgent else len(self._waiting), turn)
-        self._admit()
-        try:
-            await turn
-            yield
-        finally:
-            if not turn.cancelled():
-                self._under_way -= 1
-                self._admit()
-
-    def _admit(self) -> None:
-        while self._waiting and self._under_way < self.window:
-            turn = self._waiting.popleft()
-            if not turn.cancelled():
-                self._under_way += 1
-                turn.set_result(None)
-
-    async def ready(self) -> None:
-        """Wait until the host may be asked by its rate; no waiting where it is given up."""
-        clock = asyncio.get_running_loop().time
-        async with self.gate:
-            while not self.given_up and (wait := self.ready_at - clock()) > 0:
-                await asyncio.sleep(wait)
-            self.started(clock())
 
     def started(self, now: float) -> None:
         """Note that a request goes out."""
@@ -195,7 +164,6 @@ class Host:
     def answered(self) -> None:
         """Note an answer that is no objection: 200 or 404, it does not matter."""
         self._troubles, self._alive = 0, True
-        self._admit()
         gain = self._spec.per_host_rate / RECOVERY_SECONDS / self.rate
         self.rate = min(self._spec.per_host_rate, self.rate + gain)
 
@@ -218,13 +186,17 @@ class Host:
 
 
 class Pacer:
-    """Turns at all hosts."""
+    """Turns at all hosts: a queue for each, and the slots that they share."""
 
     def __init__(self, spec: DownloadSpec) -> None:
-        self._spec = spec
         self._free = spec.concurrency
-        self._waiting: list[tuple[Host, asyncio.Future[None]]] = []
-        self._hosts: OrderedDict[tuple[str | None, int | None], Host] = OrderedDict()
+        self._hosts: defaultdict[tuple[str | None, int | None], Host] = defaultdict(partial(Host, spec))
+        self._queues: dict[Host, deque[asyncio.Future[bool]]] = {}
+        """Who waits, by host; the host that was served longest ago comes first."""
+        self._in_use = 0
+        """Hosts with users."""
+        self._dealing = False
+        self._wakes_at = 0.0
 
     @asynccontextmanager
     async def turn(self, key: tuple[str | None, int | None], urgent: bool = False) -> AsyncIterator[Host]:
@@ -232,48 +204,58 @@ class Pacer:
 
         A host that is given up costs no waiting.
         """
-        host = self._hosts.get(key) or self._new(key)
+        host = self._hosts[key]
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        queue = self._queues.setdefault(host, deque())
+        queue.insert(0 if urgent else len(queue), turn)
         host.users += 1
+        self._in_use += host.users == 1
+        self.deal_soon()
         try:
-            async with host.turn(urgent):
-                await host.ready()
-                async with nullcontext() if host.given_up else self._slot(host):
-                    yield host
+            await turn
+            yield host
         finally:
             host.users -= 1
-
-    @asynccontextmanager
-    async def _slot(self, host: Host) -> AsyncIterator[None]:
-        """One of the slots, as soon as this host may have another."""
-        slot = asyncio.get_running_loop().create_future()
-        self._waiting.append((host, slot))
-        self._deal()
-        try:
-            await slot
-            yield
-        finally:
-            if not slot.cancelled():
+            self._in_use -= host.users == 0
+            if not turn.cancelled() and turn.result():
                 host.slots -= 1
                 self._free += 1
-                self._deal()
+            self.deal_soon()
+
+    def deal_soon(self) -> None:
+        """Give out turns when all that happens now has happened: who comes together is seen together."""
+        if not self._dealing:
+            self._dealing = True
+            asyncio.get_running_loop().call_soon(self._deal)
 
     def _deal(self) -> None:
-        """Give the free slots to those who waited longest, past hosts that hold as many as are free."""
-        waiting, self._waiting = self._waiting, []
-        for host, slot in waiting:
-            if slot.cancelled():
-                continue
-            if host.slots < self._free:
-                host.slots += 1
-                self._free -= 1
-                slot.set_result(None)
-            else:
-                self._waiting.append((host, slot))
+        """Give a turn to each host in turn, past those that may not be asked yet or hold as many slots as are free.
 
-    def _new(self, key: tuple[str | None, int | None]) -> Host:
-        if len(self._hosts) >= HOSTS_KEPT:
-            oldest, idle = self._hosts.popitem(last=False)
-            if idle.users:
-                self._hosts[oldest] = idle
-        self._hosts[key] = Host(self._spec)
-        return self._hosts[key]
+        A host that is alone may hold all but one, which is for whoever comes next.
+        """
+        loop, self._dealing, wake, served = asyncio.get_running_loop(), False, math.inf, True
+        while served:
+            served = False
+            for host, queue in list(self._queues.items()):
+                while queue and queue[0].cancelled():
+                    queue.popleft()
+                room = host.slots < self._free or (self._in_use == 1 and self._free > 1)
+                if not queue:
+                    del self._queues[host]
+                elif host.given_up:
+                    queue.popleft().set_result(False)
+                    served = True
+                elif room and host.slots < host.window:
+                    now = loop.time()
+                    if now < host.ready_at:
+                        wake = min(wake, host.ready_at)
+                        continue
+                    queue.popleft().set_result(True)
+                    host.started(now)
+                    host.slots += 1
+                    self._free -= 1
+                    self._queues[host] = self._queues.pop(host)
+                    served = True
+        if wake < math.inf and not loop.time() < self._wakes_at <= wake:
+            self._wakes_at = wake
+            loop.call_at(wake, self.deal_soon)

@@ -30,6 +30,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,15 +76,13 @@ class DownloadSpec(Frozen):
     concurrency: int = Field(default=64, ge=1, le=4096)
     """Requests at a time, to all hosts together."""
     per_host: int = Field(default=16, ge=1, le=4096)
-    """Requests at a time to one host and port; never more than are left to all others."""
+    """Requests at a time to one host and port; never more than are left to all others, where others are asked."""
     per_host_rate: float = Field(default=50.0, ge=0.5, le=1e6)
     """Most requests a second to one host; a host that answers 429 or 503 is asked more slowly until it recovers."""
     connect_timeout: float = Field(default=10.0, gt=0, le=3600)
     """Seconds until a connection stands: name, TCP and TLS."""
     read_timeout: float = Field(default=20.0, gt=0, le=3600)
     """Longest silence of a server, in seconds, before its answer and within it."""
-    least_rate: float = Field(default=1000.0, ge=0, le=1e9)
-    """Fewest bytes a second of a body, counted over each `read_timeout`; what comes slower is not waited for."""
     total_timeout: float = Field(default=120.0, gt=0, le=3600)
     """Seconds for one request, from its turn to its last byte; a request that needs longer is not repeated."""
     max_bytes: int = Field(default=32 * 2**20, ge=1, le=2**31)
@@ -124,10 +123,6 @@ class Failure(NamedTuple):
 
 class AddressRefusedError(OSError):
     """An address that is not spoken to; an OSError, so that it travels through aiohttp's connecting."""
-
-
-class NameRefusedError(AddressRefusedError):
-    """A name that leads to such addresses only."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +172,7 @@ class _Resolver(AbstractResolver):
         found = await asyncio.get_running_loop().run_in_executor(self._threads, ask)
         refused = [None if self._allow_private else refusal(address[0]) for *_, address in found]
         if found and all(refused):
-            raise (AddressRefusedError if _is_number(host) else NameRefusedError)(refused[0])
+            raise AddressRefusedError(refused[0])
         flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
         return [
             ResolveResult(hostname=host, host=address[0], port=address[1], family=kind, proto=proto, flags=flags)
@@ -187,14 +182,6 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _is_number(host: str) -> bool:
-    """Recognise an address in one of the old ways to write one, such as 0x7f.1, which names nothing."""
-    try:
-        return bool(socket.inet_aton(host))
-    except OSError:
-        return False
 
 
 def open_session(spec: DownloadSpec, network: Network) -> tuple[aiohttp.ClientSession, AbstractResolver]:
@@ -265,39 +252,28 @@ def checked_url(text: str, base: URL | None = None) -> URL | Failure:
 
 
 async def ask(session: aiohttp.ClientSession, url: URL, spec: DownloadSpec) -> Answer:
-    """Send one request, follow no redirect, and read what comes, unless it is too large or comes too slowly.
+    """Send one request, follow no redirect, and read what comes, unless it is too large or takes too long.
 
     Never raises: what a server or the way to it does wrong is a Failure.
     """
-    status, wait = None, spec.connect_timeout + spec.read_timeout
-    late = Failure(f"timed out: no answer within {wait:g} s", counts=True)
-    slow = Failure(
-        f"timed out: fewer than {spec.least_rate:g} bytes a second for {spec.read_timeout:g} s", counts=True
-    )
+    status = None
     too_large = Failure(f"too large: more than {spec.max_bytes / 2**20:.3g} MB")
-    clock = asyncio.get_running_loop().time
-    deadline = asyncio.timeout(wait)
     try:
-        async with deadline, session.get(url, allow_redirects=False) as response:
+        async with session.get(url, allow_redirects=False) as response:
             status = response.status
             if (decided := _from_headers(url, response, spec)) is not None:
                 return decided
             if (response.content_length or 0) > spec.max_bytes:
                 return Answer(status, too_large)
-            silent = late = explained(aiohttp.SocketTimeoutError(), spec)  # aiohttp's own clock may be the later one
-            deadline.reschedule(clock() + spec.read_timeout)
-            chunks, size, fresh = [], 0, 0
+            chunks, size = [], 0
             async for chunk in response.content.iter_any():
-                size, fresh, late = size + len(chunk), fresh + len(chunk), slow
+                size += len(chunk)
                 if size > spec.max_bytes:
                     return Answer(status, too_large._replace(counts=True))
                 chunks.append(chunk)
-                if fresh >= spec.least_rate * spec.read_timeout:
-                    fresh, late = 0, silent
-                    deadline.reschedule(clock() + spec.read_timeout)
             return Answer(status, b"".join(chunks) or Failure("empty: 0 bytes"))
     except Exception as error:
-        return Answer(status, late if deadline.expired() else explained(error, spec))
+        return Answer(status, _explained(error, spec))
 
 
 def _from_headers(url: URL, response: aiohttp.ClientResponse, spec: DownloadSpec) -> Answer | None:
@@ -345,7 +321,7 @@ def retry_after(value: str | None, now: float) -> float | None:
         return None
 
 
-def explained(error: Exception, spec: DownloadSpec) -> Failure:
+def _explained(error: Exception, spec: DownloadSpec) -> Failure:
     """Explain an exception of a request; what may pass counts against the host."""
     match error:
         case aiohttp.ClientConnectorError():
@@ -372,11 +348,12 @@ def explained(error: Exception, spec: DownloadSpec) -> Failure:
 
 def _unconnected(error: aiohttp.ClientConnectorError) -> Failure:
     cause = error.os_error
-    if isinstance(cause, NameRefusedError):
+    if isinstance(cause, AddressRefusedError):
+        with suppress(OSError):  # what inet_aton takes, such as 0x7f.1, names nothing
+            if ":" in error.host or socket.inet_aton(error.host):
+                return Failure(f"address refused: {_plain(cause)}")
         # counted as a name that is none: strangers who ask a server must not learn which internal names exist
         return Failure(f"host not found: {_plain(error.host)} at a public address: {_plain(cause)}")
-    if isinstance(cause, AddressRefusedError):
-        return Failure(f"address refused: {_plain(cause)}")
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return Failure(f"TLS failed: {_plain(getattr(cause, 'verify_message', '') or error.certificate_error)}")
     if isinstance(error, aiohttp.ClientSSLError):

@@ -1,7 +1,7 @@
 """Journal of a table's rows and of their pictures, durable at every moment: one SQLite file.
 
     rows      3, "8043", {"title": "Check Scarf", ...}, "https://shop.example/8043.jpg", picture 2
-    pictures  2, "https://shop.example/8043.jpg", 200, 1 attempt, sha256, fingerprint
+    pictures  2, "https://shop.example/8043.jpg", 200, 1 attempt, sha256, {"width": 300, "height": 375, ...}
     received  2, the picture as it came
     stored    2, the picture as the catalogue holds it, where that is another
     splits    "8043", sha256, train
@@ -15,35 +15,32 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from catalens.catalog.pictures import PictureFacts
 from catalens.config import Kind
-from catalens.errors import CatalogError
+from catalens.journal import Journal, read_object
 
-FORMAT = 1
 ROWS = "(number INTEGER PRIMARY KEY, id TEXT, fields TEXT, source TEXT, picture INTEGER, reason TEXT)"
 SCHEMA = f"""
-CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE catalogues (manifest TEXT PRIMARY KEY);
 CREATE TABLE rows {ROWS};
 CREATE TABLE pictures (
     picture INTEGER PRIMARY KEY, key TEXT UNIQUE, source TEXT, made TEXT, reason TEXT, status INTEGER, final_url TEXT,
-    attempts INTEGER, bytes INTEGER, sha256 BLOB, fingerprint BLOB
+    attempts INTEGER, bytes INTEGER, sha256 BLOB, facts TEXT
 );
 CREATE TABLE received (picture INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE stored (picture INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE splits (id TEXT, sha256 BLOB, split TEXT, PRIMARY KEY (id, sha256)) WITHOUT ROWID;
-PRAGMA user_version = {FORMAT};
 """
-PAGE = 500
-"""Rows that are looked at together."""
+FACTS_ADDED = """
+ALTER TABLE pictures ADD COLUMN facts TEXT;
+UPDATE pictures SET made = NULL WHERE reason IS NULL;
+"""
+"""From format 1, which has no facts: pictures are decoded again, and none is fetched again."""
 EMBEDDED = "sha256:"
 """Beginning of the key of a picture that came with its row."""
-UNWRITABLE = ("FULL", "IOERR", "READONLY", "CANTOPEN", "PERM", "BUSY", "LOCKED", "NOMEM", "TOOBIG", "NOLFS")
-"""Errors of SQLite that are not the file's fault."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +77,8 @@ class Record:
     """Why there is none; None where there is one."""
     stored: bytes | None = None
     """The picture as the catalogue will hold it; None also where that is as it was received."""
-    sha256: bytes | None = None
+    facts: PictureFacts | None = None
     """Of the picture as the catalogue will hold it."""
-    fingerprint: bytes | None = None
     received: bytes | None = None
     """As it came from the web, to be kept with it."""
     size: int = 0
@@ -93,71 +89,17 @@ class Record:
     attempts: int = 1
 
 
-@contextmanager
-def open_journal(path: Path) -> Iterator["Journal"]:
-    """Open a journal, made if absent, for one process at a time.
+class TableJournal(Journal):
+    """The rows and pictures of one table, and the catalogues that were made of them."""
 
-    Raises CatalogError where the file is none, and for whatever SQLite raises in the block.
-    """
-    try:
-        with closing(sqlite3.connect(path, isolation_level=None)) as database:
-            # a transaction survives the death of the process; only that of the machine may lose the last ones
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = NORMAL")
-            ((version,),) = database.execute("PRAGMA user_version")
-            if version == 0:
-                database.executescript(f"BEGIN; {SCHEMA} COMMIT;")
-            elif version != FORMAT:
-                raise CatalogError(f"{path} is of another version of catalens: remove {path.parent} to start again")
-            yield Journal(path, database)
-    except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_").startswith(UNWRITABLE):
-            raise CatalogError(
-                f"{path} cannot be written ({error}): mend that and give the same command again, what is done is kept"
-            ) from error
-        raise CatalogError(f"{path} is damaged ({error}): remove {path.parent} to start again") from error
-
-
-class Journal:
-    """The rows and pictures of one table."""
-
-    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
-        self.path, self._database = path, database
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
-        with self._database:  # commits, or rolls back
-            yield
-
-    def _one(self, sql: str, *values: object) -> Any:
-        """The first row of what a query finds; None where it finds nothing."""
-        return self._database.execute(sql, values).fetchone()
-
-    def _pages(self, sql: str, *values: object) -> Iterator[list[Any]]:
-        """Rows of a query, some at a time, so that others may write; its first value is the last number found."""
-        last = 0
-        while page := self._database.execute(f"{sql} LIMIT {PAGE}", (last, *values)).fetchall():
-            yield page
-            last = page[-1][0]
-
-    # What was asked for, and what was written
-
-    def state(self, name: str) -> dict[str, Any]:
-        """Look up what is noted under a name; empty where nothing is."""
-        found = self._one("SELECT value FROM state WHERE name = ?", name)
-        return _mapping(found[0]) if found else {}
-
-    def note(self, name: str, value: Mapping[str, Any]) -> None:
-        """Note something; durable when this returns."""
-        self._database.execute("INSERT OR REPLACE INTO state VALUES (?, ?)", (name, json.dumps(value)))
+    schema, format, upgrades = SCHEMA, 2, {1: FACTS_ADDED}
 
     def __contains__(self, manifest: object) -> bool:
-        return self._one("SELECT 1 FROM catalogues WHERE manifest = ?", manifest) is not None
+        return self.one("SELECT 1 FROM catalogues WHERE manifest = ?", manifest) is not None
 
     def add(self, manifest: str) -> None:
         """Remember a catalogue that is written from here; durable when this returns."""
-        self._database.execute("INSERT OR IGNORE INTO catalogues VALUES (?)", (manifest,))
+        self.database.execute("INSERT OR IGNORE INTO catalogues VALUES (?)", (manifest,))
 
     # Rows
 
@@ -166,24 +108,24 @@ class Journal:
 
         `asked` is noted with them when they are complete; until then the earlier ones count.
         """
-        self._database.executescript(f"DROP TABLE IF EXISTS fresh; CREATE TABLE fresh {ROWS};")
+        self.database.executescript(f"DROP TABLE IF EXISTS fresh; CREATE TABLE fresh {ROWS};")
         for batch in batches:
-            with self._transaction():
+            with self.transaction():
                 for row, key in batch:
                     picture = None if key is None else self._picture(key, row)
                     values = (row.number, row.id, json.dumps(row.fields), row.picture, picture, row.reason)
-                    self._database.execute("INSERT INTO fresh VALUES (?, ?, ?, ?, ?, ?)", values)
-        with self._transaction():
-            self._database.execute("DROP TABLE rows")
-            self._database.execute("ALTER TABLE fresh RENAME TO rows")
-            self._database.execute("CREATE INDEX pictures_of_rows ON rows (picture)")
+                    self.database.execute("INSERT INTO fresh VALUES (?, ?, ?, ?, ?, ?)", values)
+        with self.transaction():
+            self.database.execute("DROP TABLE rows")
+            self.database.execute("ALTER TABLE fresh RENAME TO rows")
+            self.database.execute("CREATE INDEX pictures_of_rows ON rows (picture)")
             self.note("asked", asked)
 
     def _picture(self, key: str, row: TableRow) -> int:
-        self._database.execute("INSERT OR IGNORE INTO pictures (key, source) VALUES (?, ?)", (key, row.picture))
-        (picture,) = self._one("SELECT picture FROM pictures WHERE key = ?", key)
+        self.database.execute("INSERT OR IGNORE INTO pictures (key, source) VALUES (?, ?)", (key, row.picture))
+        (picture,) = self.one("SELECT picture FROM pictures WHERE key = ?", key)
         if row.embedded is not None:
-            self._database.execute("INSERT OR IGNORE INTO received VALUES (?, ?)", (picture, row.embedded))
+            self.database.execute("INSERT OR IGNORE INTO received VALUES (?, ?)", (picture, row.embedded))
         return picture
 
     def readdress(self, key_of: Callable[[str], str]) -> None:
@@ -192,22 +134,22 @@ class Journal:
             "SELECT number, rows.source, key FROM rows JOIN pictures USING (picture) "
             "WHERE number > ? AND key NOT LIKE ? ORDER BY number"
         )
-        for page in self._pages(addressed, f"{EMBEDDED}%"):
+        for page in self.pages(addressed, f"{EMBEDDED}%"):
             changed = [(number, source, now) for number, source, key in page if (now := key_of(source)) != key]
-            with self._transaction():
+            with self.transaction():
                 for number, source, key in changed:
                     picture = self._picture(key, TableRow(number, "", {}, source))
-                    self._database.execute("UPDATE rows SET picture = ? WHERE number = ?", (picture, number))
+                    self.database.execute("UPDATE rows SET picture = ? WHERE number = ?", (picture, number))
 
     def total(self) -> int:
         """Rows of the table."""
-        return self._one("SELECT count(*) FROM rows")[0]
+        return self.one("SELECT count(*) FROM rows")[0]
 
     # Pictures
 
     def pictures(self, made: str) -> tuple[int, int]:
         """Pictures of the rows in all, and those that have a record, `made` as is wanted now."""
-        total, waiting = self._one(
+        total, waiting = self.one(
             "SELECT count(*), coalesce(sum(reason IS NULL AND made IS NOT ?), 0) FROM pictures "
             "WHERE picture IN (SELECT picture FROM rows)",
             made,
@@ -221,93 +163,95 @@ class Journal:
             "WHERE picture > ? AND reason IS NULL AND made IS NOT ? AND picture IN (SELECT picture FROM rows) "
             "ORDER BY picture"
         )
-        for page in self._pages(waiting, made):
+        for page in self.pages(waiting, made):
             yield from (Wanted(picture, source, bool(kept)) for picture, source, kept in page)
 
     def received(self, number: int) -> bytes | None:
         """Bytes of a picture as it came, where they are kept."""
-        found = self._one("SELECT data FROM received WHERE picture = ?", number)
+        found = self.one("SELECT data FROM received WHERE picture = ?", number)
         return found[0] if found else None
 
     def record(self, number: int, record: Record, made: str) -> None:
         """Write down what came of a picture; durable when this returns."""
-        with self._transaction():
-            r = record
-            self._database.execute(
+        with self.transaction():
+            r, facts = record, record.facts
+            known = (bytes.fromhex(facts.sha256), json.dumps(asdict(facts))) if facts else (None, None)
+            self.database.execute(
                 "UPDATE pictures SET made = ?, reason = ?, status = coalesce(?, status), "
-                "final_url = coalesce(?, final_url), attempts = ?, bytes = ?, sha256 = ?, fingerprint = ? "
+                "final_url = coalesce(?, final_url), attempts = ?, bytes = ?, sha256 = ?, facts = ? "
                 "WHERE picture = ?",
-                (made, r.reason, r.status, r.final_url, r.attempts, r.size, r.sha256, r.fingerprint, number),
+                (made, r.reason, r.status, r.final_url, r.attempts, r.size, *known, number),
             )
-            self._database.execute("DELETE FROM stored WHERE picture = ?", (number,))
+            self.database.execute("DELETE FROM stored WHERE picture = ?", (number,))
             if record.received is not None:
-                self._database.execute("INSERT OR REPLACE INTO received VALUES (?, ?)", (number, record.received))
+                self.database.execute("INSERT OR REPLACE INTO received VALUES (?, ?)", (number, record.received))
             if record.stored is not None:
-                self._database.execute("INSERT INTO stored VALUES (?, ?)", (number, record.stored))
+                self.database.execute("INSERT INTO stored VALUES (?, ?)", (number, record.stored))
 
     def forget_failed(self) -> int:
         """Forget the records without a picture, so that they are asked for again; how many rows have one."""
-        (total,) = self._one(
+        (total,) = self.one(
             "SELECT count(*) FROM rows JOIN pictures USING (picture) WHERE pictures.reason IS NOT NULL"
         )
-        self._database.execute("UPDATE pictures SET reason = NULL, made = NULL WHERE reason IS NOT NULL")
+        self.database.execute("UPDATE pictures SET reason = NULL, made = NULL WHERE reason IS NOT NULL")
         return total
 
     def keys_of_pictures(
         self, kinds: Mapping[str, Kind]
-    ) -> Iterator[tuple[str, Mapping[str, Any], bytes, bytes, str | None]]:
-        """Id, fields, SHA-256, fingerprint and earlier split of every row with a picture, in order.
+    ) -> Iterator[tuple[str, Mapping[str, Any], PictureFacts, str | None]]:
+        """Id, fields, facts of the picture and earlier split of every row with a picture, in order.
 
         `kinds` are of the fields; a row that no preparation has assigned yet has no split.
         """
-        found = self._database.execute(
-            "SELECT number, id, fields, sha256, fingerprint, split FROM rows LEFT JOIN pictures USING (picture) "
+        found = self.database.execute(
+            "SELECT number, id, fields, sha256, facts, split FROM rows LEFT JOIN pictures USING (picture) "
             "LEFT JOIN splits USING (id, sha256) "
             "WHERE rows.reason IS NULL AND pictures.reason IS NULL ORDER BY number"
         )
         types = {name: int | float if kind == "number" else str for name, kind in kinds.items()}
-        for number, id, text, sha256, fingerprint, split in found:
-            fields = _mapping(text)
+        for number, id, text, sha256, known, split in found:
+            fields, facts = read_object(text), _facts(known)
             whole = fields.keys() == types.keys() and all(isinstance(fields[name], types[name]) for name in types)
-            if not (whole and isinstance(id, str) and len(sha256 or b"") == len(fingerprint or b"") == 32):
+            if not (whole and isinstance(id, str) and sha256 == bytes.fromhex(facts.sha256)):
                 raise sqlite3.DatabaseError(f"row {number} is broken")
-            yield id, fields, sha256, fingerprint, split
+            yield id, fields, facts, split
 
     def assign(self, splits: Iterable[str | None], shares: Mapping[str, Any]) -> None:
         """Note the split of every row with a picture, in order, and the shares asked for; earlier ones go."""
-        rows = self._database.execute(
+        rows = self.database.execute(
             "SELECT id, sha256 FROM rows JOIN pictures USING (picture) "
             "WHERE rows.reason IS NULL AND pictures.reason IS NULL ORDER BY number"
         )
-        with self._transaction():
-            self._database.execute("DELETE FROM splits")
-            self._database.executemany(
+        with self.transaction():
+            self.database.execute("DELETE FROM splits")
+            self.database.executemany(
                 "INSERT OR REPLACE INTO splits VALUES (?, ?, ?)",
                 ((*row, split) for row, split in zip(rows, splits, strict=True) if split),
             )
             self.note("shares", shares)
 
-    def results(self, failed: bool = False) -> Iterator[tuple[TableRow, bytes | None]]:
+    def results(self, failed: bool = False) -> Iterator[tuple[TableRow, bytes | None, PictureFacts | None]]:
         """Rows in order, all or the `failed`, each with its picture; one without says why in its `reason`."""
-        found = self._database.execute(
-            "SELECT number, id, fields, rows.source, coalesce(rows.reason, pictures.reason) AS why, sha256, "
+        found = self.database.execute(
+            "SELECT number, id, fields, rows.source, coalesce(rows.reason, pictures.reason) AS why, facts, "
             "CASE WHEN coalesce(rows.reason, pictures.reason) IS NULL THEN coalesce(stored.data, received.data) END "
             "FROM rows LEFT JOIN pictures USING (picture) LEFT JOIN stored USING (picture) "
             "LEFT JOIN received USING (picture) WHERE why IS NOT NULL OR NOT ? ORDER BY number",
             (failed,),
         )
-        for number, id, fields, source, reason, sha256, data in found:
-            if reason is None and hashlib.sha256(data or b"").digest() != sha256:
+        for number, id, fields, source, reason, text, data in found:
+            facts = None if reason else _facts(text)
+            if facts and hashlib.sha256(data or b"").hexdigest() != facts.sha256:
                 raise sqlite3.DatabaseError(f"the picture of row {number} is not what was stored")
-            yield TableRow(number, id, _mapping(fields), source, reason=reason), data
+            yield TableRow(number, id, read_object(fields), source, reason=reason), data, facts
 
 
-def _mapping(text: object) -> dict[str, Any]:
-    """A JSON object; what else stands in its place is damage."""
+def _facts(text: object) -> PictureFacts:
+    """The facts of a picture; what else stands in their place is damage."""
     try:
-        found = json.loads(text) if isinstance(text, str) else None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise sqlite3.DatabaseError("a JSON object is broken")
-    return found
+        facts = PictureFacts(**read_object(text))
+        if len(bytes.fromhex(facts.sha256)) == len(bytes.fromhex(facts.fingerprint)) == 32:
+            return facts
+    except (TypeError, ValueError):
+        pass
+    raise sqlite3.DatabaseError("the facts of a picture are broken")

@@ -15,9 +15,8 @@ that it has not seen; it may be removed.
 import shlex
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,7 @@ from catalens.preparing.columns import (
     read_values,
     storable,
 )
-from catalens.preparing.journal import Journal, TableRow, open_journal
+from catalens.preparing.journal import TableJournal, TableRow
 from catalens.preparing.sources import Row, Source, open_source
 from catalens.progress import Progress, silent
 
@@ -74,7 +73,7 @@ class PrepareSpec(CollectSpec):
 
 
 def prepare(
-    where: str,
+    where: str | Source,
     out: Path | str | None = None,
     columns: Columns | None = None,
     spec: PrepareSpec | None = None,
@@ -82,7 +81,7 @@ def prepare(
     progress: Progress = silent,
     notice: Notice = lambda text: None,
 ) -> tuple[Path, CatalogCard]:
-    """Make the catalogue `out`, by default `catalogs/<name of the source>`, of any source of `open_source`.
+    """Make the catalogue `out`, by default `catalogs/<name of the source>`, of a source or what `open_source` takes.
 
     Goes on from where an earlier run was stopped, and keeps the pictures of earlier runs whatever else is asked;
     `retry_failed` asks again for those that failed. `notice` hears what was guessed and found. Raises CatalogError
@@ -91,7 +90,7 @@ def prepare(
     row is left, with what was fetched kept.
     """
     spec, given = spec or PrepareSpec(), columns or Columns()
-    source = open_source(where, spec.encoding, spec.delimiter)
+    source = where if isinstance(where, Source) else open_source(where, spec.encoding, spec.delimiter)
     if source.notice:
         notice(source.notice)
     out = Path("catalogs") / source.name if out is None else Path(out)
@@ -114,12 +113,12 @@ def prepare(
             left_out = sum(done.left_out.values())
             notice(f"{out} is complete; --retry failed asks again for the {left_out} rows left out")
             return out, done
-        work.collect(progress)
+        collect(journal, work.spec, progress)
         return out, work.write(progress)
 
 
 @contextmanager
-def _held_journal(out: Path) -> Iterator[Journal]:
+def _held_journal(out: Path) -> Iterator[TableJournal]:
     """The journal in the work folder of a catalogue, held by this process until the block ends."""
     if out.name in ("", ".."):
         refuse_taken(out)
@@ -133,27 +132,13 @@ def _held_journal(out: Path) -> Iterator[Journal]:
             recover(out)
             path = folder / "journal.sqlite"
             if not path.is_file():
-                if (folder / "plan.json").exists():
-                    raise CatalogError(
-                        f"{folder} is of an earlier version of catalens: remove it, or choose another --out"
-                    )
                 refuse_taken(out)
                 if occupied(folder):
                     raise CatalogError(f"{folder} is in the way: move it away or choose another --out")
-        yield held.enter_context(open_journal(path))
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """Short keys of all rows with a picture."""
-
-    ties: Ties
-    categories: tuple[str, ...]
-    """Names of the categories by their numbers in `ties`."""
-    integers: tuple[str, ...]
-    """Number columns in which every value is whole."""
-    splits: tuple[str | None, ...]
-    """Of an earlier preparation."""
+        anew = f"remove {folder} to start again"
+        if occupied(out):
+            anew += f", and {out} too, or choose another --out"
+        yield held.enter_context(TableJournal.open(path, anew))
 
 
 class _Work:
@@ -166,7 +151,7 @@ class _Work:
         image: str,
         roles: Roles,
         spec: PrepareSpec,
-        journal: Journal,
+        journal: TableJournal,
         notice: Notice,
     ) -> None:
         base = source.base if "://" in source.base else str(Path(source.base).absolute())
@@ -258,23 +243,13 @@ class _Work:
             return TableRow(number, id, {}, picture, reason=storable(reason))
         return TableRow(number, id, fields, picture, embedded)
 
-    def collect(self, progress: Progress) -> None:
-        """Give every picture a record."""
-        total, done = self.journal.pictures(self.spec.made)
-        progress("pictures", done, total)
-
-        def on_progress(more: int, failures: Mapping[str, int]) -> None:
-            worst = sorted(failures.items(), key=lambda item: -item[1])[:3]
-            progress("pictures", done + more, total, ", ".join(f"{count} {reason}" for reason, count in worst))
-
-        collect(self.journal, self.spec, on_progress)
-
     def write(self, progress: Progress) -> CatalogCard:
         """Assign splits and write the catalogue, in the place of an earlier one."""
-        keys, total = self._keys(), self.journal.total()
+        total = self.journal.total()
+        ties, names, integers, before = self._keys()
         shares = dict(self.spec.fractions)
-        kept = keys.splits if self.journal.state("shares") == shares else ()  # other shares are asked for: all anew
-        assigned = assign_splits(keys.ties, shares, kept, self._notice)
+        kept = before if self.journal.state("shares") == shares else ()  # other shares are asked for: all anew
+        assigned = assign_splits(ties, shares, kept, self._notice)
         self._refuse_many(total, assigned)
         splits = iter(assigned)
         provenance = {
@@ -284,19 +259,24 @@ class _Work:
             "image_column": self.image,
             "fractions": shares,
         }
-        floats = [name for name in self.roles.columns("number") if name not in keys.integers]
-        with CatalogWriter(self.out, self.roles, provenance, keys.integers, self.journal) as writer:
-            for row, stored in self.journal.results():
+        floats = [name for name in self.roles.columns("number") if name not in integers]
+        with CatalogWriter(self.out, self.roles, provenance, integers, self.journal) as writer:
+            for row, stored, facts in self.journal.results():
                 if stored is None or (split := next(splits)) is None:
                     reason = row.reason or TIED
                     writer.reject(RejectedRow(row=row.number, id=row.id, url=row.picture, reason=reason))
                 else:
-                    writer.add(split, stored, row.id, {**row.fields, **{n: float(row.fields[n]) for n in floats}})
+                    values = {**row.fields, **{name: float(row.fields[name]) for name in floats}}
+                    writer.add(split, stored, row.id, values, facts)
                 progress("storing", row.number, total)
         self.journal.assign(assigned, shares)
         self.journal.note("complete", {"asked": self._complete, "manifest": manifest(self.out)})
-        if rare := _rare(keys, assigned, [split for split, share in self.spec.fractions.items() if share]):
-            self._notice(f"categories too rare to be in every split: {rare}")
+        counts = Counter(zip(ties.categories.tolist(), assigned, strict=True))
+        rows = [[counts[number, split] for split, share in shares.items() if share] for number in range(len(names))]
+        rare = [f"{name} ({sum(found)})" for name, found in zip(names, rows, strict=True) if not all(found)]
+        if rare:
+            more = f" and {len(rare) - 10} more" if len(rare) > 10 else ""
+            self._notice(f"categories too rare to be in every split: {', '.join(rare[:10])}{more}")
         self._notice(f"{self.journal.path.parent} keeps what was fetched for a later run; it may be removed")
         return writer.card
 
@@ -307,7 +287,7 @@ class _Work:
         if bad < total and self._few(bad):
             return
         counts, some = Counter({TIED: tied} if tied else {}), []
-        for row, _ in self.journal.results(failed=True):
+        for row, *_ in self.journal.results(failed=True):
             counts[str(row.reason).split(":")[0]] += 1
             if len(some) < 5:
                 shown = f" ({row.picture[:MAX_SOURCE]})" if row.picture else ""
@@ -321,17 +301,17 @@ class _Work:
             + ("; rows that are tied share an id or a picture: " + TIED_FIX if tied else "")
         )
 
-    def _keys(self) -> _Keys:
+    def _keys(self) -> tuple[Ties, list[str], list[str], list[str | None]]:
+        """Ties of all rows with a picture; names of their categories; whole number columns; their earlier splits."""
         products, contents, categories, prints = array("Q"), array("Q"), array("q"), bytearray()
-        column = self.roles.leading
+        column, numbers = self.roles.leading, self.roles.columns("number")
         numbered: dict[str, int] = {}
         broken: set[str] = set()
         splits: list[str | None] = []
-        numbers = self.roles.columns("number")
-        for id, fields, sha256, fingerprint, split in self.journal.keys_of_pictures(self.roles.fields):
+        for id, fields, facts, split in self.journal.keys_of_pictures(self.roles.fields):
             products.append(key(id))
-            contents.append(int.from_bytes(sha256[:8], "big"))
-            prints += fingerprint
+            contents.append(int(facts.sha256[:16], 16))
+            prints += bytes.fromhex(facts.fingerprint)
             splits.append(split)
             categories.append(numbered.setdefault(fields[column], len(numbered)) if column else 0)
             broken |= {name for name in numbers if not isinstance(fields[name], int)}
@@ -341,12 +321,4 @@ class _Work:
             near_pairs(np.array(prints, np.uint8).reshape(-1, 32)),
             np.array(categories, np.intp),
         )
-        return _Keys(ties, tuple(numbered), tuple(name for name in numbers if name not in broken), tuple(splits))
-
-
-def _rare(keys: _Keys, assigned: Sequence[str | None], splits: Sequence[str]) -> str:
-    """Categories that some split has no row of, with their rows; empty where there are none."""
-    counts = Counter(zip(keys.ties.categories.tolist(), assigned, strict=True))
-    rows = {number: [counts[number, split] for split in splits] for number in range(len(keys.categories))}
-    rare = [f"{keys.categories[number]} ({sum(found)})" for number, found in rows.items() if not all(found)]
-    return ", ".join(rare[:10]) + (f" and {len(rare) - 10} more" if len(rare) > 10 else "")
+        return ties, [*numbered], [name for name in numbers if name not in broken], splits

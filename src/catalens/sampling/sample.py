@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from catalens.catalog.pictures import PictureFacts, picture_facts
 from catalens.catalog.splits import DEFAULT_FRACTIONS, split_of
 from catalens.catalog.storage import CatalogCard, CatalogWriter, Roles
 from catalens.progress import Progress, silent
@@ -43,6 +44,7 @@ class DrawnRow(NamedTuple):
     full_price: float
     image: bytes  # an encoded JPEG, PNG or WebP file
     expected_price: float  # what the picture tells: the price before the noise
+    facts: PictureFacts | None = None  # where they are asked for
 
 
 def sample_catalog(
@@ -70,9 +72,9 @@ def sample_catalog(
     }
     prices: list[tuple[float, float]] = []
     with CatalogWriter(out, SAMPLE_ROLES, provenance) as writer:
-        for done, row in enumerate(draw_catalog(rows, seed, assortment, workers, noise), start=1):
+        for done, row in enumerate(draw_catalog(rows, seed, assortment, workers, noise, facts=True), start=1):
             split = split_of(row.product_code, fractions)
-            writer.add(split, row.image, row.product_code, row._asdict())
+            writer.add(split, row.image, row.product_code, row._asdict(), row.facts)
             prices.append((row.full_price, row.expected_price))
             progress("drawing", done, rows)
         writer.figures = noise_floor(prices)
@@ -80,24 +82,22 @@ def sample_catalog(
 
 
 def draw_catalog(
-    rows: int, seed: int, assortment: Assortment = DEMO, workers: int = 1, noise: float = 0.08
+    rows: int, seed: int, assortment: Assortment = DEMO, workers: int = 1, noise: float = 0.08, facts: bool = False
 ) -> Iterator[DrawnRow]:
-    """Draw `rows` rows in order, as `sample_catalog` does.
+    """Draw `rows` rows in order, as `sample_catalog` does, with the `facts` of their pictures or without.
 
     More than one worker means a process pool, started by spawning: a script needs its `if __name__ == "__main__"`.
-    Raises ValueError on a negative `rows` or `noise`, or less than one worker.
     """
-    if rows < 0 or noise < 0 or workers < 1:
-        raise ValueError(f"rows={rows} and noise={noise} must not be negative, workers={workers} not below 1")
     plan = plan_rows(rows, lambda number: plan_product(seed, number, assortment, noise).photographs)
-    return in_pool(partial(_draw_row, seed=seed, assortment=assortment, noise=noise), plan, workers)
+    return in_pool(partial(_draw_row, seed=seed, assortment=assortment, noise=noise, facts=facts), plan, workers)
 
 
-def _draw_row(index: Index, seed: int, assortment: Assortment, noise: float) -> DrawnRow:
+def _draw_row(index: Index, seed: int, assortment: Assortment, noise: float, facts: bool) -> DrawnRow:
     number, shot = index
     plan = plan_product(seed, number, assortment, noise)
     image = photograph(plan.look, random.Random(f"catalens/{seed}/product/{number}/photograph/{shot}"))
-    return DrawnRow(plan.code, plan.title, plan.category, plan.price, image, plan.expected_price)
+    known = picture_facts(image) if facts else None
+    return DrawnRow(plan.code, plan.title, plan.category, plan.price, image, plan.expected_price, known)
 
 
 def in_pool(draw: Callable[[Index], Drawn], plan: Iterator[Index], workers: int) -> Iterator[Drawn]:
