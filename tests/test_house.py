@@ -23,7 +23,7 @@ BUDGETS = {
     "inference/": 1730,
     "mimicking/": 1560,
     "model/": 1310,
-    "pages/": 2210,
+    "pages/": 1980,
     "preparing/": 2660,
     "sampling/": 430,
     "serving/": 1410,
