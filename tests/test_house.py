@@ -16,7 +16,7 @@ from catalens.config import load_recipe
 ROOT = Path(__file__).parents[1]
 BUDGETS = {
     "catalog/": 1140,
-    "checking/": 1200,
+    "checking/": 1105,
     "cli/": 620,
     "config/": 570,
     "evaluation/": 740,
