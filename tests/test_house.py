@@ -21,7 +21,7 @@ BUDGETS = {
     "config/": 570,
     "evaluation/": 740,
     "inference/": 1730,
-    "mimicking/": 1560,
+    "mimicking/": 1425,
     "model/": 1310,
     "pages/": 1980,
     "preparing/": 2660,

@@ -10,7 +10,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from catalens.data import Encoder
 from catalens.errors import CatalogError, PictureError, PromptError
 from catalens.mimicking.profile import (
     ALPHA,
-    EDGE,
     OTHER,
     RARE,
     Category,
@@ -36,11 +35,11 @@ from catalens.mimicking.profile import (
     Rounding,
     Stratum,
     Wording,
-    learn_habits,
+    last_place,
     quantile,
     summarise,
 )
-from catalens.mimicking.text import balanced, case_of, invent_words, shareable
+from catalens.mimicking.text import case_of, invent_words, shareable
 from catalens.progress import Progress, silent
 
 DECODED, MEASURED = 2000, 100  # pictures that are decoded, rows whose tokens are counted: of a catalogue, about
@@ -111,7 +110,7 @@ def learn_profile(catalog: Catalog, k: int = K, survey: Survey | None = None) ->
         )
     learner, roles = _Learner(survey, k), survey.roles
     splits = Counter(survey.splits[row] for row in survey.firsts.values())
-    profile = Profile(
+    return Profile(
         k=k,
         roles=roles,
         integer_fields=catalog.card.integer_fields,
@@ -128,7 +127,6 @@ def learn_profile(catalog: Catalog, k: int = K, survey: Survey | None = None) ->
         strata=tuple(learner.stratum(name) for name in learner.strata if len(learner.strata[name]) >= k),
         needs=survey.needs,
     )
-    return balanced(profile)
 
 
 class _Learner:
@@ -176,28 +174,28 @@ class _Learner:
         return Category(products=kept, rare_products=rare, rare_names=invented, missing=self._missing(column))
 
     def wording(self, column: str) -> Wording:
-        """Count how the words of a column follow each other, and which are too rare in some strata to be named."""
-        followers: dict[str, dict[str, int]] = defaultdict(dict)
-        pairs = _uses(pairwise([EDGE, *words, EDGE]) for words in self.known[column])
-        for (first, second), n in sorted(pairs.items()):
-            if n >= self.k:
-                followers[first][second] = n
+        """Learn where words stand in texts, and which are too rare in some strata to be named there."""
+        places: dict[str, list[float]] = defaultdict(list)
+        for words in self.known[column]:
+            for place, word in enumerate(dict.fromkeys(words)):
+                places[word].append(place / max(1, len(words) - 1))
+        order = {word: round(fmean(some), 2) for word, some in sorted(places.items()) if len(some) >= self.k}
         unnamed: Counter[str] = Counter()  # not the difference to a total: that might be one product
         for name in self.strata:
             unnamed.update({word: n for word, n in _uses(self._of(column, name)).items() if n < self.k})
         elsewhere = {word: n for word, n in unnamed.most_common() if n >= self.k}
-        return Wording(elsewhere=elsewhere, pairs=followers, missing=self._missing(column))
+        return Wording(elsewhere=elsewhere, order=order, missing=self._missing(column))
 
     def rounding(self, column: str) -> Rounding:
-        """Learn how numbers are rounded that are not those of many products of a stratum."""
+        """Learn to how many digits numbers are given that are not those of many products of a stratum."""
         free: list[float] = []
         for name in self.strata:
             values = self._of(column, name)
-            histogram = summarise(values, self.k, self.logarithmic[column])
-            shared = {group.value for group in histogram if group.shared}
+            shared = {group.value for group in summarise(values, self.k, self.logarithmic[column]) if group.shared}
             free += [value for value in values if value not in shared]
-        habits = learn_habits(free or self.known[column], self.k)
-        return Rounding(habits=habits, logarithmic=self.logarithmic[column], missing=self._missing(column))
+        counts = Counter(map(last_place, free or self.known[column]))
+        places = {place: n for place, n in sorted(counts.items()) if n >= self.k}
+        return Rounding(places=places, logarithmic=self.logarithmic[column], missing=self._missing(column))
 
     def stratum(self, name: str | None) -> Stratum:
         """Learn what the products of a category tell; what they are too few for is told of all together."""
@@ -216,15 +214,6 @@ class _Learner:
             column: summarise(self._of(column, name), self.k, log) or summarise(self.known[column], self.k, log)
             for column, log in self.logarithmic.items()
         }
-        categories = {
-            column: {
-                value: n
-                for value, n in Counter(self._of(column, name)).most_common()
-                if n >= self.k and value in kept
-            }
-            for column, kept in self.names.items()
-            if column != self.survey.roles.leading
-        }
         return Stratum(
             category=name,
             products=len(self.strata[name]),
@@ -232,7 +221,6 @@ class _Learner:
             words=words,
             invented={column: self._invented(column, name) for column in self.rare},
             numbers={column: told for column, told in numbers.items() if told},
-            categories=categories,
         )
 
     def _of(self, column: str, stratum: str | None) -> list[Any]:
