@@ -26,7 +26,7 @@ BUDGETS = {
     "pages/": 1980,
     "preparing/": 2660,
     "sampling/": 430,
-    "serving/": 1380,
+    "serving/": 1355,
     "tracking/": 502,
     "training/": 1580,
 }
