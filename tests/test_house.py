@@ -21,7 +21,7 @@ BUDGETS = {
     "config/": 570,
     "evaluation/": 740,
     "inference/": 1730,
-    "mimicking/": 1425,
+    "mimicking/": 1420,
     "model/": 1310,
     "pages/": 1980,
     "preparing/": 2660,

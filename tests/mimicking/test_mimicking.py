@@ -608,11 +608,13 @@ def test_what_a_title_says_is_seen(profile: Profile):
 )
 def test_pictures_come_in_sizes_and_formats_of_the_original(size: tuple[int, int], format: str, tmp_path: Path):
     rows = [{"id": str(n), "t": "red bag", "image": picture((n, 90, 200), size, format)} for n in range(20)]
+    for row in rows[:3]:  # too few to be told, and no reason for the others to be any larger
+        row["image"] = picture("red", (size[0] + 1, size[1] + 1), format)
     folder = write_catalog(tmp_path / "few", Roles(id="id", fields={"t": "text"}), rows)
-    mimic_catalog(tmp_path / "out", folder, 4)
-    for row in rows_of(tmp_path / "out"):
-        seen = look_at(row["image"])
-        assert (seen.size, seen.format) == (size, format)
+    mimic_catalog(tmp_path / "out", folder, 8)
+    seen = [look_at(row["image"]) for row in rows_of(tmp_path / "out")]
+    assert {one.format for one in seen} == {format}
+    assert [one.size for one in seen].count(size) >= 5
 
 
 # The page and the command

@@ -23,6 +23,7 @@ from catalens.checking.rules import SEVERITIES, Finding
 from catalens.config import TrainingSpec
 from catalens.pages.base import shown, thumbnail
 from catalens.pages.charts import Scale, histogram
+from catalens.pages.format import number
 
 MAX_BARS, MAX_STRIPS, MAX_DOTS, MAX_CARDS = 20, 14, 40, 8
 """Categories with a bar, with a strip; outliers on a strip; cards that are shown."""
@@ -74,11 +75,6 @@ def _count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def plain(value: float) -> str:
-    """Write a number with the digits that a reader needs."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:,.4g}"
-
-
 def _filled(facts: Facts, kind: Any) -> list[str]:
     return [name for name in facts.roles.columns(kind) if any(value is not None for value in facts.values[name])]
 
@@ -97,7 +93,7 @@ def _field(facts: Facts, name: str, kind: str) -> View:
     known = [value for value in facts.values[name] if value is not None]
     counts, typical = Counter(known), ""
     if known and kind == "number":
-        low, middle, high = map(plain, np.quantile(np.array(known, float), [0.05, 0.5, 0.95]))
+        low, middle, high = map(number, np.quantile(np.array(known, float), [0.05, 0.5, 0.95]))
         typical = f"{middle}; 90 % between {low} and {high}"
     elif known:
         typical = counts.most_common(1)[0][0]
@@ -118,7 +114,7 @@ def _number(facts: Facts, name: str, photos: Mapping[int, str | None]) -> View:
     cards = [
         {
             "picture": photos[row],
-            "note": f"{plain(numbers[row])}, median {plain(median)}",
+            "note": f"{number(numbers[row])}, median {number(median)}",
             "text": "".join(facts.values[text][row] or "" for text in texts),
             "name": facts.name(row),
         }
@@ -128,7 +124,7 @@ def _number(facts: Facts, name: str, photos: Mapping[int, str | None]) -> View:
         "name": name,
         "by": by,
         "summary": _summary(known),
-        "chart": drawn.view(name, plain),
+        "chart": drawn.view(name),
         "strips": strips,
         "legend": legend,
         "cards": cards,
@@ -161,7 +157,7 @@ def _category(facts: Facts, name: str) -> View:
 
 def _text(facts: Facts, name: str) -> View:
     lengths = [len(value) for value in facts.values[name] if value]
-    chart = histogram(lengths).view(f"Characters of {name}", plain)
+    chart = histogram(lengths).view(f"Characters of {name}")
     return {"name": name, "summary": _summary(lengths, " characters"), "chart": chart}
 
 
@@ -172,7 +168,7 @@ def _pictures(facts: Facts, photos: Mapping[int, str | None]) -> View | None:
     sizes = np.array([look.size for look in looks], float)  # [N, 2]
     stored = np.array([look.stored for look in looks]) / 1000
     charts = [
-        (title, unit, _summary(values), histogram(values).view(title, plain))
+        (title, unit, _summary(values), histogram(values).view(title))
         for title, unit, values in (
             ("Longer side", "pixels", sizes.max(axis=1)),
             ("Aspect ratio", "width \u00f7 height", sizes[:, 0] / sizes[:, 1]),
@@ -200,7 +196,7 @@ def _pictures(facts: Facts, photos: Mapping[int, str | None]) -> View | None:
 
 
 def _summary(values: Any, unit: str = "") -> str:
-    low, middle, high = map(plain, np.quantile(values, [0, 0.5, 1]))
+    low, middle, high = map(number, np.quantile(values, [0, 0.5, 1]))
     return f"{low} to {high}{unit}, median {middle}"
 
 

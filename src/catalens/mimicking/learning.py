@@ -8,7 +8,7 @@ Of a product only its first row speaks. What fewer than k products share is coun
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
 from typing import Any
@@ -130,7 +130,7 @@ def learn_profile(catalog: Catalog, k: int = K, survey: Survey | None = None) ->
 
 
 class _Learner:
-    """What products have in common."""
+    """Learner of what products have in common."""
 
     def __init__(self, survey: Survey, k: int) -> None:
         self.survey, self.k, roles = survey, k, survey.roles
@@ -187,40 +187,35 @@ class _Learner:
         return Wording(elsewhere=elsewhere, order=order, missing=self._missing(column))
 
     def rounding(self, column: str) -> Rounding:
-        """Learn to how many digits numbers are given that are not those of many products of a stratum."""
-        free: list[float] = []
-        for name in self.strata:
-            values = self._of(column, name)
-            shared = {group.value for group in summarise(values, self.k, self.logarithmic[column]) if group.shared}
-            free += [value for value in values if value not in shared]
-        counts = Counter(map(last_place, free or self.known[column]))
-        places = {place: n for place, n in sorted(counts.items()) if n >= self.k}
+        """Learn to how many digits numbers are given."""
+        counts = sorted(Counter(map(last_place, self.known[column])).items())
+        places = {place: n for place, n in counts if n >= self.k}
         return Rounding(places=places, logarithmic=self.logarithmic[column], missing=self._missing(column))
 
     def stratum(self, name: str | None) -> Stratum:
         """Learn what the products of a category tell; what they are too few for is told of all together."""
-        lengths: dict[str, Histogram] = {}
         words: dict[str, dict[str, int]] = {}
         for column in self.rare:
             used = _uses(self._of(column, name))
             others = sum(n for word, n in used.items() if n < self.k and word != RARE)
             words[column] = {word: n for word, n in used.most_common() if n >= self.k}
             words[column] |= {OTHER: others} if others >= self.k else {}
-            here, everywhere = (
-                [len(text) for text in texts] for texts in (self._of(column, name), self.known[column])
-            )
-            lengths[column] = summarise(here, self.k) or summarise(everywhere, self.k)
-        numbers = {
-            column: summarise(self._of(column, name), self.k, log) or summarise(self.known[column], self.k, log)
-            for column, log in self.logarithmic.items()
-        }
+
+        def told(columns: Iterable[str], measure: Callable[[Any], float] = float) -> dict[str, Histogram]:
+            found = {}
+            for column in columns:
+                for values in (self._of(column, name), self.known[column]):
+                    log = self.logarithmic.get(column, False)
+                    found[column] = found.get(column) or summarise([measure(value) for value in values], self.k, log)
+            return {column: histogram for column, histogram in found.items() if histogram}
+
         return Stratum(
             category=name,
             products=len(self.strata[name]),
-            lengths={column: told for column, told in lengths.items() if told},
+            lengths=told(self.rare, len),
             words=words,
             invented={column: self._invented(column, name) for column in self.rare},
-            numbers={column: told for column, told in numbers.items() if told},
+            numbers=told(self.logarithmic),
         )
 
     def _of(self, column: str, stratum: str | None) -> list[Any]:
@@ -244,7 +239,7 @@ class _Learner:
 
 
 def _uses(of_products: Iterable[Iterable[Any]]) -> Counter[Any]:
-    """How many products have a thing."""
+    """Count the products that have each thing."""
     return Counter(thing for things in of_products for thing in dict.fromkeys(things))  # a set's order changes
 
 

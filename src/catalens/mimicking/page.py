@@ -1,4 +1,4 @@
-"""How like a drawn catalogue is to its original, as a page and in a terminal.
+"""Fidelity of a drawn catalogue as a page and in a terminal.
 
 The page lies in the drawn catalogue and goes where that goes: it shows drawn rows, the distances, and curves of the
 profile, never a value of the original.

@@ -58,7 +58,7 @@ class PictureSize(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a row costs the tiny model: means over a sample of rows."""
+    """Costs of a row for the tiny model: means over a sample of rows."""
 
     tokens: float
     crops: float

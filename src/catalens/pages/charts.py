@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from catalens.pages.format import exact_number, number
+
 SERIES = ("#3f7fd0", "#e0792f", "#2f9f78", "#c9579c", "#8f75d6", "#b3922a", "#3fa9bd", "#d4574f")
 """Colours that tell categories and fields apart, on light and on dark."""
 WIDTH = 500
@@ -128,7 +130,7 @@ def scatter(truths: Sequence[float], predictions: Sequence[float], colours: Sequ
     logarithmic = bool(y_true.min() > 0 and y_true.max() / y_true.min() >= LOG_SPREAD)
     low, high = _frame(y_true, y_pred, logarithmic)
     inside, scale = (y_pred >= low) & (y_pred <= high), Scale(low, high, logarithmic)
-    plot = Plot(scale, scale, ("truth", "prediction"), [], write=tick_text, beyond=int((~inside).sum()))
+    plot = Plot(scale, scale, ("truth", "prediction"), [], write=exact_number, beyond=int((~inside).sum()))
     line = (np.geomspace if logarithmic else np.linspace)(low, high, 50)
     edges = [np.clip(line + way * 0.1 * abs(line), low, high) for way in (1, -1)]
     plot.draw("band", [[*zip(line, edges[0], strict=True), *zip(line[::-1], edges[1][::-1], strict=True)]])
@@ -139,11 +141,6 @@ def scatter(truths: Sequence[float], predictions: Sequence[float], colours: Sequ
             mine = points[shown & (np.array(colours) == colour)]
             plot.draw(style, [[(x, y)] for x, y in mine.tolist()], colour)
     return plot
-
-
-def tick_text(value: float) -> str:
-    """A number on an axis."""
-    return f"{value:,.12g}" if abs(value) < 1e7 else f"{value:.3g}"
 
 
 def _frame(y_true: NDArray[np.float64], y_pred: NDArray[np.float64], logarithmic: bool) -> tuple[float, float]:
@@ -165,14 +162,14 @@ class Histogram:
     edges: NDArray[np.float64]  # [bars + 1]
     scale: Scale
 
-    def view(self, label: str, write: Callable[[float], str] = tick_text) -> dict[str, Any]:
-        """Bars and ticks for the macro `bars`; `write` makes the text of a value."""
+    def view(self, label: str) -> dict[str, Any]:
+        """Bars and ticks for the macro `bars`."""
         most = max(1, int(self.counts.max()))
         bars = [
-            (float(count / most), f"{write(float(low))} to {write(float(high))}: {count:,}")
+            (float(count / most), f"{number(low)} to {number(high)}: {count:,}")
             for count, low, high in zip(self.counts, self.edges[:-1], self.edges[1:], strict=True)
         ]
-        ticks = [(100 * self.scale.at(tick), write(tick)) for tick in self.scale.ticks()]
+        ticks = [(100 * self.scale.at(tick), exact_number(tick)) for tick in self.scale.ticks()]
         return {"bars": bars, "ticks": ticks, "logarithmic": self.scale.logarithmic, "label": label}
 
 

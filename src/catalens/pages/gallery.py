@@ -53,7 +53,7 @@ class Pair(NamedTuple):
 
     @property
     def agreed(self) -> bool:
-        """Whether all runs have it exactly right."""
+        """True where all runs have it exactly right."""
         return all(value.right and not value.off for value in self.predicted)
 
 
@@ -131,7 +131,7 @@ def _scoring(fields: Sequence[FieldSpec]) -> Options:
 
 
 def _comparing(fields: Sequence[FieldSpec], runs: Sequence[str]) -> Options:
-    """Where the first run and another part."""
+    """Options of rows on which the first run and another part."""
     options: Options = [("all rows", lambda row: True)]
     for better, worse in [pair for other in range(1, len(runs)) for pair in ((other, 0), (0, other))]:
         for field in fields:
