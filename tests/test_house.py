@@ -16,14 +16,14 @@ from catalens.config import load_recipe
 ROOT = Path(__file__).parents[1]
 BUDGETS = {
     "catalog/": 1140,
-    "checking/": 1105,
+    "checking/": 1100,
     "cli/": 620,
     "config/": 570,
     "evaluation/": 740,
     "inference/": 1730,
     "mimicking/": 1420,
     "model/": 1310,
-    "pages/": 1980,
+    "pages/": 1945,
     "preparing/": 2660,
     "sampling/": 430,
     "serving/": 1355,

@@ -66,7 +66,6 @@ class Card(NamedTuple):
     pairs: list[Pair]
     answers: list[tuple[str, str]]
     """Of each run its text, and why that did not parse."""
-    note: str = ""
     tags: str = ""
     keys: str = ""
 
@@ -86,27 +85,16 @@ Options = list[tuple[str, Callable[[Runs], bool]]]
 """Name of an option, and the test of a row that belongs to it."""
 
 
-def card(fields: Sequence[FieldSpec], row: Runs, side: int = SIDE, note: str = "") -> Card:
-    """A row as a page shows it, its picture at most `side` pixels."""
-    first = row[0]
-    return Card(
-        shown(first.id, 60),
-        thumbnail(first.picture, side) or "",
-        all(is_right(field, run) for field in fields for run in row),
-        [Pair(_text(field, first.truth[field.column]), [_value(field, run) for run in row]) for field in fields],
-        [_answer(run) for run in row],
-        note,
-    )
-
-
 def gallery(fields: Sequence[FieldSpec], rows: Sequence[Runs], runs: Sequence[str] = ("",)) -> Gallery:
     """All rows, or a sample that is always the same where there are more than `MOST_ROWS`."""
     if len(rows) > MOST_ROWS:
         rows = [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), MOST_ROWS))]
+    orders = _orders(fields, rows)
+    rows = sorted(rows, key=orders[0][1])
     side = min(SIDE, max(SMALLEST_SIDE, round((PICTURE_BYTES / PIXEL_BYTES / max(1, len(rows))) ** 0.5)))
     choices = [("Show", _comparing(fields, runs) if len(runs) > 1 else _scoring(fields))]
     choices += [(field.label, _categories(field, rows)) for field in fields if field.kind == "category"]
-    orders, cards = _orders(fields, rows), []
+    cards = []
     for row in rows:
         tags = [
             f"{choice}.{n}"
@@ -115,7 +103,18 @@ def gallery(fields: Sequence[FieldSpec], rows: Sequence[Runs], runs: Sequence[st
             if n and belongs(row)
         ]
         keys = ", ".join("null" if (value := key(row)) is None else f"{value:.4g}" for _, key in orders)
-        cards.append(card(fields, row, side)._replace(tags=" ".join(tags), keys=f"[{keys}]"))
+        first = row[0]
+        cards.append(
+            Card(
+                shown(first.id, 60),
+                thumbnail(first.picture, side) or "",
+                all(is_right(field, run) for field in fields for run in row),
+                [Pair(_text(f, first.truth[f.column]), [_value(f, run) for run in row]) for f in fields],
+                [_answer(run) for run in row],
+                " ".join(tags),
+                f"[{keys}]",
+            )
+        )
     named = [(name, [option for option, _ in options]) for name, options in choices]
     return Gallery(named, [name for name, _ in orders], cards)
 
@@ -153,7 +152,8 @@ def _categories(field: FieldSpec, rows: Sequence[Runs]) -> Options:
 def _orders(fields: Sequence[FieldSpec], rows: Sequence[Runs]) -> list[tuple[str, Callable[[Runs], float | None]]]:
     """Name, and the key of a row, which is negative where the largest comes first; a row without one comes last."""
     position = {id(row): n for n, row in enumerate(rows)}
-    found: list[Any] = [("order of the split", lambda row: position[id(row)])]
+    found: list[Any] = [("worst first", lambda row: -max(_mistake(fields, run) for run in row))]
+    found.append(("order of the split", lambda row: position[id(row)]))
     for field in fields:
         if field.kind == "number":
             found.append((f"{field.label}: largest error", lambda row, f=field: _largest_error(f, row)))
@@ -168,6 +168,13 @@ def _largest_error(field: FieldSpec, row: Runs) -> float | None:
     name = field.column
     errors = [distance(field, run.truth[name], run.values[name]) for run in row if run.values is not None]
     return -max(errors) if errors else None
+
+
+def _mistake(fields: Sequence[FieldSpec], row: ScoredRow) -> float:
+    """Sum of the fields' distances, each at most 1, as all are where nothing parsed."""
+    if row.values is None:
+        return len(fields)
+    return sum(min(1.0, distance(field, row.truth[field.column], row.values[field.column])) for field in fields)
 
 
 def _least_confidence(fields: Sequence[FieldSpec], row: Runs) -> float | None:
@@ -185,9 +192,11 @@ def is_right(field: FieldSpec, row: ScoredRow) -> bool:
 
 
 def distance(field: FieldSpec, truth: Any, value: Any) -> float:
-    """0 where both agree; a number's error as a share of the truth, a text's normalised edit distance."""
+    """0 where both agree; a number's error as a share of the truth, a text's normalised edit distance, else 1."""
     if field.kind == "number":
         return float(relative_errors([truth], [value])[0])
+    if field.kind == "category":
+        return float(truth != value)
     return Levenshtein.normalized_distance(str(truth), str(value))
 
 

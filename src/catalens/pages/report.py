@@ -24,11 +24,10 @@ from catalens.metrics import METRICS, correctness, metrics_of, relative_errors
 from catalens.pages.base import write_page
 from catalens.pages.charts import SERIES, reliability, risk_coverage, scatter
 from catalens.pages.format import between, exact_number, number, percent, rows_of
-from catalens.pages.gallery import SCRIPT, Card, card, distance, gallery, most_frequent
+from catalens.pages.gallery import SCRIPT, gallery, most_frequent
 from catalens.pages.scores import costs, noise_floor, score_table, tiles, verdict
 from catalens.predictions import ScoredRow
 
-WORST_ROWS = 8
 CONFUSION_CLASSES = 12
 GROUPS = 20
 BANDS = 5
@@ -41,7 +40,6 @@ def write_report(
     path: Path, run: str, metrics: Mapping[str, Any], fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]
 ) -> None:
     """Write the page; the same arguments give the same bytes."""
-    failures = [row for row in rows if row.error is not None or row.free_error is not None]
     seconds = metrics.get("seconds") or {}
     kinds = ("answer", *dict.fromkeys(field.kind for field in fields))
     write_page(
@@ -69,9 +67,7 @@ def write_report(
         promise=(metrics.get("review") or {}).get("confidence"),
         gallery=gallery(fields, [(row,) for row in rows]),
         judged=len(rows),
-        worst=[(field, _worst(field, fields, rows)) for field in fields if field.kind != "category"],
-        failures=[card(fields, (row,)) for row in failures[:WORST_ROWS]],
-        failed=len(failures),
+        failed=sum(row.error is not None or row.free_error is not None for row in rows),
         costs=[(name, texts[0]) for name, texts in costs(metrics)],
         seconds=[(name, number(value)) for name, value in seconds.items() if isinstance(value, int | float)],
     )
@@ -94,19 +90,6 @@ def _plot(field: FieldSpec, fields: Sequence[FieldSpec], rows: Sequence[ScoredRo
     if rest := counts.total() - sum(count for _, _, count in legend):
         legend.append((f"{len(counts) - len(legend)} others", OTHER_COLOUR, rest))
     return {"field": field, "plot": plot, "by": by, "legend": legend, "failed": len(rows) - len(pairs)}
-
-
-def _worst(field: FieldSpec, fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> list[Card]:
-    """Cards of the rows that went furthest wrong in a text or number field, among those that parsed."""
-    name = field.column
-    measured = [
-        (distance(field, row.truth[name], row.values[name]), row)
-        for row in rows
-        if row.values is not None and row.truth[name] != row.values[name]
-    ]
-    measured.sort(key=lambda pair: -pair[0])
-    says = "off by {}" if field.kind == "number" else "{} different"
-    return [card(fields, (row,), note=says.format(percent(off))) for off, row in measured[:WORST_ROWS]]
 
 
 def groups(fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> list[dict[str, Any]]:
