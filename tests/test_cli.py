@@ -11,7 +11,7 @@ from catalens.config import Recipe
 from catalens.errors import InferenceError
 
 VERBS = ("demo", "sample", "prepare", "check", "train", "evaluate", "compare", "predict", "serve", "recipe-schema")
-HEAVY = ("torch", "transformers", "wandb", "datasets", "sklearn", "matplotlib", "fastapi", "uvicorn")
+HEAVY = ("torch", "transformers", "wandb", "datasets", "sklearn", "fastapi", "uvicorn")
 
 
 def catalens(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

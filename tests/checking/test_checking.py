@@ -24,8 +24,8 @@ from catalens.catalog.storage import CatalogWriter, RejectedRow, Roles
 from catalens.checking.check import Check, check_catalog
 from catalens.checking.costs import CropCost, crop_costs, method_name
 from catalens.checking.facts import FAR, modified_z
+from catalens.checking.page import print_check
 from catalens.checking.rules import Finding, spelling_twins
-from catalens.checking.terminal import print_check
 from catalens.cli import app, main
 from catalens.config import PARTS, PartSpec, TrainingSpec, make_recipe
 from catalens.errors import CatalogError, RecipeError
@@ -136,9 +136,9 @@ def test_a_clean_catalogue_has_no_finding(tmp_path):
     assert (price["name"], price["kind"], price["filled"], price["missing"]) == ("price", "number", 150, 0)
     (number,), (category,), (text,) = (check.view[section] for section in ("numbers", "categories", "texts"))
     assert [strip["count"] for strip in number["strips"]] == [50, 50, 50]
-    assert [bar["title"] for bar in category["bars"]] == ["30 train, 10 validation, 10 test"] * 3
+    assert [counts for _, counts in category["bars"]] == [[30, 10, 10]] * 3
     assert text["summary"] == "6 to 8 characters, median 7"
-    assert sum(int(bar["title"].rpartition(": ")[2]) for bar in number["chart"]["bars"]) == 150
+    assert sum(int(title.rpartition(": ")[2]) for _, title in number["chart"]["bars"]) == 150
     page = check.page.read_text(encoding="utf-8")
     for section in ("problems", "fields", "numbers", "categories", "texts", "pictures", "cost", "reading"):
         assert f'<section id="{section}">' in page
@@ -456,7 +456,7 @@ def test_costs_follow_the_recipe_and_its_tokenizer(tmp_path):
     assert check.view["method"] == "Full, tower too"
     assert "with its own tokenizer" in check.view["basis"]
     console = Console(file=io.StringIO(), width=200)
-    print_check(check, console)
+    print_check(check.view, console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "Full, tower too, 8 rows a step" in printed
     assert one.fits() in printed

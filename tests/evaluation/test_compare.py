@@ -308,11 +308,11 @@ def test_chromium_opens_the_comparison_offline(drawn: Path, tmp_path: Path, widt
         page.get_by_label("Show").select_option("Product: b right, a wrong")
         assert page.get_by_role("status").text_content() == "0 of 2 rows"
         page.get_by_label("Show").select_option("all rows")
-        page.locator("#cards .open").first.click()
-        dialog = page.get_by_role("dialog")
-        assert [text.strip() for text in dialog.locator("dl b.run").all_text_contents()] == ["a", "b"] * 3
-        assert dialog.locator(".value").nth(1).text_content() == "</script><script>document.title='owned'</script>"
-        assert dialog.locator("img").evaluate("image => image.naturalWidth") > 0
+        card = page.locator("#cards .card").first
+        card.locator("summary").click()
+        assert [text.strip() for text in card.locator("dl b.run").all_text_contents()] == ["a", "b"] * 3
+        assert card.locator(".value").nth(1).text_content() == "</script><script>document.title='owned'</script>"
+        assert card.locator("img").evaluate("image => image.naturalWidth") > 0
     assert problems == []
 
 
@@ -323,7 +323,7 @@ def test_chromium_opens_a_comparison_without_differing_rows(drawn: Path, tmp_pat
     comparison = compare(runs, RESAMPLES)
     write_comparison(tmp_path / "compare.html", comparison, with_pictures(comparison.disagreements, runs[0]))
     with opened((tmp_path / "compare.html").as_uri()) as (page, problems):
-        assert page.locator("#rows").count() == 0
+        assert page.locator("#cards").count() == 0
         assert page.locator("#gallery").count() == 1
     assert problems == []
 

@@ -15,7 +15,7 @@ from typing import Any
 from catalens.catalog.storage import Catalog, CatalogCard
 from catalens.checking.costs import CropCost, crop_costs, default_prompt, load_sizes
 from catalens.checking.facts import read_facts
-from catalens.checking.page import page_view
+from catalens.checking.page import view_of
 from catalens.checking.rules import Finding, find
 from catalens.config import Recipe, TrainingSpec, load_recipe
 from catalens.data import Encoder
@@ -38,7 +38,7 @@ class Check:
     """Errors first, then warnings and notes."""
     costs: tuple[CropCost, ...]
     view: Mapping[str, Any]
-    """What the page shows, by section."""
+    """What page and terminal show, by section."""
 
     def count(self, severity: str) -> int:
         """Count findings of a severity."""
@@ -74,7 +74,7 @@ def check_catalog(
     images = processor.image_processor if processor else Phi3VImageProcessor()
     training = recipe.training if recipe else TrainingSpec()
     costs = crop_costs(facts, images, config, training)
-    view = page_view(stored, facts, findings, costs, training, basis)
+    view = view_of(stored, facts, findings, costs, training, basis)
     with writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)
         write_page(page, Path(__file__).with_name("check.html.j2"), **view)

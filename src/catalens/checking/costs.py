@@ -30,8 +30,6 @@ class CropCost:
     num_crops: int
     tokens: float
     """Of a row, on average, as `crops` and `tflop`."""
-    long_tokens: float
-    """Of a long row, which decides over memory."""
     max_tokens: int
     crops: float
     epoch_tokens: int
@@ -116,7 +114,6 @@ def _crop_cost(
     return CropCost(
         num_crops=num_crops,
         tokens=float(tokens.mean()),
-        long_tokens=long,
         max_tokens=int(tokens.max()),
         crops=float(crops.mean()),
         epoch_tokens=int(tokens.sum()),

@@ -27,17 +27,14 @@ from catalens.errors import CatalogError, PromptError
 from catalens.examples import format_number, parse_number, render_answer, render_prompt
 from catalens.progress import Progress, silent
 
-NAMED_ROWS = 10
-"""Rows that a finding or a reason names."""
-PLACEHOLDER_PRODUCTS = 3
-"""Products that share one picture from which it is taken for a placeholder."""
+NAMED_ROWS = 10  # rows that a finding or a reason names
+PLACEHOLDER_PRODUCTS = 3  # products that share one picture from which it is taken for a placeholder
 CHARACTERS_PER_TOKEN = 2.8
 """Of Phi-3's tokenizer on product texts (docs/estimates.md): the estimate where it is not on disk."""
 FAR = 5.0
 """Modified z-score of an outlier. Iglewicz and Hoaglin (How to Detect and Handle Outliers, 1993) take 3.5 for some
 tens of values; of thousands, some pass that by chance."""
-MIN_VALUES = 10
-"""Values below which no outlier is named."""
+MIN_VALUES = 10  # values below which no outlier is named
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,37 @@
-"""The check page's view: what `check.html.j2` shows, by section, as plain data.
+"""The view of a check: what `check.html.j2` and a terminal show, by section, as plain data.
 
-    page_view(...)["numbers"][0]
+    view_of(...)["numbers"][0]
     {"name": "full_price", "by": "category3_code", "summary": "95 to 11,990, median 390", "strips": [...], ...}
 
 The page shows counts, plots, and small copies of the pictures that findings name; see `catalens.pages.base`.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from catalens.catalog.storage import SPLITS, Catalog
 from catalens.checking.costs import CropCost, method_name
 from catalens.checking.facts import Facts
 from catalens.checking.rules import SEVERITIES, Finding
 from catalens.config import TrainingSpec
-from catalens.pages.base import thumbnail
+from catalens.pages.base import shown, thumbnail
 from catalens.pages.charts import Scale, histogram
+from catalens.pages.format import number
 
-MAX_BARS, MAX_STRIPS, MAX_DOTS, MAX_CARDS, MAX_REPEATED = 20, 14, 40, 8, 8
-"""Categories with a bar, with a strip; outliers on a strip; cards and repeated texts that are shown."""
-
+MAX_BARS, MAX_STRIPS, MAX_DOTS, MAX_CARDS = 20, 14, 40, 8
+"""Categories with a bar, with a strip; outliers on a strip; cards that are shown."""
+COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 View = dict[str, Any]
 
 
-def page_view(
+def view_of(
     catalog: Catalog,
     facts: Facts,
     findings: Sequence[Finding],
@@ -34,16 +39,18 @@ def page_view(
     training: TrainingSpec,
     basis: str,
 ) -> View:
-    """Gather what the page shows; `basis` says in a sentence what the costs of `training` stand on."""
-    photos = _photos(catalog, facts)
-    severities = Counter(finding.severity for finding in findings)
+    """Gather what is shown; `basis` says in a sentence what the costs of `training` stand on."""
+    photos, card = _photos(catalog, facts), catalog.card
+    found = Counter(finding.severity for finding in findings)
     return {
-        "card": catalog.card,
-        "headline": headline(findings),
-        "rows_by_split": [f"{count:,} {split}" for split, count in catalog.card.rows.items()],
-        "severities": [f"{severities[kind]} {kind}{'' if severities[kind] == 1 else 's'}" for kind in SEVERITIES],
+        "card": card,
+        "rows": sum(card.rows.values()),
+        "products": sum(card.products.values()),
+        "headline": _headline(found),
+        "rows_by_split": [f"{count:,} {split}" for split, count in card.rows.items()],
+        "severities": [_count(found[severity], severity) for severity in SEVERITIES],
         "findings": findings,
-        "fields": [_field(facts, name, kind) for name, kind in catalog.card.roles.fields.items()],
+        "fields": [_field(facts, name, kind) for name, kind in card.roles.fields.items()],
         "rejected": facts.rejected,
         "numbers": [_number(facts, name, photos) for name in _filled(facts, "number")],
         "categories": [_category(facts, name) for name in _filled(facts, "category")],
@@ -56,19 +63,16 @@ def page_view(
     }
 
 
-def headline(findings: Sequence[Finding]) -> str:
-    """The outcome in one sentence."""
-    counts = Counter(finding.severity for finding in findings)
-    if errors := counts["error"]:
-        return f"Mend {errors} {'error' if errors == 1 else 'errors'} before training."
-    if warnings := counts["warning"]:
-        return f"Ready to train, with {warnings} {'warning' if warnings == 1 else 'warnings'}."
+def _headline(found: Mapping[str, int]) -> str:
+    if found["error"]:
+        return f"Mend {_count(found['error'], 'error')} before training."
+    if found["warning"]:
+        return f"Ready to train, with {_count(found['warning'], 'warning')}."
     return "Ready to train."
 
 
-def plain(value: float) -> str:
-    """Write a number with the digits that a reader needs."""
-    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:,.4g}"
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _filled(facts: Facts, kind: Any) -> list[str]:
@@ -87,48 +91,43 @@ def _photos(catalog: Catalog, facts: Facts) -> Mapping[int, str | None]:
 
 def _field(facts: Facts, name: str, kind: str) -> View:
     known = [value for value in facts.values[name] if value is not None]
-    counts = Counter(known)
-    typical = ""
+    counts, typical = Counter(known), ""
     if known and kind == "number":
-        low, middle, high = np.quantile(np.array(known, float), [0.05, 0.5, 0.95])
-        typical = f"{plain(middle)}; 90 % between {plain(low)} and {plain(high)}"
+        low, middle, high = map(number, np.quantile(np.array(known, float), [0.05, 0.5, 0.95]))
+        typical = f"{middle}; 90 % between {low} and {high}"
     elif known:
         typical = counts.most_common(1)[0][0]
-    missing = len(facts) - len(known)
-    return {
-        "name": name,
-        "kind": kind,
-        "filled": len(known),
-        "missing": missing,
-        "distinct": len(counts),
-        "typical": typical,
-    }
+    shares = {"filled": len(known), "missing": len(facts) - len(known), "distinct": len(counts)}
+    return {"name": name, "kind": kind, "typical": typical, **shares}
 
 
 def _number(facts: Facts, name: str, photos: Mapping[int, str | None]) -> View:
     by, numbers, far = facts.roles.leading, facts.values[name], facts.outliers[name]
     known = np.array([value for value in numbers if value is not None], float)
-    chart, scale = _chart(known, name, plain)
+    drawn = histogram(known)
     groups, dots = facts.categories(by) if by else {}, {row for row, _ in far}
+    strips = [_strip(word, rows, numbers, dots, drawn.scale) for word, rows in list(groups.items())[:MAX_STRIPS]]
+    legend = f"Line: 90\u00a0% of the rows; box: half of them; tick: median{'; dots: outliers' if far else ''}."
+    if len(groups) > MAX_STRIPS:
+        legend += f" The {MAX_STRIPS} largest of {len(groups)} categories."
     texts = facts.roles.columns("text")[:1]
+    cards = [
+        {
+            "picture": photos[row],
+            "note": f"{number(numbers[row])}, median {number(median)}",
+            "text": "".join(facts.values[text][row] or "" for text in texts),
+            "name": facts.name(row),
+        }
+        for row, median in far[:MAX_CARDS]
+    ]
     return {
         "name": name,
         "by": by,
-        "summary": f"{plain(known.min())} to {plain(known.max())}, median {plain(np.median(known))}",
-        "chart": chart,
-        "strips": [_strip(word, rows, numbers, dots, scale) for word, rows in list(groups.items())[:MAX_STRIPS]],
-        "legend": "Line: 90\u00a0% of the rows; box: half of them; tick: median"
-        + ("; dots: outliers." if far else ".")
-        + (f" The {MAX_STRIPS} largest of {len(groups)} categories." if len(groups) > MAX_STRIPS else ""),
-        "cards": [
-            {
-                "picture": photos[row],
-                "note": f"{plain(numbers[row])}, median {plain(median)}",
-                "text": "".join(facts.values[text][row] or "" for text in texts),
-                "name": facts.name(row),
-            }
-            for row, median in far[:MAX_CARDS]
-        ],
+        "summary": _summary(known),
+        "chart": drawn.view(name),
+        "strips": strips,
+        "legend": legend,
+        "cards": cards,
     }
 
 
@@ -146,32 +145,20 @@ def _strip(word: str, rows: Sequence[int], numbers: Sequence[Any], far: set[int]
 
 def _category(facts: Facts, name: str) -> View:
     groups = facts.categories(name)
-    shown = list(groups.items())[:MAX_BARS]
+    bars = list(groups.items())[:MAX_BARS]
     summary = f"{len(groups):,} {'category' if len(groups) == 1 else 'categories'}"
-    if len(groups) > len(shown):
-        share = sum(len(rows) for _, rows in shown) / sum(map(len, groups.values()))
-        summary += f"; the {len(shown)} most frequent hold {share:.0%} of the rows"
-    counts = {word: Counter(facts.splits[row] for row in rows) for word, rows in shown}
-    bars = [
-        {
-            "name": word,
-            "count": own.total(),
-            "title": ", ".join(f"{own[split]:,} {split}" for split in SPLITS),
-            "parts": [100 * own[split] / len(shown[0][1]) for split in SPLITS],
-        }
-        for word, own in counts.items()
-    ]
-    return {"name": name, "summary": f"{summary}.", "bars": bars}
+    if len(groups) > len(bars):
+        share = sum(len(rows) for _, rows in bars) / sum(map(len, groups.values()))
+        summary += f"; the {len(bars)} most frequent hold {share:.0%} of the rows"
+    counts = [(word, Counter(facts.splits[row] for row in rows)) for word, rows in bars]
+    by_split = [(word, [own[split] for split in SPLITS]) for word, own in counts]
+    return {"name": name, "summary": f"{summary}.", "bars": by_split, "most": len(bars[0][1])}
 
 
 def _text(facts: Facts, name: str) -> View:
     lengths = [len(value) for value in facts.values[name] if value]
-    return {
-        "name": name,
-        "summary": f"{min(lengths):,} to {max(lengths):,} characters, median {np.median(lengths):,.0f}",
-        "chart": _chart(lengths, f"Characters of {name}", plain)[0],
-        "repeated": [(facts.values[name][row], count) for row, count in facts.repeated(name)[:MAX_REPEATED]],
-    }
+    chart = histogram(lengths).view(f"Characters of {name}")
+    return {"name": name, "summary": _summary(lengths, " characters"), "chart": chart}
 
 
 def _pictures(facts: Facts, photos: Mapping[int, str | None]) -> View | None:
@@ -179,15 +166,15 @@ def _pictures(facts: Facts, photos: Mapping[int, str | None]) -> View | None:
     if not looks:
         return None
     sizes = np.array([look.size for look in looks], float)  # [N, 2]
-    charts = []
-    for title, unit, values, write in (
-        ("Longer side", "pixels", sizes.max(axis=1), plain),
-        ("Aspect ratio", "width \u00f7 height", sizes[:, 0] / sizes[:, 1], lambda value: f"{value:.3g}"),
-        ("Stored size", "kilobytes", np.array([look.stored for look in looks]) / 1000, lambda value: f"{value:,.3g}"),
-    ):
-        low, middle, high = (write(float(value)) for value in np.quantile(values, [0, 0.5, 1]))
-        chart, _ = _chart(values, title, write)
-        charts.append(chart | {"title": title, "unit": unit, "summary": f"{low} to {high}, median {middle}"})
+    stored = np.array([look.stored for look in looks]) / 1000
+    charts = [
+        (title, unit, _summary(values), histogram(values).view(title))
+        for title, unit, values in (
+            ("Longer side", "pixels", sizes.max(axis=1)),
+            ("Aspect ratio", "width \u00f7 height", sizes[:, 0] / sizes[:, 1]),
+            ("Stored size", "kilobytes", stored),
+        )
+    ]
     formats = Counter(look.format for look in looks).most_common()
     broken = len(facts) - len(looks)
     products = {rows[0]: sorted({facts.ids[row] for row in rows})[:3] for rows in facts.placeholders}
@@ -208,14 +195,45 @@ def _pictures(facts: Facts, photos: Mapping[int, str | None]) -> View | None:
     }
 
 
-def _chart(values: Any, label: str, write: Callable[[float], str]) -> tuple[View, Scale]:
-    """A histogram for the template, and its axis."""
-    drawn = histogram(values)
-    most = max(1, int(drawn.counts.max()))
-    bars = [
-        {"share": float(count / most), "title": f"{write(float(low))} to {write(float(high))}: {count:,}"}
-        for count, low, high in zip(drawn.counts, drawn.edges[:-1], drawn.edges[1:], strict=True)
+def _summary(values: Any, unit: str = "") -> str:
+    low, middle, high = map(number, np.quantile(values, [0, 0.5, 1]))
+    return f"{low} to {high}{unit}, median {middle}"
+
+
+def print_check(view: Mapping[str, Any], console: Console) -> None:
+    """Print the outcome, one line a finding with its first row, and what training costs."""
+    console.print(f"{', '.join(view['rows_by_split'])} rows of {view['products']:,} products", highlight=False)
+    fields = [
+        f"{_safe(field['name'])} ({field['kind']}{f', {missing:,} missing' if (missing := field['missing']) else ''})"
+        for field in view["fields"]
     ]
-    ticks = [(100 * drawn.scale.at(tick), write(tick)) for tick in drawn.scale.ticks()]
-    chart = {"bars": bars, "ticks": ticks, "logarithmic": drawn.scale.logarithmic, "label": f"Histogram of {label}"}
-    return chart, drawn.scale
+    console.print(f"fields: {', '.join(fields)}", highlight=False)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for finding in view["findings"]:
+        table.add_row(f"[{COLOURS[finding.severity]}]{finding.severity}[/]", _safe(finding.title))
+        if finding.rows:
+            row, detail = map(_safe, finding.rows[0])
+            table.add_row("", f"[dim]{row}{': ' if detail else ''}{detail}[/]")
+        table.add_row("", f"[dim]fix:[/] {_safe(finding.fix)}")
+    console.print(table)
+    if view["costs"]:
+        console.print(_costs(view["costs"], view["method"]))
+    console.print(f"[bold]{view['headline']}[/]", highlight=False)
+
+
+def _costs(costs: Sequence[CropCost], method: str) -> Table:
+    """Costs of the recipe's method by `num_crops`."""
+    memory = ["checkpointed" if checkpointing else "GB a step" for checkpointing in costs[0].memory]
+    title = f"{method}, {costs[0].step_rows:,} rows a step"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title=title)
+    for heading in ("num_crops", "tokens\na row", "steps\nan epoch", "TFLOP\na row", *memory):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("fits GPUs\nfrom")
+    for cost in costs:
+        figures = (f"{cost.tokens:,.0f}", f"{cost.steps:,}", f"{cost.tflop:,.3g}")
+        table.add_row(str(cost.num_crops), *figures, *(f"{gb:,.1f}" for gb in cost.memory.values()), cost.fits())
+    return table
+
+
+def _safe(value: str) -> str:
+    return escape(shown(value))

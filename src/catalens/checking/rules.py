@@ -29,20 +29,13 @@ Add = Callable[..., None]
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
-MAX_BAD = 0.05
-"""Share of a split's rows that training may leave out before it refuses."""
-RARE = 5
-"""Training rows of a category below which it is rare."""
-SMALL_SIDE = 112
-"""Pixels of the shorter side below which a picture shows little: a third of a crop of 336."""
-LONG_RATIO = 4.0
-"""Longer side over shorter from which most of the crops are padding."""
-MAX_DECIMALS = 4
-"""Decimals of a price or a size; more are noise."""
-LONG_TEXT = 300
-"""Characters from which a text is no title that a picture could tell."""
-MAX_COMPARED = 3000
-"""Most words that are searched for near spellings: the work grows with the square."""
+MAX_BAD = 0.05  # share of a split's rows that training may leave out before it refuses
+RARE = 5  # training rows of a category below which it is rare
+SMALL_SIDE = 112  # pixels of the shorter side below which a picture shows little: a third of a crop of 336
+LONG_RATIO = 4.0  # longer side over shorter from which most of the crops are padding
+MAX_DECIMALS = 4  # decimals of a price or a size; more are noise
+LONG_TEXT = 300  # characters from which a text is no title that a picture could tell
+MAX_COMPARED = 3000  # most words that are searched for near spellings: the work grows with the square
 MARKUP = re.compile(r"<\s*/?\s*[a-zA-Z!][^>]*>|&(?:[a-zA-Z]{2,8}|#\d{1,7}|#x[0-9a-fA-F]{1,6});")
 FORMULA = re.compile(r"\s*[=@][\w(]|\s*[+-][A-Za-z(]")
 

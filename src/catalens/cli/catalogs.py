@@ -140,9 +140,9 @@ def check(
     with bars(console) as progress:
         loaded = catalens.load_recipe(recipe) if recipe else None
         checked = catalens.check(catalog, loaded, out, progress=progress)
-    from catalens.checking.terminal import print_check
+    from catalens.checking.page import print_check
 
-    print_check(checked, Terminal())
+    print_check(checked.view, Terminal())
     answer(f"page: {checked.page}")
     if checked.count("error") or (strict and checked.count("warning")):
         raise CheckError(f"{catalog} is not ready to train on: mend what {checked.page} names, each with its fix")

@@ -1,4 +1,4 @@
-"""How like a drawn catalogue is to its original, and that nothing of the original is in it.
+"""Fidelity of a drawn catalogue: its distances from the original, and that nothing of the original is in it.
 
     full_price: [128.0, 1290.0, ...]   title, words: [3, 4, 4, ...]   format: {"JPEG": 812, "PNG": 188}
     ->  Distance("full_price", "KS", 0.031), Distance("format", "TV", 0.012), ...
@@ -25,14 +25,14 @@ OTHERS = "all others"  # stands for the rare categories, true or invented
 
 
 class Figures(NamedTuple):
-    """What catalogues are compared by."""
+    """Figures by which catalogues are compared."""
 
     names: dict[str, Counter[str]]  # by category column, and `title, frequent words`, `format`
     numbers: dict[str, list[float]]  # by number column, and `title, words`, `longer side` and the like
 
 
 class Distance(NamedTuple):
-    """How far apart two catalogues are in one respect."""
+    """Distance of two catalogues in one respect."""
 
     name: str
     measure: str  # TV or KS
@@ -41,7 +41,7 @@ class Distance(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a row costs, in the original and as drawn."""
+    """Cost of a row, in the original and as drawn."""
 
     name: str
     original: float
@@ -54,7 +54,7 @@ class Cost(NamedTuple):
 
     @property
     def close(self) -> bool:
-        """Whether it is within `CLOSE`."""
+        """True within `CLOSE`."""
         return abs(self.change) <= CLOSE
 
 

@@ -8,9 +8,9 @@ Of a product only its first row speaks. What fewer than k products share is coun
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from catalens.data import Encoder
 from catalens.errors import CatalogError, PictureError, PromptError
 from catalens.mimicking.profile import (
     ALPHA,
-    EDGE,
     OTHER,
     RARE,
     Category,
@@ -36,11 +35,11 @@ from catalens.mimicking.profile import (
     Rounding,
     Stratum,
     Wording,
-    learn_habits,
+    last_place,
     quantile,
     summarise,
 )
-from catalens.mimicking.text import balanced, case_of, invent_words, shareable
+from catalens.mimicking.text import case_of, invent_words, shareable
 from catalens.progress import Progress, silent
 
 MEASURED = 100  # rows whose tokens are counted, about
@@ -110,7 +109,7 @@ def learn_profile(catalog: Catalog, k: int = K, survey: Survey | None = None) ->
         )
     learner, roles = _Learner(survey, k), survey.roles
     splits = Counter(survey.splits[row] for row in survey.firsts.values())
-    profile = Profile(
+    return Profile(
         k=k,
         roles=roles,
         integer_fields=catalog.card.integer_fields,
@@ -127,11 +126,10 @@ def learn_profile(catalog: Catalog, k: int = K, survey: Survey | None = None) ->
         strata=tuple(learner.stratum(name) for name in learner.strata if len(learner.strata[name]) >= k),
         needs=survey.needs,
     )
-    return balanced(profile)
 
 
 class _Learner:
-    """What products have in common."""
+    """Learner of what products have in common."""
 
     def __init__(self, survey: Survey, k: int) -> None:
         self.survey, self.k, roles = survey, k, survey.roles
@@ -175,63 +173,48 @@ class _Learner:
         return Category(products=kept, rare_products=rare, rare_names=invented, missing=self._missing(column))
 
     def wording(self, column: str) -> Wording:
-        """Count how the words of a column follow each other, and which are too rare in some strata to be named."""
-        followers: dict[str, dict[str, int]] = defaultdict(dict)
-        pairs = _uses(pairwise([EDGE, *words, EDGE]) for words in self.known[column])
-        for (first, second), n in sorted(pairs.items()):
-            if n >= self.k:
-                followers[first][second] = n
+        """Learn where words stand in texts, and which are too rare in some strata to be named there."""
+        places: dict[str, list[float]] = defaultdict(list)
+        for words in self.known[column]:
+            for place, word in enumerate(dict.fromkeys(words)):
+                places[word].append(place / max(1, len(words) - 1))
+        order = {word: round(fmean(some), 2) for word, some in sorted(places.items()) if len(some) >= self.k}
         unnamed: Counter[str] = Counter()  # not the difference to a total: that might be one product
         for name in self.strata:
             unnamed.update({word: n for word, n in _uses(self._of(column, name)).items() if n < self.k})
         elsewhere = {word: n for word, n in unnamed.most_common() if n >= self.k}
-        return Wording(elsewhere=elsewhere, pairs=followers, missing=self._missing(column))
+        return Wording(elsewhere=elsewhere, order=order, missing=self._missing(column))
 
     def rounding(self, column: str) -> Rounding:
-        """Learn how numbers are rounded that are not those of many products of a stratum."""
-        free: list[float] = []
-        for name in self.strata:
-            values = self._of(column, name)
-            histogram = summarise(values, self.k, self.logarithmic[column])
-            shared = {group.value for group in histogram if group.shared}
-            free += [value for value in values if value not in shared]
-        habits = learn_habits(free or self.known[column], self.k)
-        return Rounding(habits=habits, logarithmic=self.logarithmic[column], missing=self._missing(column))
+        """Learn to how many digits numbers are given."""
+        counts = sorted(Counter(map(last_place, self.known[column])).items())
+        places = {place: n for place, n in counts if n >= self.k}
+        return Rounding(places=places, logarithmic=self.logarithmic[column], missing=self._missing(column))
 
     def stratum(self, name: str | None) -> Stratum:
         """Learn what the products of a category tell; what they are too few for is told of all together."""
-        lengths: dict[str, Histogram] = {}
         words: dict[str, dict[str, int]] = {}
         for column in self.rare:
             used = _uses(self._of(column, name))
             others = sum(n for word, n in used.items() if n < self.k and word != RARE)
             words[column] = {word: n for word, n in used.most_common() if n >= self.k}
             words[column] |= {OTHER: others} if others >= self.k else {}
-            here, everywhere = (
-                [len(text) for text in texts] for texts in (self._of(column, name), self.known[column])
-            )
-            lengths[column] = summarise(here, self.k) or summarise(everywhere, self.k)
-        numbers = {
-            column: summarise(self._of(column, name), self.k, log) or summarise(self.known[column], self.k, log)
-            for column, log in self.logarithmic.items()
-        }
-        categories = {
-            column: {
-                value: n
-                for value, n in Counter(self._of(column, name)).most_common()
-                if n >= self.k and value in kept
-            }
-            for column, kept in self.names.items()
-            if column != self.survey.roles.leading
-        }
+
+        def told(columns: Iterable[str], measure: Callable[[Any], float] = float) -> dict[str, Histogram]:
+            found = {}
+            for column in columns:
+                for values in (self._of(column, name), self.known[column]):
+                    log = self.logarithmic.get(column, False)
+                    found[column] = found.get(column) or summarise([measure(value) for value in values], self.k, log)
+            return {column: histogram for column, histogram in found.items() if histogram}
+
         return Stratum(
             category=name,
             products=len(self.strata[name]),
-            lengths={column: told for column, told in lengths.items() if told},
+            lengths=told(self.rare, len),
             words=words,
             invented={column: self._invented(column, name) for column in self.rare},
-            numbers={column: told for column, told in numbers.items() if told},
-            categories=categories,
+            numbers=told(self.logarithmic),
         )
 
     def _of(self, column: str, stratum: str | None) -> list[Any]:
@@ -255,7 +238,7 @@ class _Learner:
 
 
 def _uses(of_products: Iterable[Iterable[Any]]) -> Counter[Any]:
-    """How many products have a thing."""
+    """Count the products that have each thing."""
     return Counter(thing for things in of_products for thing in dict.fromkeys(things))  # a set's order changes
 
 

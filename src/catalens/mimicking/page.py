@@ -1,4 +1,4 @@
-"""How like a drawn catalogue is to its original, as a page and in a terminal.
+"""Fidelity of a drawn catalogue as a page and in a terminal.
 
 The page lies in the drawn catalogue and goes where that goes: it shows drawn rows, the distances, and curves of the
 profile, never a value of the original.
@@ -32,11 +32,7 @@ def write_fidelity(
     pairs = [(name, one, after.numbers[name]) for name, one in before.numbers.items()]
     plots = [_plot(name, one, other) for name, one, other in pairs if one and other]
     examples = [
-        {
-            "picture": thumbnail(row[profile.roles.image]),
-            "id": row[profile.roles.id],
-            "values": [(name, row[name]) for name in profile.roles.fields],
-        }
+        (thumbnail(row[profile.roles.image]), row[profile.roles.id], [(f, row[f]) for f in profile.roles.fields])
         for row in rows
     ]
     worst = max(fidelity.distances, key=lambda distance: distance.value)
@@ -53,14 +49,12 @@ def _bars(name: str, before: Counter[str], after: Counter[str]) -> dict[str, Any
 
 
 def _plot(name: str, before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
-    """Shares by bin of two samples of numbers, for an SVG of 100 x 40 units."""
+    """Shares by bin of two samples of numbers, the largest 1."""
     both = histogram([*before, *after], BINS)
-    sides = [np.histogram(side, both.edges)[0] / len(side) for side in (before, after)]
-    heights = 40 * np.array(sides) / np.max(sides)  # [2, bins]
-    width = 100 / len(both.counts)
+    sides = np.array([np.histogram(side, both.edges)[0] / len(side) for side in (before, after)])  # [2, bins]
     return {
         "name": name,
-        "columns": [(index * width, width, *pair) for index, pair in enumerate(heights.T.tolist())],
+        "columns": (sides / sides.max()).T.tolist(),
         "low": f"{min(*before, *after):,.4g}",
         "high": f"{max(*before, *after):,.4g}",
         "logarithmic": both.scale.logarithmic,

@@ -34,7 +34,7 @@ def draw_product(index: tuple[int, int], text: str, seed: int) -> tuple[Mimicked
     planner, (number, shot) = _planner(text, seed), index
     product = planner.product(number)
     rng = random.Random(f"catalens/like/{seed}/product/{number}/photograph/{shot}")
-    return product, photograph(product.look, planner.profile.pictures, rng, planner.evenly(number, shot))
+    return product, photograph(product.look, planner.profile.pictures, rng)
 
 
 @lru_cache(maxsize=1)
@@ -43,12 +43,9 @@ def _planner(text: str, seed: int) -> Planner:
     return Planner(Profile.model_validate_json(text), seed)
 
 
-def photograph(look: Look, pictures: Mapping[str, PictureFormat], rng: random.Random, at: float) -> bytes:
-    """Draw a picture file of a thing with this look, in the format that the share `at` of all pictures falls on.
-
-    The random numbers choose what else the profile leaves open.
-    """
-    format = list(pictures)[index_of(at, [its.products for its in pictures.values()])]
+def photograph(look: Look, pictures: Mapping[str, PictureFormat], rng: random.Random) -> bytes:
+    """Draw a picture file of a thing with this look; the random numbers choose what the profile leaves open."""
+    format = list(pictures)[index_of(rng.random(), [its.products for its in pictures.values()])]
     its = pictures[format]
     width, height = _size(its, rng)
     brightness = min(255.0, max(0.0, quantile(its.brightness, rng.random()))) if its.brightness else 255.0

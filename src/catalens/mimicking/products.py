@@ -23,12 +23,11 @@ import numpy as np
 from scipy.special import ndtr
 
 from catalens.mimicking.profile import RARE, Profile, index_of, pick, quantile, round_by
-from catalens.mimicking.text import Chain, kind_in, meaning_of
+from catalens.mimicking.text import Writer, kind_in, meaning_of
 from catalens.sampling.assortment import PALETTE, PATTERNS, PLAIN_ONLY, TRIMS, Look
 from catalens.sampling.picture import SHAPES
 
-GOLDEN, PLASTIC = (math.sqrt(5) - 1) / 2, 1 / 1.324717957244746
-"""Steps that spread numbers evenly over 0 to 1: so that a small catalogue has its share of every category, too."""
+GOLDEN = (math.sqrt(5) - 1) / 2  # a step that spreads numbers evenly: so that few products are of every category, too
 REHEARSAL = 400  # products of a stratum that are drawn first, to know what effects to expect
 LARGEST = 2**53  # whole numbers are at most this, as far as a float tells them apart
 NOISE = 0.35  # standard deviation of the noise on numbers, in those of what can be seen
@@ -72,10 +71,6 @@ class Planner:
         values = {name: (values | numbers)[name] for name in self.profile.roles.fields}
         return MimickedProduct(f"{self.profile.id_prefix}{number:08d}", values, expected, look)
 
-    def evenly(self, number: int, shot: int) -> float:
-        """Return a share of 1 for a photograph, spread evenly over all, and independent of the product's."""
-        return (self._offset + number * PLASTIC + shot * PLASTIC**2) % 1
-
     def photographs(self, number: int) -> int:
         """Plan the rows of product `number`."""
         at = random.Random(f"catalens/like/{self.seed}/photographs/{number}").random()
@@ -92,7 +87,7 @@ class StratumPlanner:
         self.traits: dict[str, tuple[str, str]] = {}  # (axis, value) of each invented word
         for words in self.its.invented.values():
             self.traits |= {word: TRAITS[(start + turn) % len(TRAITS)] for turn, word in enumerate(words)}
-        self._chains = {column: Chain(profile, column, index) for column in self.its.lengths}
+        self._writers = {column: Writer(profile, column, index) for column in self.its.lengths}
         rng = random.Random("catalens/like/rehearsal")
         self._effects = np.array([effect(self.draw(rng)[0]) for _ in range(REHEARSAL)])
         self._noise = NOISE * float(self._effects.std()) or 1.0
@@ -109,7 +104,7 @@ class StratumPlanner:
         values: dict[str, Value] = {}
         expected: dict[str, float] = {}
         for column, rounding in self.profile.numbers.items():
-            missing, noise, habit = rng.random(), rng.gauss(0, self._noise), rng.random()
+            missing, noise, place = rng.random(), rng.gauss(0, self._noise), rng.random()
             histogram = self.its.numbers.get(column)
             values[column] = None
             if histogram is None or missing < rounding.missing:
@@ -117,7 +112,7 @@ class StratumPlanner:
             at = self._rank(effect(look) + noise)
             value = quantile(histogram, at, rounding.logarithmic)
             if not pick(histogram, at).shared:
-                value = round_by(rounding.habits, value, habit)
+                value = round_by(rounding.places, value, place)
             whole = column in self.profile.integer_fields
             values[column] = min(max(round(value), -LARGEST), LARGEST) if whole else float(value)
             expected[column] = quantile(histogram, self._rank(effect(look)), rounding.logarithmic)
@@ -140,9 +135,9 @@ class StratumPlanner:
         return min(float(ndtr((score - self._effects) / self._noise).mean()), 1 - 1e-9)
 
     def _text(self, column: str, rng: random.Random) -> list[str]:
-        if column not in self._chains or rng.random() < self.profile.texts[column].missing:
+        if column not in self._writers or rng.random() < self.profile.texts[column].missing:
             return []
-        words = self._chains[column].draw(rng)
+        words = self._writers[column].draw(rng)
         # axes that words with a meaning settle, or that do not show on the thing that they name
         named = [word for word in words if word != RARE]
         taken = {meaning[0].replace("material", "colour") for word in named if (meaning := meaning_of(word))}
@@ -159,10 +154,7 @@ class StratumPlanner:
         kinds, leads = self.profile.categories[column], column == self.profile.roles.leading
         if leads and self.its.category is not None:
             return self.its.category
-        own = self.its.categories.get(column, {})
-        if not leads and rng.random() * self.its.products < sum(own.values()):
-            return list(own)[index_of(rng.random(), list(own.values()))]
-        named = {} if leads else kinds.products  # else from the whole column; a rare name stands for any rare one
+        named = {} if leads else kinds.products  # a rare name stands for any rare one
         names = [*named, *kinds.rare_names]
         if rng.random() < kinds.missing or not names:
             return None

@@ -1,6 +1,6 @@
 """The profile of a catalogue: all that is needed to draw one like it, and nothing of any single product.
 
-    {"format": 1, "k": 10, "products": 1981, "categories": {...}, "pictures": {...}, "strata": [
+    {"format": 2, "k": 10, "products": 1981, "categories": {...}, "pictures": {...}, "strata": [
       {"category": "BAGS", "products": 297,
        "words": {"title": {"Tote": 214, "Bag": 214, "Red": 31, "rare word": 12, ...}},
        "numbers": {"full_price": [[88.4, 14, false], [129.0, 21, true], ...]}, ...}]}
@@ -15,8 +15,9 @@ kept that leaves out its smallest and its largest value: so not even the dearest
 
 import json
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -32,13 +33,9 @@ from catalens.errors import CatalogError
 K = 10  # fewest products that a word, a category or a figure of a profile may stand for
 RARE = "rare word"  # stands for those that fewer than `k` products use; a space is in no word, so none is spelt so
 OTHER = "other word"  # stands for those that fewer than `k` products of a stratum use, and others elsewhere
-EDGE = ""  # before the first word of a text and after the last
 ALPHA = "+alpha"  # after the format of a picture with transparent parts
 GROUPS = 40  # most groups of a histogram, those of shared values not counted
-CHARM = (0.0, -1.0, -0.01, -0.05, -0.1)  # what shops take off a round price
-HABITS = {1000.0: CHARM, 500.0: (0.0,), 100.0: CHARM, 50.0: (0.0,), 10.0: CHARM, 5.0: (0.0,)}
-HABITS |= {1.0: (0.0, -0.01, -0.05, -0.1, -0.5)} | dict.fromkeys((0.5, 0.1, 0.05, 0.01), (0.0,))
-"""Offsets by step, from the one that fewest numbers fit by chance."""
+PLACES = 6  # digits before and after the point, at most, by which numbers are rounded
 
 
 class Group(NamedTuple):
@@ -52,14 +49,6 @@ class Group(NamedTuple):
 Histogram = tuple[Group, ...]  # in rising order
 
 
-class Habit(NamedTuple):
-    """A way to round: multiples of `step` plus `offset`; 19.99 is (10, -0.01), and (0, 0) is no rounding."""
-
-    step: float
-    offset: float
-    products: int
-
-
 class PictureSize(NamedTuple):
     """A size in pixels that at least `k` products share."""
 
@@ -69,7 +58,7 @@ class PictureSize(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What a row costs the tiny model: means over a sample of rows."""
+    """Costs of a row for the tiny model: means over a sample of rows."""
 
     tokens: float
     crops: float
@@ -85,18 +74,17 @@ class Category(Frozen):
 
 
 class Wording(Frozen):
-    """How a text column puts its words together."""
+    """Words of a text column, whatever the stratum."""
 
     elsewhere: dict[str, int]  # products that use a word in strata that do not name it
-    pairs: dict[str, dict[str, int]]  # products in whose text the second word follows the first
+    order: dict[str, float]  # mean place of a word in a text, from 0 to 1
     missing: float  # share of products without a text
-    tilt: dict[str, float] = {}  # factors on the words' chances that make up for the invented word of each text
 
 
 class Rounding(Frozen):
     """A number column, beside its histograms."""
 
-    habits: dict[str, tuple[Habit, ...]]  # by power of ten; `any` where too few products have that power
+    places: dict[int, int]  # products by the power of ten of the last digit: -2 of 19.99, 1 of 1290
     logarithmic: bool  # all are above zero, and their ratios count rather than their differences
     missing: float  # share of products without a number
 
@@ -121,13 +109,12 @@ class Stratum(Frozen):
     words: dict[str, dict[str, int]] = {}  # products that use a word, by column; `other word` adds up all such
     invented: dict[str, tuple[str, ...]] = {}  # by column, in place of the rare words; none is a word of the source
     numbers: dict[str, Histogram] = {}  # by column
-    categories: dict[str, dict[str, int]] = {}  # products by name in the other category columns
 
 
 class Profile(Frozen):
     """`profile.json`."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     k: int = Field(ge=2)
     roles: Roles
     integer_fields: tuple[str, ...]
@@ -161,7 +148,7 @@ def load_profile(path: Path | str) -> Profile:
         raise CatalogError(f"{path}: {problem}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        problem = f"not a profile of format 1 ({'.'.join(map(str, first['loc']))}: {first['msg']})"
+        problem = f"not a profile of format 2 ({'.'.join(map(str, first['loc']))}: {first['msg']})"
         raise CatalogError(f"{path}: {problem}: give a catalogue, or its profile.json") from error
 
 
@@ -247,38 +234,14 @@ def index_of(at: float, weights: Sequence[float]) -> int:
     return min(int(np.searchsorted(bounds, at * bounds[-1], side="right")), len(bounds) - 1)
 
 
-def learn_habits(values: Iterable[float], k: int) -> dict[str, tuple[Habit, ...]]:
-    """Count how numbers are rounded, by power of ten; powers or habits of fewer than `k` products under `any`."""
-    found: dict[str, Counter[tuple[float, float]]] = defaultdict(Counter)
-    for value in values:
-        found[_power(value)][_habit(value)] += 1
-    kept = {power: habits for power, habits in found.items() if habits.total() >= k}
-    kept["any"] = sum(found.values(), Counter())
-    return {
-        power: tuple(Habit(*habit, count) for habit, count in sorted(habits.items()) if count >= k)
-        or (Habit(0.0, 0.0, habits.total()),)
-        for power, habits in sorted(kept.items())
-    }
+def last_place(value: float) -> int:
+    """Power of ten of a number's last digit that is not 0: -2 of 19.99, 1 of 1290."""
+    return max(-PLACES, min(PLACES, int(Decimal(repr(float(value))).normalize().as_tuple().exponent)))
 
 
-def round_by(habits: dict[str, tuple[Habit, ...]], value: float, at: float) -> float:
-    """Round a drawn number as products of its size are; the share `at` chooses the habit."""
-    known = habits.get(_power(value)) or habits.get("any") or (Habit(0.0, 0.0, 1),)
-    step, offset, _ = known[index_of(at, [habit.products for habit in known])]
-    if not step:
+def round_by(places: dict[int, int], value: float, at: float) -> float:
+    """Round a drawn number as numbers of the catalogue are; the share `at` chooses the place."""
+    if not places or not value:
         return float(f"{value:.6g}")
-    rounded = round((value - offset) / step) * step + offset
-    return round(rounded if rounded * value > 0 else math.copysign(step + offset, value), 6) + 0.0
-
-
-def _habit(value: float) -> tuple[float, float]:
-    for step, offsets in HABITS.items():
-        for offset in offsets:
-            steps = (value - offset) / step
-            if abs(steps - round(steps)) < max(1e-6, 1e-9 * abs(steps)) and round(steps):
-                return step, offset
-    return 0.0, 0.0
-
-
-def _power(value: float) -> str:
-    return str(math.floor(math.log10(abs(value)))) if value else "any"
+    place = [*places][index_of(at, [*places.values()])]
+    return round(value, -min(place, math.floor(math.log10(abs(value))))) + 0.0

@@ -41,7 +41,7 @@ class Difference:
 
     @property
     def better(self) -> bool:
-        """Whether the run does better than the first, be that chance or not."""
+        """True where the run does better than the first, be that chance or not."""
         value = self.figure["value"]
         return value > 0 if METRICS[self.metric].higher_is_better else value < 0
 

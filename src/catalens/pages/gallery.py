@@ -1,37 +1,35 @@
-"""Rows as cards, and all of them as a gallery that a page's script sorts, filters and searches.
+"""Rows as cards, and all of them as a gallery in which a page's script finds rows.
 
     Card(id="80412379", picture="data:image/webp;base64,...", right=False,
          pairs=[Pair("Red Tote Bag", [Value("Red Tote Bag", True, "", "97.1 %", "", False)]), ...],
-         answers=[Answer("", "")], note="")
+         answers=[("Product: Red Tote Bag, ...", "")], tags="0.1 0.2 1.3", keys="[17, -0.25, null]")
 
-A card holds text that is ready to show, so that templates and the script (`gallery.js`) only put it in its place.
-In the page a row is this tuple as JSON, with what it is found by: `tags`, the options it belongs to in each list of
-choices, and `keys`, a number for each order. With several runs a field has one `Value` for each.
+A card holds text that is ready to show. `tags` are the options that it belongs to, as list of choices and option;
+`keys` is its place in each order. With several runs a field has one `Value` for each.
 """
 
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
 from rapidfuzz.distance import Levenshtein
 
 from catalens.config import FieldSpec
 from catalens.metrics import correctness, relative_errors
-from catalens.pages.base import embedded, shown, thumbnail
+from catalens.pages.base import shown, thumbnail
 from catalens.pages.format import exact_number, number, percent
 from catalens.predictions import ScoredRow
 
 SCRIPT = Path(__file__).with_name("gallery.js")
-MOST_ROWS = 5000
+MOST_ROWS = 2000
 PICTURE_BYTES = 3_800_000
 """Of all pictures of a gallery together, as they stand in the page."""
-SIDES = (256, 192, 160, 128, 112, 96, 80, 64, 48, 40)
-SAMPLED = 32
-"""Pictures by which their size is chosen."""
+PIXEL_BYTES = 0.25
+"""Of a photo in WebP and base64."""
+SIDE, SMALLEST_SIDE = 256, 64
+"""Of a picture, in pixels: where few rows are shown, and at least."""
 MOST_OPTIONS = 200
 
 
@@ -53,13 +51,10 @@ class Pair(NamedTuple):
     truth: str
     predicted: list[Value]
 
-
-class Answer(NamedTuple):
-    """The text that a run wrote, where it says more than the values do."""
-
-    text: str
-    reason: str
-    """Why it did not parse."""
+    @property
+    def agreed(self) -> bool:
+        """True where all runs have it exactly right."""
+        return all(value.right and not value.off for value in self.predicted)
 
 
 class Card(NamedTuple):
@@ -69,22 +64,19 @@ class Card(NamedTuple):
     picture: str
     right: bool
     pairs: list[Pair]
-    answers: list[Answer]
-    note: str
+    answers: list[tuple[str, str]]
+    """Of each run its text, and why that did not parse."""
+    tags: str = ""
+    keys: str = ""
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Cards for the script, and the controls for the template."""
+class Gallery(NamedTuple):
+    """Cards, and the controls of their finder."""
 
-    blank: Card
     choices: list[tuple[str, list[str]]]
     """Lists to choose from: a name, and its options, the first being everything."""
-    orders: list[tuple[str, bool]]
-    """Names of the orders, and whether the largest key comes first."""
-    rows: Markup
-    shown: int
-    total: int
+    orders: list[str]
+    cards: list[Card]
 
 
 Runs = Sequence[ScoredRow]
@@ -93,41 +85,38 @@ Options = list[tuple[str, Callable[[Runs], bool]]]
 """Name of an option, and the test of a row that belongs to it."""
 
 
-def card(fields: Sequence[FieldSpec], row: Runs, side: int = SIDES[0], note: str = "") -> Card:
-    """A row as a page shows it, its picture at most `side` pixels."""
-    first = row[0]
-    return Card(
-        shown(first.id, 60),
-        thumbnail(first.picture, side) or "",
-        all(is_right(field, run) for field in fields for run in row),
-        [Pair(_text(field, first.truth[field.column]), [_value(field, run) for run in row]) for field in fields],
-        [_answer(run) for run in row],
-        note,
-    )
-
-
 def gallery(fields: Sequence[FieldSpec], rows: Sequence[Runs], runs: Sequence[str] = ("",)) -> Gallery:
     """All rows, or a sample that is always the same where there are more than `MOST_ROWS`."""
-    total = len(rows)
-    if total > MOST_ROWS:
-        rows = [rows[i] for i in sorted(random.Random(0).sample(range(total), MOST_ROWS))]
-    side = _side([row[0].picture for row in rows])
+    if len(rows) > MOST_ROWS:
+        rows = [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), MOST_ROWS))]
+    orders = _orders(fields, rows)
+    rows = sorted(rows, key=orders[0][1])
+    side = min(SIDE, max(SMALLEST_SIDE, round((PICTURE_BYTES / PIXEL_BYTES / max(1, len(rows))) ** 0.5)))
     choices = [("Show", _comparing(fields, runs) if len(runs) > 1 else _scoring(fields))]
     choices += [(field.label, _categories(field, rows)) for field in fields if field.kind == "category"]
-    orders = _orders(fields, rows)
-    entries = []
+    cards = []
     for row in rows:
-        tags = [[n for n, (_, belongs) in enumerate(options) if n and belongs(row)] for _, options in choices]
-        entries.append([*card(fields, row, side), tags, [key(row) for _, _, key in orders]])
-    empty = Pair("", [Value("", False, "", "", "", False)] * len(runs))
-    return Gallery(
-        Card("", "", False, [empty] * len(fields), [Answer("", "")] * len(runs), ""),
-        [(name, [option for option, _ in options]) for name, options in choices],
-        [(name, down) for name, down, _ in orders],
-        embedded(entries),
-        len(rows),
-        total,
-    )
+        tags = [
+            f"{choice}.{n}"
+            for choice, (_, options) in enumerate(choices)
+            for n, (_, belongs) in enumerate(options)
+            if n and belongs(row)
+        ]
+        keys = ", ".join("null" if (value := key(row)) is None else f"{value:.4g}" for _, key in orders)
+        first = row[0]
+        cards.append(
+            Card(
+                shown(first.id, 60),
+                thumbnail(first.picture, side) or "",
+                all(is_right(field, run) for field in fields for run in row),
+                [Pair(_text(f, first.truth[f.column]), [_value(f, run) for run in row]) for f in fields],
+                [_answer(run) for run in row],
+                " ".join(tags),
+                f"[{keys}]",
+            )
+        )
+    named = [(name, [option for option, _ in options]) for name, options in choices]
+    return Gallery(named, [name for name, _ in orders], cards)
 
 
 def _scoring(fields: Sequence[FieldSpec]) -> Options:
@@ -136,22 +125,20 @@ def _scoring(fields: Sequence[FieldSpec]) -> Options:
         ("with a mistake", lambda row: not all(is_right(field, row[0]) for field in fields)),
         *((f"{field.label} wrong", lambda row, field=field: not is_right(field, row[0])) for field in fields),
         ("marked for review", lambda row: bool(row[0].needs_review)),
-        ("did not parse", lambda row: _answer(row[0]).reason != ""),
+        ("did not parse", lambda row: _answer(row[0])[1] != ""),
     ]
 
 
 def _comparing(fields: Sequence[FieldSpec], runs: Sequence[str]) -> Options:
-    """Where the first run and another part."""
+    """Options of rows on which the first run and another part."""
     options: Options = [("all rows", lambda row: True)]
-    for other in range(1, len(runs)):
-        for better, worse in ((other, 0), (0, other)):
-            for field in fields:
-                options.append(
-                    (
-                        f"{field.label}: {runs[better]} right, {runs[worse]} wrong",
-                        lambda row, f=field, a=better, b=worse: is_right(f, row[a]) and not is_right(f, row[b]),
-                    )
-                )
+    for better, worse in [pair for other in range(1, len(runs)) for pair in ((other, 0), (0, other))]:
+        for field in fields:
+
+            def parts(row: Runs, field: FieldSpec = field, better: int = better, worse: int = worse) -> bool:
+                return is_right(field, row[better]) and not is_right(field, row[worse])
+
+            options.append((f"{field.label}: {runs[better]} right, {runs[worse]} wrong", parts))
     return options
 
 
@@ -162,46 +149,41 @@ def _categories(field: FieldSpec, rows: Sequence[Runs]) -> Options:
     return everything + [(name, lambda row, name=name: str(row[0].truth[field.column]) == name) for name in names]
 
 
-def _orders(
-    fields: Sequence[FieldSpec], rows: Sequence[Runs]
-) -> list[tuple[str, bool, Callable[[Runs], float | None]]]:
-    """Name, largest first, and the key of a row; a row without a key comes last."""
+def _orders(fields: Sequence[FieldSpec], rows: Sequence[Runs]) -> list[tuple[str, Callable[[Runs], float | None]]]:
+    """Name, and the key of a row, which is negative where the largest comes first; a row without one comes last."""
     position = {id(row): n for n, row in enumerate(rows)}
-    by_id = {id(row): n for n, row in enumerate(sorted(rows, key=lambda row: row[0].id))}
-    found: list[Any] = [("order of the split", False, lambda row: position[id(row)])]
+    found: list[Any] = [("worst first", lambda row: -max(_mistake(fields, run) for run in row))]
+    found.append(("order of the split", lambda row: position[id(row)]))
     for field in fields:
         if field.kind == "number":
-            found.append((f"{field.label}: largest error", True, lambda row, f=field: _largest_error(f, row)))
+            found.append((f"{field.label}: largest error", lambda row, f=field: _largest_error(f, row)))
     if any(run.confidence for row in rows for run in row):
-        found.append(("least confident", False, lambda row: _least_confidence(fields, row)))
-        for field in fields:
-            found.append((f"{field.label}: least confident", False, lambda row, f=field: _least_confidence([f], row)))
-        found.append(("most to review", True, lambda row: max(len(run.needs_review) for run in row)))
-    return [*found, ("id", False, lambda row: by_id[id(row)])]
+        found.append(("least confident", lambda row: _least_confidence(fields, row)))
+        found.append(("most to review", lambda row: -max(len(run.needs_review) for run in row)))
+    return found
 
 
 def _largest_error(field: FieldSpec, row: Runs) -> float | None:
-    """The largest of the runs', None where none parsed."""
+    """The largest of the runs', as a negative number; None where none parsed."""
     name = field.column
     errors = [distance(field, run.truth[name], run.values[name]) for run in row if run.values is not None]
-    return _round(max(errors)) if errors else None
+    return -max(errors) if errors else None
+
+
+def _mistake(fields: Sequence[FieldSpec], row: ScoredRow) -> float:
+    """Sum of the fields' distances, each at most 1, as all are where nothing parsed."""
+    if row.values is None:
+        return len(fields)
+    return sum(min(1.0, distance(field, row.truth[field.column], row.values[field.column])) for field in fields)
 
 
 def _least_confidence(fields: Sequence[FieldSpec], row: Runs) -> float | None:
-    known = [run.confidence[field.column] for run in row for field in fields if field.column in run.confidence]
-    return _round(min(known)) if known else None
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.4g}")
+    return min((run.confidence[f.column] for run in row for f in fields if f.column in run.confidence), default=None)
 
 
 def most_frequent(counts: Counter[str], most: int) -> list[str]:
     """The most frequent keys, ties in alphabetical order."""
     return sorted(counts, key=lambda name: (-counts[name], name))[:most]
-
-
-# A row
 
 
 def is_right(field: FieldSpec, row: ScoredRow) -> bool:
@@ -210,9 +192,11 @@ def is_right(field: FieldSpec, row: ScoredRow) -> bool:
 
 
 def distance(field: FieldSpec, truth: Any, value: Any) -> float:
-    """0 where both agree; a number's error as a share of the truth, a text's normalised edit distance."""
+    """0 where both agree; a number's error as a share of the truth, a text's normalised edit distance, else 1."""
     if field.kind == "number":
         return float(relative_errors([truth], [value])[0])
+    if field.kind == "category":
+        return float(truth != value)
     return Levenshtein.normalized_distance(str(truth), str(value))
 
 
@@ -230,22 +214,12 @@ def _value(field: FieldSpec, row: ScoredRow) -> Value:
     return Value(_text(field, value), is_right(field, row), off, sure, bounds, marked)
 
 
-def _answer(row: ScoredRow) -> Answer:
+def _answer(row: ScoredRow) -> tuple[str, str]:
     """The answer that did not parse; else the free one, where that did not; else the answer."""
     if row.error is None and row.free_error is not None:
-        return Answer(shown(row.free_answer, 600, lines=True), f"{shown(row.free_error, 240)} (written freely)")
-    return Answer(shown(row.answer, 600, lines=True), shown(row.error or "", 240))
+        return shown(row.free_answer, 600, lines=True), f"{shown(row.free_error, 240)} (written freely)"
+    return shown(row.answer, 600, lines=True), shown(row.error or "", 240)
 
 
 def _text(field: FieldSpec, value: Any) -> str:
     return exact_number(float(value)) if field.kind == "number" else shown(value)
-
-
-def _side(pictures: Sequence[bytes]) -> int:
-    """The largest side at which all pictures together fit into `PICTURE_BYTES`, as some of them say."""
-    some = pictures[:: max(1, len(pictures) // SAMPLED)]
-    for side in SIDES[:-1]:
-        size = sum(len(thumbnail(picture, side) or "") for picture in some)
-        if size / max(1, len(some)) * len(pictures) <= PICTURE_BYTES:
-            return side
-    return SIDES[-1]

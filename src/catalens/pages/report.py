@@ -3,8 +3,7 @@
     write_report(Path("runs/demo/evaluation/report.html"), "demo", metrics, recipe.prompt.fields, rows)
 
 `metrics` is the content of `metrics.json`, whose parts may be absent; `rows` one `ScoredRow` for each evaluated row.
-The page asks for nothing outside itself. Its one script finds rows in the gallery; everything else stands there
-without. Each part of `report.html.j2` has a function here, which makes the text of its cells:
+Each part of `report.html.j2` has a function here, which makes the text of its cells:
 
     groups(fields, rows)      Full Price 53 to 97 | 71 rows | Product wrong 4.2 % (1.4-11.7) | ...
     confusion(field, rows)    BAGS 21 | BAGS 20, COATS 1
@@ -15,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -25,11 +24,10 @@ from catalens.metrics import METRICS, correctness, metrics_of, relative_errors
 from catalens.pages.base import write_page
 from catalens.pages.charts import SERIES, reliability, risk_coverage, scatter
 from catalens.pages.format import between, exact_number, number, percent, rows_of
-from catalens.pages.gallery import SCRIPT, Card, card, distance, gallery, most_frequent
+from catalens.pages.gallery import SCRIPT, gallery, most_frequent
 from catalens.pages.scores import costs, noise_floor, score_table, tiles, verdict
 from catalens.predictions import ScoredRow
 
-WORST_ROWS = 8
 CONFUSION_CLASSES = 12
 GROUPS = 20
 BANDS = 5
@@ -42,7 +40,6 @@ def write_report(
     path: Path, run: str, metrics: Mapping[str, Any], fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]
 ) -> None:
     """Write the page; the same arguments give the same bytes."""
-    failures = [row for row in rows if row.error is not None or row.free_error is not None]
     seconds = metrics.get("seconds") or {}
     kinds = ("answer", *dict.fromkeys(field.kind for field in fields))
     write_page(
@@ -70,9 +67,7 @@ def write_report(
         promise=(metrics.get("review") or {}).get("confidence"),
         gallery=gallery(fields, [(row,) for row in rows]),
         judged=len(rows),
-        worst=[(field, _worst(field, fields, rows)) for field in fields if field.kind != "category"],
-        failures=[card(fields, (row,)) for row in failures[:WORST_ROWS]],
-        failed=len(failures),
+        failed=sum(row.error is not None or row.free_error is not None for row in rows),
         costs=[(name, texts[0]) for name, texts in costs(metrics)],
         seconds=[(name, number(value)) for name, value in seconds.items() if isinstance(value, int | float)],
     )
@@ -86,7 +81,7 @@ def _plot(field: FieldSpec, fields: Sequence[FieldSpec], rows: Sequence[ScoredRo
     by = next((other for other in fields if other.kind == "category"), None)
     counts = Counter(str(row.truth[by.column]) for row in rows) if by else Counter()
     colours = dict(zip(most_frequent(counts, len(SERIES)), SERIES, strict=False))
-    drawn = scatter(
+    plot = scatter(
         [float(truth[field.column]) for truth, _ in pairs],
         [float(values[field.column]) for _, values in pairs],
         [colours.get(str(truth[by.column]), OTHER_COLOUR) if by else SERIES[0] for truth, _ in pairs],
@@ -94,30 +89,7 @@ def _plot(field: FieldSpec, fields: Sequence[FieldSpec], rows: Sequence[ScoredRo
     legend = [(name, colour, counts[name]) for name, colour in colours.items()]
     if rest := counts.total() - sum(count for _, _, count in legend):
         legend.append((f"{len(counts) - len(legend)} others", OTHER_COLOUR, rest))
-    return {"field": field, "plot": drawn, "by": by, "legend": legend, "failed": len(rows) - len(pairs)}
-
-
-def _worst(field: FieldSpec, fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> list[Card]:
-    """Cards of the rows that went furthest wrong in a text or number field, among those that parsed."""
-    name = field.column
-    measured = [
-        (distance(field, row.truth[name], row.values[name]), row)
-        for row in rows
-        if row.values is not None and row.truth[name] != row.values[name]
-    ]
-    measured.sort(key=lambda pair: -pair[0])
-    says = "off by {}" if field.kind == "number" else "{} different"
-    return [card(fields, (row,), note=says.format(percent(off))) for off, row in measured[:WORST_ROWS]]
-
-
-class Range(NamedTuple):
-    """A figure with its interval, as text and as positions on its column's scale from 0 to 1."""
-
-    text: str
-    interval: str
-    at: float
-    low: float
-    high: float
+    return {"field": field, "plot": plot, "by": by, "legend": legend, "failed": len(rows) - len(pairs)}
 
 
 def groups(fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> list[dict[str, Any]]:
@@ -131,20 +103,16 @@ def groups(fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> list[dict[
         if field.kind == "text" or len(named := _grouped(field, rows)) < 2:
             continue
         lines = [("all rows", list(rows)), *named]
-        measured = [[_error(column, members) for column in fields] for _, members in lines]
-        scales = [max(line[n][2] for line in measured) or 1.0 for n in range(len(fields))]
-        ranges = [
-            [
-                Range(percent(value), interval, value / scale, low / scale, high / scale)
-                for (value, low, high, interval), scale in zip(line, scales, strict=True)
-            ]
-            for line in measured
-        ]
+        columns = []
+        for column in fields:
+            cells = [_error(column, members) for _, members in lines]
+            scale = max(high for _, _, (_, _, high) in cells) or 1.0
+            columns.append([(text, interval, [at / scale for at in places]) for text, interval, places in cells])
         tables.append(
             {
                 "field": field,
                 "columns": [(f.label, "median error" if f.kind == "number" else "wrong") for f in fields],
-                "lines": [(name, len(members), line) for (name, members), line in zip(lines, ranges, strict=True)],
+                "lines": [(line[0], len(line[1]), cells) for line, *cells in zip(lines, *columns, strict=True)],
             }
         )
     return tables
@@ -167,8 +135,8 @@ def _grouped(field: FieldSpec, rows: Sequence[ScoredRow]) -> list[tuple[str, lis
     return [(name, found) for name, found in members.items() if found]
 
 
-def _error(field: FieldSpec, rows: Sequence[ScoredRow]) -> tuple[float, float, float, str]:
-    """Error of a field over rows: value, low, high, and the interval as text; none where there is no interval."""
+def _error(field: FieldSpec, rows: Sequence[ScoredRow]) -> tuple[str, str, tuple[float, float, float]]:
+    """Error of a field over rows and its interval as text, and (low, value, high), all alike without an interval."""
     name, products = field.column, [row.id for row in rows]
     truths, predictions = [row.truth for row in rows], [row.values for row in rows]
     if field.kind == "number":
@@ -176,10 +144,10 @@ def _error(field: FieldSpec, rows: Sequence[ScoredRow]) -> tuple[float, float, f
         errors[[p is None for p in predictions]] = 1.0
         figure = bootstrap({name: median(errors)}, len(rows), products)[name]
         if len(set(products)) < FEWEST:
-            return figure["value"], figure["value"], figure["value"], ""
+            return percent(figure["value"]), "", (figure["value"], figure["value"], figure["value"])
     else:
         figure = share(~correctness(name, field.kind, truths, predictions), products)
-    return figure["value"], figure["low"], figure["high"], between(figure["low"], figure["high"])
+    return (*_with_interval(figure), (figure["low"], figure["value"], figure["high"]))
 
 
 def confusion(field: FieldSpec, rows: Sequence[ScoredRow]) -> dict[str, Any]:
@@ -191,11 +159,8 @@ def confusion(field: FieldSpec, rows: Sequence[ScoredRow]) -> dict[str, Any]:
     table = []
     for truth in names:
         known, failed = [pairs[truth, other] for other in names], pairs[truth, None]
-        counts = [*known, truths[truth] - sum(known) - failed, failed]
-        cells = [
-            (count, count / truths[truth], other == truth)
-            for count, other in zip(counts, [*names, "", ""], strict=True)
-        ]
+        counts = zip([*known, truths[truth] - sum(known) - failed, failed], [*names, "", ""], strict=True)
+        cells = [(count, count / truths[truth], other == truth) for count, other in counts]
         table.append({"name": truth, "total": truths[truth], "cells": cells})
     covered = percent(sum(truths[truth] for truth in names) / len(rows))
     return {"field": field, "names": names, "table": table, "classes": len(truths), "covered": covered}
@@ -212,13 +177,10 @@ def confidence(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> dict[
         for n, (field, found) in enumerate(measured)
         if (points := found.get("risk_coverage"))
     ]
+    panels = [(f, _with_interval(one["ece"]), reliability(one["bins"])) for f, one in measured if one.get("bins")]
     return {
         "calibrated_on": metrics["confidence"].get("calibrated_on"),
-        "panels": [
-            (field, _with_interval(found["ece"]), reliability(found["bins"]))
-            for field, found in measured
-            if found.get("bins")
-        ],
+        "panels": panels,
         "curves": risk_coverage([(colour, points) for _, colour, points in curves]) if curves else None,
         "legend": [
             (field.label, colour, percent(min(points, key=lambda one: abs(one["coverage"] - 0.5))["error"]))

@@ -26,23 +26,16 @@ class System(NamedTuple):
     """In a terminal; empty where it is not shown there."""
 
 
+NEAREST, MAJORITY = ("baselines", "nearest_neighbour"), ("baselines", "majority")
 SYSTEMS = (
     System(("model",), "This model", "fine-tuned, writes freely", "this\nmodel"),
     System(("constrained",), "Constrained", "this model, as predict and serve write", ""),
     System(("before",), "Before fine-tuning", "the base model as it came, constrained", "before\ntrain.*"),
+    System(NEAREST, "Nearest neighbour", "copies the training picture most like it", "nearest\npicture"),
+    System(MAJORITY, "Majority", "never looks: most frequent or median value", "\nmajority"),
+    System(("image_use", "blank"), "Blanked pictures", "shown plain grey", "blank\npicture"),
     System(
-        ("baselines", "nearest_neighbour"),
-        "Nearest neighbour",
-        "copies the training picture most like it",
-        "nearest\npicture",
-    ),
-    System(("baselines", "majority"), "Majority", "never looks: most frequent or median value", "\nmajority"),
-    System(("image_use", "blank"), "Blanked pictures", "this model, shown plain grey", "blank\npicture"),
-    System(
-        ("image_use", "shuffled"),
-        "Shuffled pictures",
-        "this model, shown another product\u2019s picture",
-        "shuffled\npicture",
+        ("image_use", "shuffled"), "Shuffled pictures", "shown another product\u2019s picture", "shuffled\npicture"
     ),
 )
 COSTS = {
@@ -68,6 +61,11 @@ def figure_of(scores: Mapping[str, Any], column: str, metric: str) -> Mapping[st
     """A figure of a system, of the whole answer where there is no column; None where it is absent or no number."""
     figure = (scores.get("fields", {}).get(column, {}) if column else scores).get(metric)
     return figure if figure and math.isfinite(figure["value"]) else None
+
+
+def beats(metric: str, one: float, other: float) -> bool:
+    """Tell whether one value of a metric is better than another."""
+    return one > other if METRICS[metric].higher_is_better else one < other
 
 
 def score_table(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict[str, Any]]:
@@ -133,7 +131,24 @@ def verdict(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> dict[str
     if read and (rest := [field.label for field in fields if field not in read]):
         remarks.append(f"Not clearly better than the best baseline: {listed(rest)}.")
     remarks.append(image_use_in_words(use, fields))
-    return {"headline": f"{opening}.", "parts": parts, "remarks": " ".join(remarks), "image_use": looks}
+    headline = " ".join([f"{opening}.", *training_made_worse(metrics, fields)])
+    return {"headline": headline, "parts": parts, "remarks": " ".join(remarks), "image_use": looks}
+
+
+def training_made_worse(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[str]:
+    """The sentence that names fields which the base model read better, beyond the interval of this model's figure.
+
+    Both are constrained, where both were.
+    """
+    before, after = metrics.get("before") or {}, metrics.get("constrained") or metrics["model"]
+    worse = []
+    for field in fields:
+        metric = primary(field.kind)
+        then, now = (figure_of(scores, field.column, metric) for scores in (before, after))
+        bound = "high" if METRICS[metric].higher_is_better else "low"
+        if then and now and beats(metric, then["value"], now[bound]):
+            worse.append(field.label)
+    return [f"Training made {listed(worse)} worse than before."] if worse else []
 
 
 def image_use_in_words(use: Mapping[str, Any], fields: Sequence[FieldSpec]) -> str:
@@ -197,6 +212,5 @@ def _clears_baselines(metrics: Mapping[str, Any], field: FieldSpec) -> bool:
     figure, best = figure_of(metrics["model"], field.column, metric), _best_baseline(metrics, field)
     if not figure or not best:
         return bool(figure)
-    if METRICS[metric].higher_is_better:
-        return figure["low"] > best[1]["high"]
-    return figure["high"] < best[1]["low"]
+    worst, bound = ("low", "high") if METRICS[metric].higher_is_better else ("high", "low")
+    return beats(metric, figure[worst], best[1][bound])

@@ -11,7 +11,7 @@ from rich.table import Table
 from catalens.config import PromptSpec
 from catalens.metrics import METRICS, share_right
 from catalens.pages.format import rows_of
-from catalens.pages.scores import SYSTEMS, image_use_in_words, scores_of
+from catalens.pages.scores import SYSTEMS, image_use_in_words, scores_of, training_made_worse
 
 
 def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console) -> None:
@@ -33,6 +33,8 @@ def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console
         _print_trust(result, prompt, console)
     if left_out := result.get("left_out"):
         console.print(f"[yellow]left out {len(left_out)} rows[/], such as {escape(left_out[0])}")
+    for sentence in training_made_worse(result, prompt.fields):
+        console.print(sentence, style="bold red", markup=False, highlight=False)
     if use := result.get("image_use"):
         style = {"uses_image": "green", "ignores_image": "bold red", "undecided": "yellow"}[use["verdict"]]
         ignores = "It ignores the pictures. " if use["verdict"] == "ignores_image" else ""

@@ -48,12 +48,12 @@ from catalens.serving.requests import (
     RequestReader,
     ServeSettings,
     check_caller,
+    later,
 )
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 PICTURES = (1, 2, 4, 8, 16, 32, 64)
-LINGER = 2.0
-"""Seconds in which what a refused client still sends is read and thrown away, so that it gets to read the answer."""
+LINGER = 2.0  # seconds in which what a refused client still sends is thrown away, so that it gets to read the answer
 GONE = 499  # nginx's status for a client that left; nobody receives it, it is counted
 DESCRIPTION = yaml.safe_load((Path(__file__).parents[1] / "assets" / "openapi.yaml").read_text(encoding="utf-8"))
 """Requests, and reasons for no answer by status, as `/openapi.json` describes them."""
@@ -150,7 +150,7 @@ class Service:
             return Response(status_code=GONE)
         except asyncio.CancelledError:  # the process ends without waiting
             status = 503
-            raise _later(503, "the server has ended: ask another, or come back") from None
+            raise later(503, "the server has ended: ask another, or come back") from None
         finally:
             self.in_flight -= 1
             self._requests.labels(str(status)).inc()
@@ -159,12 +159,12 @@ class Service:
     async def _predict(self, request: Request) -> Answer:
         check_caller(request, self.settings)
         if not self.ready:
-            raise _later(503, "the server is ending: ask another, or come back")
+            raise later(503, "the server is ending: ask another, or come back")
         async with self._reader.pictures(request) as received:
             try:
                 futures = self.batcher.submit([(one.data, one.pixels) for one in received if one.error is None])
             except QueueFullError as full:
-                raise _later(429, str(full), full.seconds) from full
+                raise later(429, str(full), full.seconds) from full
             outcomes = iter(await self._outcomes(request.receive, futures))
             answers = [
                 self._answer(one, next(outcomes) if one.error is None else None, len(received) == 1)
@@ -196,7 +196,7 @@ class Service:
                 return together.result()
             if gone.done():
                 raise ClientDisconnect
-            raise _later(503, f"no answer within {seconds:g} s: come back, with fewer pictures")
+            raise later(503, f"no answer within {seconds:g} s: come back, with fewer pictures")
         finally:
             for future in futures:
                 future.cancel()
@@ -237,15 +237,14 @@ def create_app(
 def _add_routes(app: FastAPI, service: Service, index: str) -> None:
     bearer = Depends(HTTPBearer(auto_error=False, description="The token that the server was given."))
     locked = [bearer] if service.settings.token else []
-    example = _example(service.predictor.prompt)
-    answered = {"description": "one entry a picture", "content": {JSON: {"example": example}}}
+    body, responses = _description(service.predictor.prompt)
 
     @app.post(
         "/v1/predict",
         dependencies=locked,
         response_model=Answer,
-        responses={200: answered} | _refusals(),
-        openapi_extra={"requestBody": _request_body()},
+        responses=responses,
+        openapi_extra={"requestBody": body},
         summary="Read product pictures",
     )
     async def predict(request: Request) -> Answer | Response:
@@ -257,7 +256,7 @@ def _add_routes(app: FastAPI, service: Service, index: str) -> None:
         "/metrics",
         dependencies=locked,
         response_class=PlainTextResponse,
-        responses=_refusals(401, 403),
+        responses={status: responses[status] for status in (401, 403)},
         summary="Prometheus metrics",
     )
     def metrics(request: Request) -> Response:
@@ -271,7 +270,7 @@ def _add_routes(app: FastAPI, service: Service, index: str) -> None:
     @app.get("/readyz", summary="Whether pictures are accepted")
     async def readyz() -> dict[str, str]:
         if not service.ready:
-            raise _later(503, "not accepting pictures")
+            raise later(503, "not accepting pictures")
         return {"status": "ready"}
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
@@ -295,31 +294,22 @@ def answer_of(prompt: PromptSpec, prediction: Prediction) -> PictureAnswer:
     return PictureAnswer(fields=fields, needs_review=prediction.for_a_person, error=prediction.error)
 
 
-def _request_body() -> dict[str, Any]:
-    """Describe the two forms of a request, for OpenAPI."""
-    body = DESCRIPTION["requestBody"]
+def _description(prompt: PromptSpec) -> tuple[dict[str, Any], dict[int | str, dict[str, Any]]]:
+    """Describe the two forms of a request, and an answer or none by status, for OpenAPI."""
+    body, reasons = DESCRIPTION["requestBody"], DESCRIPTION["refusals"]
     body["content"][JSON]["schema"]["properties"]["pictures"]["items"] = PictureSource.model_json_schema()
-    return body
-
-
-def _example(prompt: PromptSpec) -> dict[str, Any]:
-    """Make an answer that has the fields of `prompt`, for OpenAPI."""
-    shown: dict[str, Any] = {"text": "Red Tote Bag", "category": "BAGS", "number": 129.0}
+    values: dict[str, Any] = {"text": "Red Tote Bag", "category": "BAGS", "number": 129.0}
     good = Prediction(
-        values={spec.column: shown[spec.kind] for spec in prompt.fields},
+        values={spec.column: values[spec.kind] for spec in prompt.fields},
         confidence={spec.column: 0.64 if spec.kind == "number" else 0.97 for spec in prompt.fields},
         intervals={spec.column: (112.4, 148.1) for spec in prompt.fields if spec.kind == "number"},
     )
-    bad = Prediction(values=None, error="not a picture in one of JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF")
-    answers = [answer_of(prompt, prediction) for prediction in (good, bad)]
-    return Answer(predictions=answers, calibrated=True, model="demo").model_dump()
-
-
-def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe statuses without an answer, for OpenAPI."""
+    answers = [answer_of(prompt, one) for one in (good, Prediction(values=None, error="cannot be decoded"))]
+    example = Answer(predictions=answers, calibrated=True, model="demo").model_dump()
     detail = {"schema": {"type": "object", "properties": {"detail": {"type": "string"}}}}
-    reasons = DESCRIPTION["refusals"]
-    return {status: {"description": reasons[status], "content": {JSON: detail}} for status in statuses or reasons}
+    answered = {"description": "one entry a picture", "content": {JSON: {"example": example}}}
+    refused = {status: {"description": reason, "content": {JSON: detail}} for status, reason in reasons.items()}
+    return body, {200: answered} | refused
 
 
 # The connection -------------------------------------------------------------------------------------------------
@@ -369,7 +359,3 @@ class _Guard:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _later(status: int, detail: str, seconds: float = 1) -> HTTPException:
-    return HTTPException(status, detail, {"Retry-After": f"{seconds:.0f}"})

@@ -6,23 +6,19 @@ It extends the base of all pages, whose style stands inside it: the policy that 
 hash, and lets no other style and no script in but `static/page.js`.
 """
 
-import base64
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from catalens.checkpoint import TINY
 from catalens.config import FieldSpec, PromptSpec
-from catalens.pages.base import render_page
+from catalens.pages.base import render_page, source_hash
 from catalens.serving.requests import GROUP, ServeSettings
 
 
-@dataclass(frozen=True)
-class ModelCard:
+class ModelCard(NamedTuple):
     """Name, card and scores of a model."""
 
     name: str
@@ -63,9 +59,8 @@ def render_index(card: ModelCard, prompt: PromptSpec, settings: ServeSettings) -
 def policy_of(page: str) -> str:
     """Make the Content-Security-Policy of a page: its one style by hash, our own script, pictures of the visitor."""
     (style,) = re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return (
-        f"default-src 'none'; script-src 'self'; style-src 'sha256-{digest}'; img-src 'self' blob: data:; "
+        f"default-src 'none'; script-src 'self'; style-src '{source_hash(style)}'; img-src 'self' blob: data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 

@@ -16,12 +16,10 @@ Only the header of a picture is read here; it is decoded by the predictor, in it
 
 import asyncio
 import base64
-import binascii
 import hmac
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import HTTPException
 from pydantic import Field, ValidationError, model_validator
@@ -39,20 +37,13 @@ from catalens.preparing.fetch import DownloadSpec, Network
 
 MULTIPART, JSON = "multipart/form-data", "application/json"
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "[::1]")
-MAX_PICTURES = 64
-"""In one request."""
-GROUP = 8
-"""Pictures that the page sends in one request; so many of the largest size are always taken."""
-REQUEST_PIXELS = 128_000_000
-"""In one request, together: a second or so of decoding."""
-REQUESTS_QUEUED = 4
-"""Requests of that size that may wait together."""
-BODIES_HELD = 8
-"""Bodies of the largest size that may be in memory together."""
-SKELETON = 2**16
-"""Bytes of JSON besides its strings: a list of pictures needs few, and a parser makes much of many."""
-URL_SECONDS = 20.0
-"""For one URL."""
+MAX_PICTURES = 64  # in one request
+GROUP = 8  # pictures that the page sends in one request; so many of the largest size are always taken
+REQUEST_PIXELS = 128_000_000  # in one request, together: a second or so of decoding
+REQUESTS_QUEUED = 4  # requests of that size that may wait together
+BODIES_HELD = 8  # bodies of the largest size that may be in memory together
+SKELETON = 2**16  # bytes of JSON besides its strings: a list of pictures needs few, and a parser makes much of many
+URL_SECONDS = 20.0  # for one URL
 
 
 class ServeSettings(Frozen):
@@ -86,8 +77,7 @@ class ServeSettings(Frozen):
         return min(MAX_PICTURES, self.queue)
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(NamedTuple):
     """One picture of a request, or why it is none."""
 
     data: bytes = b""
@@ -152,63 +142,64 @@ class RequestReader:
         kind = parse_options_header(request.headers.get("content-type", ""))[0].decode("latin-1").lower()
         if kind not in (MULTIPART, JSON) or request.headers.get("content-encoding", "identity") != "identity":
             raise HTTPException(415, f"send pictures as {MULTIPART} or {JSON}, uncompressed")
-        held = 0
+        held, limit, seconds = 0, self._settings.max_pictures, self._settings.timeout
 
         def hold(size: int) -> None:
             nonlocal held
             if self._held + size > BODIES_HELD * self._settings.max_bytes:
-                raise HTTPException(429, "too much is being sent at a time: come back", {"Retry-After": "1"})
+                raise later(429, "too much is being sent at a time: come back")
             self._held += size
             held += size
 
         try:
-            body, limit = await self._body(request, hold), self._settings.max_pictures
-            if kind == MULTIPART:
-                sources = await asyncio.to_thread(asyncio.run, form_pictures(request.headers, body, limit))
-            else:
-                sources = await asyncio.to_thread(json_pictures, body, limit)
-            del body
-            yield await self._checked(await self._fetched(sources, hold))
+            body = self._body(request, hold)
+            try:
+                async with asyncio.timeout(seconds):
+                    if kind == MULTIPART:
+                        sources = await form_pictures(request.headers, body, limit)
+                    else:
+                        sources = json_pictures(b"".join([chunk async for chunk in body]), limit)
+            except TimeoutError as error:
+                raise HTTPException(408, f"the body did not come within {seconds:g} s: send it faster") from error
+            received = await self._fetched(sources, hold)
+            yield await asyncio.to_thread(_measured, received, self._settings)
         finally:
             self._held -= held
 
-    async def _body(self, request: Request, hold: Callable[[int], None]) -> bytes:
-        limit, seconds = self._settings.max_bytes, self._settings.timeout
+    async def _body(self, request: Request, hold: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
+        """The pieces of a body; HTTPException 413 where it is announced, or comes to be, too large."""
+        limit, total = self._settings.max_bytes, 0
         too_large = HTTPException(413, f"the body is larger than {limit:,} bytes: send fewer or smaller pictures")
         announced = request.headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > limit:
             raise too_large
-        body = bytearray()
-        try:
-            async with asyncio.timeout(seconds):
-                async for chunk in request.stream():
-                    if len(body) + len(chunk) > limit:
-                        raise too_large
-                    hold(len(chunk))
-                    body += chunk
-        except TimeoutError as error:
-            raise HTTPException(408, f"the body did not come within {seconds:g} s: send it faster") from error
-        return bytes(body)
+        async for chunk in request.stream():
+            total += len(chunk)
+            if total > limit:
+                raise too_large
+            hold(len(chunk))
+            yield chunk
 
     async def _fetched(self, sources: Sequence[Received | str], hold: Callable[[int], None]) -> list[Received]:
         """Fetch what is named by URL; HTTPException 413 where it is more than a body may hold."""
+        settings, total = self._settings, 0
         if not any(isinstance(source, str) for source in sources):
             return [source for source in sources if isinstance(source, Received)]
-        if not self._settings.allow_urls:
+        if not settings.allow_urls:
             raise HTTPException(422, "this server fetches no URLs (--allow-urls): send the picture itself")
-        max_bytes, timeout = self._settings.max_bytes, self._settings.timeout
-        seconds = min(URL_SECONDS, timeout)
+        seconds = min(URL_SECONDS, settings.timeout)
         spec = DownloadSpec(
             concurrency=BODIES_HELD,
             connect_timeout=seconds / 2,
             read_timeout=seconds / 2,
             total_timeout=seconds,
-            max_bytes=max_bytes,
+            max_bytes=settings.max_bytes,
             retries=0,
             user_agent=f"catalens/{__version__} (product picture reading)",
         )
 
         async def fetch(source: Received | str) -> Received:
+            nonlocal total
             if isinstance(source, Received):
                 return source
             async with self._fetching:
@@ -216,45 +207,40 @@ class RequestReader:
             if one.body is None:
                 # No more than the kind of failure: details would tell of names and addresses behind this server.
                 return Received(error=f"URL cannot be fetched: {(one.reason or '').partition(':')[0]}")
+            total += len(one.body)
+            if total > settings.max_bytes:
+                raise HTTPException(413, f"the URLs lead to more than {settings.max_bytes:,} bytes: send fewer")
             hold(len(one.body))
             return Received(one.body)
 
         async with Downloader(spec, self._network) as downloader:
             tasks = [asyncio.create_task(fetch(source)) for source in sources]
             try:
-                async with asyncio.timeout(timeout):
-                    received = await asyncio.gather(*tasks)
+                async with asyncio.timeout(settings.timeout):
+                    return await asyncio.gather(*tasks)
             except TimeoutError as error:
-                slow = f"the URLs did not answer within {timeout:g} s: send fewer at a time"
-                raise HTTPException(503, slow, {"Retry-After": "1"}) from error
+                raise later(503, f"the URLs did not answer within {settings.timeout:g} s: send fewer") from error
             finally:
                 for task in tasks:
                     task.cancel()
-        sizes = [len(one.data) for source, one in zip(sources, received, strict=True) if isinstance(source, str)]
-        if sum(sizes) > max_bytes:
-            raise HTTPException(413, f"the URLs lead to more than {max_bytes:,} bytes: send fewer at a time")
-        return received
-
-    async def _checked(self, received: Sequence[Received]) -> list[Received]:
-        largest, limit = self._settings.max_pixels, self._settings.request_pixels
-        checked = await asyncio.to_thread(lambda: [_measured(one, largest) for one in received])
-        if (pixels := sum(one.pixels for one in checked)) > limit:
-            together = f"{pixels:,} pixels together are more than {limit:,}"
-            raise HTTPException(413, f"{together}: send fewer pictures at a time")
-        return checked
 
 
-def _measured(received: Received, max_pixels: int) -> Received:
-    """Read the header; what has more pixels than are allowed, or is no picture at all, goes no further."""
-    if received.error is not None:
-        return received
-    try:
-        pixels = declared_pixels(received.data)
-    except PictureError as error:
-        return Received(error=str(error))
-    if pixels > max_pixels:
-        return Received(error=f"more than {max_pixels:,} pixels: make the picture smaller", status=413)
-    return replace(received, pixels=pixels)
+def _measured(received: Sequence[Received], settings: ServeSettings) -> list[Received]:
+    """Read the headers; what has too many pixels, or is no picture, goes no further; HTTPException 413 for all."""
+    measured = []
+    for one in received:
+        try:
+            pixels = declared_pixels(one.data) if one.error is None else 0
+        except PictureError as error:
+            one, pixels = Received(error=str(error)), 0
+        if pixels > settings.max_pixels:
+            too_many = f"more than {settings.max_pixels:,} pixels: make the picture smaller"
+            one, pixels = Received(error=too_many, status=413), 0
+        measured.append(one._replace(pixels=pixels))
+    if (pixels := sum(one.pixels for one in measured)) > settings.request_pixels:
+        together = f"{pixels:,} pixels together are more than {settings.request_pixels:,}"
+        raise HTTPException(413, f"{together}: send fewer pictures at a time")
+    return measured
 
 
 class _FormParser(MultiPartParser):
@@ -267,15 +253,16 @@ class _FormParser(MultiPartParser):
         self.whole = True
 
 
-async def form_pictures(headers: Headers, body: bytes, limit: int) -> list[Received | str]:
+async def form_pictures(headers: Headers, body: AsyncGenerator[bytes, None], limit: int) -> list[Received | str]:
     """Read the files named `pictures` of a form; HTTPException 413 where it has more than `limit` parts, 400, 422."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
+        async for chunk in body:
+            yield chunk
         if not parser.whole:  # raised here, so that the parser closes its files
             raise HTTPException(400, "the form is cut short: its last boundary is missing")
 
-    parser = _FormParser(headers, stream(), max_files=limit, max_fields=limit, max_part_size=len(body))
+    parser = _FormParser(headers, stream(), max_files=limit, max_fields=limit)
     try:
         form = await parser.parse()
     except (MultiPartException, ValueError, AssertionError) as error:  # a charset may be unable to decode
@@ -292,9 +279,6 @@ async def form_pictures(headers: Headers, body: bytes, limit: int) -> list[Recei
 
 def json_pictures(body: bytes, limit: int) -> list[Received | str]:
     """Read bytes and URLs of a JSON body; HTTPException 413 beyond `limit` of them, 422 where it is none."""
-    too_many = HTTPException(413, f"more than {limit} pictures: send fewer at a time")
-    if body.count(b'"') > 8 * limit + 8:
-        raise too_many
     if sum(map(len, body.split(b'"')[::2])) > SKELETON:
         raise HTTPException(422, 'not of the form {"pictures": [{"base64": "..."}]}: see /openapi.json')
     try:
@@ -304,12 +288,17 @@ def json_pictures(body: bytes, limit: int) -> list[Received | str]:
         where = ".".join(map(str, first["loc"])) or "the body"
         raise HTTPException(422, f"{where}: {first['msg']}; see /openapi.json") from error
     if len(pictures) > limit:
-        raise too_many
+        raise HTTPException(413, f"more than {limit} pictures: send fewer at a time")
     return [source.url if source.url is not None else _decoded(source.base64 or "") for source in pictures]
 
 
 def _decoded(text: str) -> Received:
     try:
         return Received(base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError):
+    except ValueError:
         return Received(error="not base64: leave out line breaks and a data: prefix")
+
+
+def later(status: int, detail: str, seconds: float = 1) -> HTTPException:
+    """Make a refusal that says when to come back."""
+    return HTTPException(status, detail, {"Retry-After": f"{seconds:.0f}"})

@@ -4,8 +4,8 @@
                         ends with 0
     the same again      it ends at once
 
-uvicorn does the HTTP. What it lacks is added here: the time-out of a client that never finishes its headers, and the
-time between the signal and the closing of the socket.
+uvicorn does the HTTP. What it lacks is added here: the time-out of a client that never finishes its headers, a limit
+of connections that says when to come back, and the time between the signal and the closing of the socket.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from catalens.errors import RecipeError
@@ -25,10 +26,8 @@ from catalens.serving.app import Service
 from catalens.serving.requests import LOOPBACK_NAMES
 
 TOKEN = "CATALENS_TOKEN"
-CONNECTIONS = 512
-"""At a time; uvicorn answers more with 503. Each may hold a file, of which a process may often have 1,024."""
-IDLE_SECONDS = 10.0
-"""For the headers of a request to come, and between two requests."""
+CONNECTIONS = 512  # at a time; each may hold a file, of which a process may often have 1,024
+IDLE_SECONDS = 10.0  # for the headers of a request to come, and between two requests
 BACKLOG = 512
 
 
@@ -83,7 +82,6 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nobody's word on who asks is taken
-        limit_concurrency=CONNECTIONS,
         backlog=BACKLOG,
         timeout_keep_alive=math.ceil(min(IDLE_SECONDS, app.state.service.settings.timeout)),
         timeout_graceful_shutdown=5,  # what was accepted has been answered by then
@@ -115,12 +113,15 @@ class _Server(uvicorn.Server):
 
 
 class _Impatient(H11Protocol):
-    """Closes a connection whose next request does not have all its headers in time."""
+    """Closes a connection whose next request does not have all its headers in time, and refuses one too many."""
 
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:  # uvicorn's own limit does not say when to come back
+            come_back = {"Retry-After": "1", "Connection": "close"}
+            self.app = JSONResponse({"detail": "too many connections: come back"}, 503, come_back)
         self._deadline = self.loop.call_later(self.timeout_keep_alive, transport.close)
 
     def data_received(self, data: bytes) -> None:

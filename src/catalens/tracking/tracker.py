@@ -124,17 +124,19 @@ def start_tracker(
         if spec.to == "wandb":
             from catalens.tracking.wandb import start_wandb
 
-            return SafeTracker(start_wandb(spec.project, folder, config, warn), spec, warn)
-        if spec.to == "trackio":
+            tracker = start_wandb(spec.project, folder, config, warn)
+        elif spec.to == "trackio":
             from catalens.tracking.trackio import TrackioTracker
 
-            return SafeTracker(TrackioTracker(spec.project, folder, config, warn), spec, warn)
-        from catalens.tracking.tensorboard import TensorBoardTracker
+            tracker = TrackioTracker(spec.project, folder, config, warn)
+        else:
+            from catalens.tracking.tensorboard import TensorBoardTracker
 
-        return SafeTracker(TensorBoardTracker(folder, config), spec, warn)
+            tracker = TensorBoardTracker(folder, config)
     except Exception as error:  # whatever a library raises, the run is worth more
         warn(f"{spec.to} cannot start ({reason(error)}): the run is tracked in its metrics.jsonl alone")
         return NoTracker()
+    return SafeTracker(tracker, spec, warn)
 
 
 class ExampleTable:
@@ -143,17 +145,15 @@ class ExampleTable:
     def __init__(self, image: Callable[[Image.Image, str], Any]) -> None:
         self._image, self._images = image, {}
 
-    def lines(self, rows: Sequence[LoggedExample], step: int) -> list[dict[str, Any]]:
+    def lines(self, rows: Sequence[LoggedExample], step: int) -> Iterator[dict[str, Any]]:
         """Make a line of each row."""
-        return [self._line(row, step) for row in rows]
-
-    def _line(self, row: LoggedExample, step: int) -> dict[str, Any]:
-        if row.id not in self._images:
-            self._images[row.id] = self._image(thumbnail(row.picture), row.id)
-        line = {"step": step, "id": row.id, "picture": self._images[row.id]}
-        for field, truth in row.truth.items():
-            line |= {f"truth/{field}": truth, f"prediction/{field}": (row.prediction or {}).get(field)}
-        return line | {"error": row.error}
+        for row in rows:
+            if row.id not in self._images:
+                self._images[row.id] = self._image(thumbnail(row.picture), row.id)
+            line = {"step": step, "id": row.id, "picture": self._images[row.id]}
+            for field, truth in row.truth.items():
+                line |= {f"truth/{field}": truth, f"prediction/{field}": (row.prediction or {}).get(field)}
+            yield line | {"error": row.error}
 
 
 def thumbnail(picture: bytes) -> Image.Image:
@@ -170,23 +170,23 @@ def artifact_name(run: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Shorten what a library says to one line."""
+    """Shorten what a library says, often in several lines, to one."""
     return textwrap.shorten(str(error) or type(error).__name__, width=300, placeholder=" ...")
 
 
 @contextmanager
 def environment(values: Mapping[str, str | None]) -> Iterator[None]:
     """Set environment variables inside (None: unset) and put them back afterwards."""
+
+    def put(values: Mapping[str, str | None]) -> None:
+        for name, value in values.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
     before = {name: os.environ.get(name) for name in values}
     try:
-        _set(values)
+        put(values)
         yield
     finally:
-        _set(before)
-
-
-def _set(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
+        put(before)

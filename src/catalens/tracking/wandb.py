@@ -30,10 +30,8 @@ from catalens.tracking.tracker import (
     reason,
 )
 
-HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
-"""Where `wandb login` logs in: the old address and the new one."""
-FINISH_SECONDS = 3600
-"""How long a run's end may wait for uploads; without an end, a network that went away would hold it for ever."""
+HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # where `wandb login` logs in: the old address and the new one
+FINISH_SECONDS = 3600  # for which a run's end may wait for uploads: a network that went away would hold it for ever
 
 
 def start_wandb(project: str, folder: Path, config: Mapping[str, Any], warn: Callable[[str], None]) -> Tracker:

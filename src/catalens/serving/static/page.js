@@ -21,15 +21,13 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
-// Photos in --------------------------------------------------------------------------------------------------------
-
 function add(files) {
   for (const file of files) {
     const state = element("p", { className: "state", textContent: "waiting" });
     const image = element("img", { alt: `Photo ${file.name}`, decoding: "async", src: URL.createObjectURL(file) });
-    const picture = element("div", { className: "picture" }, image);
     image.onerror = () => image.replaceWith(element("span", { textContent: "no preview" }));
-    const card = element("li", { className: "card" }, picture, element("p", { className: "file", textContent: file.name }), state);
+    const name = element("p", { className: "file", textContent: file.name });
+    const card = element("li", { className: "card" }, element("div", { className: "picture" }, image), name, state);
     photos.push({ file, card, state, error: null, values: null });
     at("results").append(card);
   }
@@ -52,14 +50,12 @@ document.addEventListener("drop", (event) => {
   add(event.dataTransfer.files);
 });
 
-// Sending ----------------------------------------------------------------------------------------------------------
-
 async function run() {
   running = true;
   while (next < photos.length) {
-    const group = [];
-    let bytes = 0;
-    while (next < photos.length && group.length < groupSize && (!group.length || bytes + photos[next].file.size <= mostBytes)) {
+    const group = [photos[next++]];
+    let bytes = group[0].file.size;
+    while (next < photos.length && group.length < groupSize && bytes + photos[next].file.size <= mostBytes) {
       bytes += photos[next].file.size;
       group.push(photos[next++]);
     }
@@ -94,9 +90,9 @@ async function send(group) {
       await askForToken();
       continue;
     }
-    const busy = answer === null || answer.headers.has("Retry-After");
-    if (!busy || tries === MOST_TRIES) throw new Error(await reason(answer));
-    const seconds = Math.min(30, Math.max(1, Number(answer?.headers.get("Retry-After")) || 1));
+    const after = answer === null ? 1 : Number(answer.headers.get("Retry-After"));
+    if (!after || tries === MOST_TRIES) throw new Error(await reason(answer));
+    const seconds = Math.min(30, after);
     tell(answer ? `the server is busy, trying again in ${seconds} s` : "the server cannot be reached, trying again");
     await new Promise((done) => setTimeout(done, 1000 * seconds));
   }
@@ -104,8 +100,8 @@ async function send(group) {
 
 async function reason(answer) {
   if (answer === null) return "the server cannot be reached";
-  const said = await answer.json().catch(() => ({}));
-  return typeof said.detail === "string" ? said.detail : `the server answered ${answer.status}`;
+  const { detail } = await answer.json().catch(() => ({}));
+  return typeof detail === "string" ? detail : `the server answered ${answer.status}`;
 }
 
 function askForToken() {
@@ -118,12 +114,9 @@ function askForToken() {
 at("token").addEventListener("submit", (event) => {
   event.preventDefault();
   token = at("secret").value.trim();
-  at("token").hidden = at("tool").dataset.token === "no" || tokenGiven !== null;
-  tokenGiven?.();
-  tokenGiven = null;
+  at("token").hidden = true;
+  tokenGiven();
 });
-
-// What came back ---------------------------------------------------------------------------------------------------
 
 function show(photo, prediction) {
   photo.error = prediction.error;
@@ -140,10 +133,11 @@ function show(photo, prediction) {
 
 function fieldOf(photo, field, answer) {
   const id = `${field.column}-${photos.indexOf(photo)}`;
-  const input = element(field.kind === "text" ? "textarea" : "input", { id, value: String(answer.value), rows: 2 });
-  const known = { ...answer, input, written: String(answer.value), edited: false };
-  photo.values[field.column] = known;
+  const written = String(answer.value);
+  const input = element(field.kind === "text" ? "textarea" : "input", { id, value: written, rows: 2 });
   const name = element("div", { className: "name" }, element("label", { htmlFor: id, textContent: field.label }));
+  const known = { ...answer, input, edited: false, place: element("div", { className: "field" }, name, input) };
+  photo.values[field.column] = known;
   if (answer.needs_review) {
     known.flag = element("button", { type: "button", className: "flag" });
     known.flag.addEventListener("click", () => {
@@ -153,33 +147,28 @@ function fieldOf(photo, field, answer) {
     name.append(known.flag);
   }
   input.addEventListener("input", () => {
-    known.edited = input.value !== known.written;
+    known.edited = input.value !== written;
     known.needs_review = answer.needs_review && !known.edited; // who corrected it has looked
     mark(photo);
   });
-  known.place = element("div", { className: "field" }, name, input);
-  if (answer.confidence !== null) known.place.append(sureness(answer));
+  if (answer.confidence !== null) {
+    const bar = element("i", { ariaHidden: "true" });
+    bar.style.setProperty("--share", answer.confidence);
+    const short = (number) => String(Number(number.toPrecision(4)));
+    const range = answer.low == null ? "" : ` · ${short(answer.low)} to ${short(answer.high)}`;
+    const percent = Math.min(99, Math.round(100 * answer.confidence));
+    known.place.append(element("p", { className: "sure" }, bar, `${percent} % sure${range}`));
+  }
   return known.place;
 }
-
-function sureness(answer) {
-  const bar = element("i");
-  bar.style.setProperty("--share", answer.confidence);
-  bar.setAttribute("aria-hidden", "true");
-  const range = answer.low == null ? "" : ` · ${short(answer.low)} to ${short(answer.high)}`;
-  return element("p", { className: "sure" }, bar, `${Math.min(99, Math.round(100 * answer.confidence))} % sure${range}`);
-}
-
-const short = (number) => String(Number(number.toPrecision(4)));
 
 function mark(photo) {
   const all = Object.values(photo.values);
   for (const known of all) {
     known.place.classList.toggle("flagged", known.needs_review);
-    if (known.flag) {
-      known.flag.textContent = known.needs_review ? "⚑ check" : "✓ checked";
-      known.flag.setAttribute("aria-pressed", String(!known.needs_review));
-    }
+    if (!known.flag) continue;
+    known.flag.textContent = known.needs_review ? "⚑ check" : "✓ checked";
+    known.flag.ariaPressed = String(!known.needs_review);
   }
   photo.card.classList.toggle("review", all.some((known) => known.needs_review));
   tell();
@@ -188,7 +177,7 @@ function mark(photo) {
 function tell(hindrance = "") {
   const done = photos.filter((photo) => photo.values || photo.error);
   const failed = done.filter((photo) => photo.error).length;
-  const review = done.filter((photo) => photo.values && Object.values(photo.values).some((known) => known.needs_review)).length;
+  const review = at("results").querySelectorAll(".review").length;
   const parts = [`${done.length} of ${photos.length} photos done`];
   if (failed) parts.push(`${failed} failed`);
   if (review) parts.push(`${review} to check`);
@@ -196,13 +185,9 @@ function tell(hindrance = "") {
   if (hindrance) parts.push(hindrance);
   const text = parts.join(", ") + ".";
   if (at("status").textContent !== text) at("status").textContent = text;
-  at("progress").hidden = done.length === photos.length;
-  at("progress").max = photos.length;
-  at("progress").value = done.length;
+  Object.assign(at("progress"), { hidden: done.length === photos.length, max: photos.length, value: done.length });
   at("download").disabled = !done.length;
 }
-
-// CSV --------------------------------------------------------------------------------------------------------------
 
 function cell(value) {
   let text = value === null || value === undefined ? "" : String(value);
@@ -212,17 +197,18 @@ function cell(value) {
 }
 
 function table() {
-  const bounds = (field) => (field.kind === "number" ? ["low", "high"] : []);
-  const head = ["file", ...fields.map((field) => field.column)];
-  for (const field of fields) head.push(...["confidence", ...bounds(field)].map((name) => `${field.column}_${name}`));
-  const rows = [[...head, "needs_review", "review_fields", "edited_fields", "error"]];
-  for (const photo of photos.filter((photo) => photo.values || photo.error)) {
-    const known = (field) => photo.values?.[field.column];
-    const named = (test) => fields.filter((field) => known(field) && test(known(field))).map((field) => field.column);
-    const review = named((value) => value.needs_review);
-    const row = [photo.file.name, ...fields.map((field) => known(field)?.input.value)];
-    for (const field of fields) row.push(...["confidence", ...bounds(field)].map((name) => known(field)?.[name]));
-    rows.push([...row, Boolean(review.length || photo.error), review.join(", "), named((value) => value.edited).join(", "), photo.error]);
+  const measures = fields.flatMap(({ column, kind }) =>
+    ["confidence", ...(kind === "number" ? ["low", "high"] : [])].map((name) => [column, name]),
+  );
+  const names = fields.map((field) => field.column);
+  const ends = ["needs_review", "review_fields", "edited_fields", "error"];
+  const rows = [["file", ...names, ...measures.map((pair) => pair.join("_")), ...ends]];
+  for (const { file, values, error } of photos.filter((photo) => photo.values || photo.error)) {
+    const those = (key) => names.filter((column) => values?.[column][key]);
+    const figures = measures.map(([column, name]) => values?.[column][name]);
+    const review = those("needs_review");
+    const last = [Boolean(review.length || error), review.join(", "), those("edited").join(", "), error];
+    rows.push([file.name, ...names.map((column) => values?.[column].input.value), ...figures, ...last]);
   }
   return rows.map((row) => row.map(cell).join(",") + "\r\n").join("");
 }
