@@ -1,6 +1,13 @@
+import io
+import json
+
 import pytest
 import torch
+from patches import Patches, save_patches
+from rich.console import Console
 
+import catalens
+from catalens.model import family as families
 from catalens.model import family_of, unused_parameter_names
 
 QUESTION = "What is it?"
@@ -52,3 +59,40 @@ def test_every_parameter_has_a_part(family, model):
         assert own
         assert {parts[name] for name in own} == {part}
     assert family.unused_parameter_names(model) == unused_parameter_names(model)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_family_from_outside_is_trained_checked_and_predicts(monkeypatch, drawn, tmp_path, method):
+    monkeypatch.setenv("CATALENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, Patches()))
+    save_patches(tmp_path / "model")
+    recipe = catalens.make_recipe(
+        {
+            "catalog": str(drawn),
+            "model": str(tmp_path / "model"),
+            "training": {
+                "method": method,
+                "parts": {"vision": "frozen"},
+                "learning_rate": 3e-3,
+                "max_steps": 20,
+                "validation_rows": 4,
+                "evaluations": 1,
+                "feature_cache": True,
+            },
+            "evaluation": {"batch_size": 8, "max_new_tokens": 40, "resamples": 100, "rows": 6},
+            "tracking": {"to": "none"},
+        }
+    )
+    console = Console(file=io.StringIO(), width=200)
+    trained = catalens.train(recipe, tmp_path / "run", console=console)
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in log if "train/learning_rate" in line]
+    assert losses[-1] < losses[0] - 0.5
+    assert trained.steps == 20
+    pictures = [row["image"] for row in catalens.Catalog(drawn).rows("test")][:4]
+    assert all(one.values for one in catalens.load_predictor(tmp_path / "run").predict(pictures))
+    assert catalens.evaluate(tmp_path / "run", console=console).metrics["rows"] == 6
+    check = catalens.check(drawn, recipe, tmp_path / "check.html")
+    assert "with its own tokenizer" in check.view["basis"]
+    assert [cost.crops for cost in check.costs] == [1, 1, 1]
