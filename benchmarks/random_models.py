@@ -63,6 +63,8 @@ def random_model(
     with torch.device("meta"):
         model: Any = Phi3VForCausalLM._from_config(config, dtype=dtype, attn_implementation=attention)
     model.to_empty(device=device)
+    positions = model.model.vision_embed_tokens.img_processor.vision_model.embeddings.position_ids
+    positions.copy_(torch.arange(positions.shape[-1])[None])  # which no checkpoint holds
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "norm" in name and name.endswith("weight"):

@@ -148,7 +148,7 @@ def _prepared(batch: dict[str, torch.Tensor], way: Way, model: Any, pad_id: int)
         batch[key] = F.pad(batch[key], (0, room), value=value)
     if way.cached:
         with torch.no_grad():
-            batch["crop_features"] = model.model.get_crop_features(batch.pop("pixel_values"), batch["image_sizes"])
+            batch["crop_features"] = model.model.vision_embed_tokens.crop_features(batch.pop("pixel_values"))
     return batch
 
 

@@ -64,10 +64,10 @@ class PatchesForCausalLM(LlamaForCausalLM):
         self.post_init()
 
     def see(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Features [C, 4, F] of tiles [C, 3, S, S]."""
+        """Features [C, 2, 2, F] of tiles [C, 3, S, S]."""
         half = SIDE // 2
         patches = tiles.unflatten(3, (2, half)).unflatten(2, (2, half)).permute(0, 2, 4, 1, 3, 5)
-        return self.eye(patches.flatten(3).flatten(1, 2))
+        return self.eye(patches.flatten(3))
 
     def forward(  # type: ignore[override]
         self,
@@ -76,6 +76,7 @@ class PatchesForCausalLM(LlamaForCausalLM):
         position_ids: torch.Tensor | None = None,
         tiles: torch.Tensor | None = None,
         seen: torch.Tensor | None = None,
+        inputs_embeds: None = None,
         **kwargs: Any,
     ) -> Any:
         embeds = self.model.embed_tokens(input_ids)
@@ -96,7 +97,7 @@ AutoProcessor.register(PatchesConfig, PatchesProcessor)
 
 class Patches:
     model_type = "patches"
-    model_class, processor_class = PatchesForCausalLM, PatchesProcessor
+    model_class = PatchesForCausalLM
     image_tag = "<picture>"
     end_token = "<|endoftext|>"
     full_precision = ("lm_head", "eye", "bridge")
@@ -127,9 +128,6 @@ class Patches:
         slots = [tokenizer.convert_tokens_to_ids(SLOT)] * PATCHES * len(hd_sizes)
         return [*tokenizer(before)["input_ids"], *slots, *tokenizer(after)["input_ids"]]
 
-    def text_tokens(self, processor, text):
-        return len(self.token_ids(processor, text, []))
-
     def encode_image(self, processor, image):
         pixels = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32) / 127.5 - 1
         return ImageInputs((SIDE, SIDE), torch.from_numpy(pixels).permute(2, 0, 1)[None])
@@ -155,7 +153,8 @@ class Patches:
     def rope_switch(self, config):
         return None
 
-    def sizes(self, config):
+    def sizes(self, config=None):
+        config = config or PatchesConfig()
         return ModelSizes(
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,

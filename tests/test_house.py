@@ -22,7 +22,7 @@ BUDGETS = {
     "evaluation/": 740,
     "inference/": 1730,
     "mimicking/": 1560,
-    "model/": 1310,
+    "model/": 1335,
     "pages/": 2210,
     "preparing/": 2660,
     "sampling/": 430,

@@ -38,9 +38,9 @@ class Encoder:
         self.tokenizer: Any = processor.tokenizer
         self._chat = self.family.chat(prompt.question)
         self._prompts: dict[tuple[int, int], int] = {}  # tokens before the answer, by HD size
-        one = self.family.hd_size(processor, 1, 1, 1)
+        self._tile = self.family.hd_size(processor, 1, 1, 1)
         alone, together = (
-            self.family.token_ids(processor, self._chat + answer, [one])
+            self.family.token_ids(processor, self._chat + answer, [self._tile])
             for answer in ("", f"{prompt.fields[0].label}: 1{self.family.end_token}")
         )
         if together[: len(alone)] != alone:
@@ -81,7 +81,8 @@ class Encoder:
 
     def text_tokens(self, answer: str) -> int:
         """Count the tokens of the prompt and a rendered answer, the picture's left out."""
-        return self.family.text_tokens(self.processor, self._chat + answer)
+        ids = self.family.token_ids(self.processor, self._chat + answer, [self._tile])
+        return len(ids) - self.family.image_tokens(self.processor, self._tile)
 
     def _ids(self, row: Mapping[str, Any], size: tuple[int, int]) -> list[int]:
         text = self._chat + render_answer(self.prompt, row) + self.family.end_token

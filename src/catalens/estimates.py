@@ -18,7 +18,7 @@ from catalens.model import REFERENCE, ModelSizes
 
 GPUS = (16, 24, 48, 80, 141)
 """Memory of common GPUs in GB of 10^9 bytes: T4, 4090, L40S, A100 or H100, H200."""
-REFERENCE_SIZES = REFERENCE.sizes(REFERENCE.model_class.config_class())
+REFERENCE_SIZES = REFERENCE.sizes()
 """microsoft/Phi-3-vision-128k-instruct and Phi-3.5-vision-instruct."""
 
 Amount = TypeVar("Amount", float, NDArray[np.float64])

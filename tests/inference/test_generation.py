@@ -157,7 +157,7 @@ def test_features_are_means_over_the_quarters_of_the_whole_picture(model, pictur
     for own, picture in zip(found, everything, strict=True):
         encoded = processor.image_processor(open_picture(picture), return_tensors="pt")
         with torch.no_grad():
-            crops = model.model.get_crop_features(encoded["pixel_values"], encoded["image_sizes"])
+            crops = model.model.vision_embed_tokens.crop_features(encoded["pixel_values"])
         half = crops.shape[1] // 2
         corners = crops[0].unflatten(0, (2, half)).unflatten(2, (2, half)).mean((1, 3))  # [2, 2, F]
         assert own == pytest.approx(corners.permute(2, 0, 1).flatten().numpy(), abs=1e-4)

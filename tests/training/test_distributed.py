@@ -146,8 +146,8 @@ from catalens.config import load_recipe
 from catalens.training import loop
 from catalens.training.train import train
 
-def exact(parameters, spec):
-    sums = [p.grad.to_local() for _, p in parameters if p.grad is not None]
+def exact(model, spec):
+    sums = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
     assert {one.dtype for one in sums} == {torch.float32}
     assert any(bool((one != one.bfloat16()).any()) for one in sums)
 

@@ -111,7 +111,9 @@ class Generator:
         self._decoder = _Decoder(model, self.vocabulary, ends, longest, constraint)
         self._answer_tokens = min(longest, max_new_tokens)  # room that a row is given; few answers need more
         self._prompt = self.family.chat(prompt.question)
-        self._text_tokens = self.family.text_tokens(processor, self._prompt)
+        tile = self.family.hd_size(processor, 1, 1, 1)
+        ids = self.family.token_ids(processor, self._prompt, [tile])
+        self._text_tokens = len(ids) - self.family.image_tokens(processor, tile)
         self._cache = cache
 
     def generate(self, pictures: Sequence[bytes], on_progress: OnProgress = lambda done: None) -> list[Completion]:

@@ -66,10 +66,10 @@ class ModelSizes:
 class Family(Protocol):
     """Vision-language models of one architecture, with their processors.
 
-    `model_class` and `processor_class` load by `from_pretrained`; `image_tag` stands for the image in a chat and
-    `end_token` ends an answer; `whole_modules` can be trained in full beside adapters, each with its part;
-    `full_precision` modules are not quantised; `layer_classes` are sharded one by one; `tables`, parts of names, are
-    embeddings and heads, whose weights are looked up or score words, and are no matrices that transform.
+    `image_tag` stands for the image in a chat and `end_token` ends an answer; `whole_modules` can be trained in full
+    beside adapters, each with its part; `full_precision` modules are not quantised; `layer_classes` are sharded one
+    by one; `tables`, parts of names, are embeddings and heads, which are no matrices that transform. Processors load
+    by `AutoProcessor` and have the family's `model_type`.
 
     chat: render a question about one image, up to where the answer begins.
     hd_size: give the (H, W) of an image of `width` x `height` pixels, cut into `max_tiles`, or as the processor does;
@@ -78,20 +78,18 @@ class Family(Protocol):
     num_tiles: count the tiles C of an image.
     image_tokens: count the tokens of an image.
     token_ids: tokenize a chat, with slots for images of these sizes.
-    text_tokens: count the tokens of a chat about one image, those of the image left out.
     encode_image: cut an image into tiles.
     encode_features: run the vision tower on the pixels of images, cast to `dtype`; features come back on the CPU.
     collate: batch images, all with pixels or all with features, as keyword arguments of the model.
     part_of: give the part of a parameter or module by its name, with or without the prefixes of wrappers.
     unused_parameter_names: list the parameters that never run.
     rope_switch: give the most positions before the factors of the rotary embedding, and all keys, change; else None.
-    sizes: give the widths and depths of a configuration.
+    sizes: give the widths and depths of a configuration, or of the published model.
     use_liger: put Liger's kernels into the text layers; ImportError where they are not installed.
     """
 
     model_type: str
     model_class: Any
-    processor_class: Any
     image_tag: str
     end_token: str
     full_precision: Sequence[str]
@@ -105,14 +103,13 @@ class Family(Protocol):
     def num_tiles(self, processor: Any, hd_size: Size) -> int: ...
     def image_tokens(self, processor: Any, hd_size: Size) -> int: ...
     def token_ids(self, processor: Any, text: str, hd_sizes: Sequence[Size]) -> list[int]: ...
-    def text_tokens(self, processor: Any, text: str) -> int: ...
     def encode_image(self, processor: Any, image: Image.Image) -> ImageInputs: ...
     def encode_features(self, model: Any, images: Sequence[ImageInputs], dtype: torch.dtype) -> list[ImageInputs]: ...
     def collate(self, images: Sequence[ImageInputs]) -> dict[str, torch.Tensor]: ...
     def part_of(self, name: str) -> Part: ...
     def unused_parameter_names(self, model: nn.Module) -> list[str]: ...
     def rope_switch(self, config: Any) -> int | None: ...
-    def sizes(self, config: Any) -> ModelSizes: ...
+    def sizes(self, config: Any = None) -> ModelSizes: ...
     def use_liger(self, model: Any) -> None: ...
 
 
@@ -120,12 +117,13 @@ class Phi3V:
     """Phi-3-Vision and Phi-3.5-Vision."""
 
     model_type = Phi3VConfig.model_type
-    model_class, processor_class = Phi3VForCausalLM, Phi3VProcessor
+    model_class = Phi3VForCausalLM
     image_tag = "<|image_1|>"
     end_token = "<|end|>"
     full_precision: Sequence[str] = ("lm_head", "model.vision_embed_tokens")
     layer_classes: Sequence[str] = ("Phi3DecoderLayer", "CLIPEncoderLayer")
     tables: Collection[str] = frozenset({"embed_tokens", "lm_head", "position_embedding"})
+    unused_parameter_names = staticmethod(unused_parameter_names)
     whole_modules: Mapping[str, Part] = {
         "model.embed_tokens": "embeddings",
         "lm_head": "embeddings",
@@ -151,10 +149,6 @@ class Phi3V:
     def token_ids(self, processor: Phi3VProcessor, text: str, hd_sizes: Sequence[Size]) -> list[int]:
         return processor.tokenize(text, hd_sizes)
 
-    def text_tokens(self, processor: Phi3VProcessor, text: str) -> int:
-        tile = processor.image_processor.crop_size, processor.image_processor.crop_size
-        return len(processor.tokenize(text, [tile])) - self.image_tokens(processor, tile)
-
     def encode_image(self, processor: Phi3VProcessor, image: Image.Image) -> ImageInputs:
         encoded = processor.image_processor(image, return_tensors="pt")
         height, width = encoded["image_sizes"][0].tolist()
@@ -163,9 +157,9 @@ class Phi3V:
     @torch.no_grad()
     def encode_features(self, model: Any, images: Sequence[ImageInputs], dtype: torch.dtype) -> list[ImageInputs]:
         inner = next(module for module in model.modules() if isinstance(module, Phi3VModel))
-        inputs = self.collate(images)
-        features = inner.get_crop_features(inputs["pixel_values"].to(inner.device, dtype), inputs["image_sizes"])
-        own = features.cpu().split([len(image.pixels) for image in images if image.pixels is not None])
+        pixels = self.collate(images)["pixel_values"].to(inner.device, dtype)
+        features = inner.vision_embed_tokens.crop_features(pixels).cpu()
+        own = features.split([len(image.pixels) for image in images if image.pixels is not None])
         return [replace(image, pixels=None, features=f.clone()) for image, f in zip(images, own, strict=True)]
 
     def collate(self, images: Sequence[ImageInputs]) -> dict[str, torch.Tensor]:
@@ -183,14 +177,12 @@ class Phi3V:
             return "vision" if "img_processor" in name else "projector"
         return "embeddings" if {"embed_tokens", "lm_head"} & set(name.split(".")) else "text"
 
-    def unused_parameter_names(self, model: nn.Module) -> list[str]:
-        return unused_parameter_names(model)
-
     def rope_switch(self, config: Phi3VConfig) -> int | None:
         rope: Any = config.rope_parameters
         return rope["original_max_position_embeddings"] if rope["rope_type"] == "longrope" else None
 
-    def sizes(self, config: Phi3VConfig) -> ModelSizes:
+    def sizes(self, config: Phi3VConfig | None = None) -> ModelSizes:
+        config = config or Phi3VConfig()
         vision: Any = config.vision_config
         h, g, positions = (
             vision.hidden_size,
