@@ -28,7 +28,7 @@ BUDGETS = {
     "sampling/": 430,
     "serving/": 1410,
     "tracking/": 510,
-    "training/": 1580,
+    "training/": 1540,
 }
 """Lines by package, only ever lowered."""
 TOTAL = 19_900
