@@ -21,6 +21,7 @@ from random_models import drawn_rows, official_config, random_model
 from catalens.checkpoint import load_processor
 from catalens.config import LoraSpec, PromptSpec, TrainingSpec
 from catalens.data import Collator, Encoder
+from catalens.model import REFERENCE
 from catalens.sampling.sample import draw_catalog
 from catalens.training.modules import coverage, make_optimizer, prepare_parts
 
@@ -52,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _report(model, spec)
     print(f"built in {built:.0f} s, {_peak():.1f} GB at the peak", flush=True)
 
-    batch = Collator(pad_id=config.pad_token_id or 0)([_row(config, options.num_crops)])
-    optimizer = make_optimizer(model.named_parameters(), spec)
+    batch = Collator(REFERENCE, config.pad_token_id or 0)([_row(config, options.num_crops)])
+    optimizer = make_optimizer(model, spec)
     before = {name: parameter.detach().clone() for name, parameter in adapters.items()}
     started = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16):
@@ -82,14 +83,14 @@ def check_adapters(adapters: dict[str, torch.nn.Parameter], before: dict[str, to
             raise SystemExit(f"{name} did not move")
 
 
-def _row(config: Any, num_crops: int) -> dict[str, torch.Tensor]:
+def _row(config: Any, num_crops: int) -> dict[str, Any]:
     if not parity.available():
         print("no official tokenizer on disk: random tokens")
         return next(drawn_rows(config, 1, num_crops))
     encoder = Encoder(load_processor(str(parity.FOLDER / "official" / FAMILY), num_crops), PromptSpec())
     (drawn,) = draw_catalog(1, seed=0)
     values = {"title": drawn.title, "category3_code": drawn.category3_code, "full_price": drawn.full_price}
-    return encoder.example(values, encoder.picture(drawn.image))
+    return encoder.example(values, encoder.image(drawn.image))
 
 
 def _report(model: Any, spec: TrainingSpec) -> None:

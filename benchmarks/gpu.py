@@ -36,7 +36,7 @@ from catalens.config import TrainingSpec
 from catalens.data import Collator
 from catalens.devices import compute_dtype, device
 from catalens.estimates import Setup, sample_flops, step_memory
-from catalens.model import Phi3VConfig
+from catalens.model import REFERENCE, ModelSizes
 from catalens.training.modules import make_optimizer, prepare_parts
 from catalens.training.throughput import device_peak
 
@@ -69,7 +69,7 @@ class Bench:
 
     model: Any
     optimizer: torch.optim.Optimizer
-    shape: Phi3VConfig
+    sizes: ModelSizes
     peak: float
     steps: int
 
@@ -145,7 +145,7 @@ def _measure_case(bench: Bench, case: Case, options: argparse.Namespace) -> Iter
     largest = 1
     for record in doubled(lambda batch: _figures(bench, case, row, batch), options.largest_batch):
         largest = largest if "failed" in record else record["batch"]
-        yield {**asdict(case), "tokens": len(row["input_ids"]), "crops": len(row["pixel_values"]), **record}
+        yield {**asdict(case), "tokens": len(row["input_ids"]), "crops": len(row["image"].pixels), **record}
     if options.profile:
         options.profile = False  # one is enough
         _, failed = _guarded(lambda: _profile(bench, case, row, largest, options.out))
@@ -187,10 +187,8 @@ def _prepared(name: str, method: Any, steps: int) -> Bench:
     spec = TrainingSpec(method=method, learning_rate=1e-6)
     dtype = torch.float32 if method == "full" else compute_dtype()  # as `catalens train` does
     model = prepare_parts(load_model(name, dtype, four_bits=method == "qlora"), spec).train()
-    shape = model.config
-    return Bench(
-        model, make_optimizer(model.named_parameters(), spec), shape, device_peak(device(), compute_dtype()), steps
-    )
+    sizes = REFERENCE.sizes(model.config)
+    return Bench(model, make_optimizer(model, spec), sizes, device_peak(device(), compute_dtype()), steps)
 
 
 def _synchronize() -> None:
@@ -198,16 +196,12 @@ def _synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def _batch(bench: Bench, case: Case, row: dict[str, torch.Tensor], size: int) -> dict[str, torch.Tensor]:
-    collated = Collator(pad_id=0)([row] * size)
-    batch = {key: value.to(device()) for key, value in collated.items()}
+def _batch(bench: Bench, case: Case, row: dict[str, Any], size: int) -> dict[str, torch.Tensor]:
     if case.cached:
-        pixels = row["pixel_values"].to(device())
-        with torch.no_grad():
-            features = bench.model.get_base_model().model.get_crop_features(pixels, row["image_sizes"])
-        del batch["pixel_values"]
-        batch["crop_features"] = features.repeat(size, 1, 1, 1)
-    return batch
+        (image,) = REFERENCE.encode_features(bench.model, [row["image"]], bench.model.dtype)
+        row = row | {"image": image}
+    collated = Collator(REFERENCE, pad_id=0)([row] * size)
+    return {key: value.to(device()) for key, value in collated.items()}
 
 
 def _step(bench: Bench, batch: dict[str, torch.Tensor]) -> None:
@@ -218,7 +212,7 @@ def _step(bench: Bench, batch: dict[str, torch.Tensor]) -> None:
     bench.optimizer.step()
 
 
-def _figures(bench: Bench, case: Case, row: dict[str, torch.Tensor], size: int) -> Record:
+def _figures(bench: Bench, case: Case, row: dict[str, Any], size: int) -> Record:
     bench.optimizer.zero_grad()
     batch = _batch(bench, case, row, size)
     _step(bench, batch)  # warms up, and makes the optimizer's state
@@ -231,17 +225,17 @@ def _figures(bench: Bench, case: Case, row: dict[str, torch.Tensor], size: int) 
         _step(bench, batch)
     _synchronize()
     rate = size * bench.steps / (time.perf_counter() - started)
-    tokens, crops = float(len(row["input_ids"])), float(len(row["pixel_values"]))
-    needed = sample_flops(bench.shape, replace(case.setup, checkpointing=False), tokens, crops)
+    tokens, crops = float(len(row["input_ids"])), float(len(row["image"].pixels))
+    needed = sample_flops(bench.sizes, replace(case.setup, checkpointing=False), tokens, crops)
     figures = {"images_per_second": rate, "mfu": rate * needed / bench.peak}
-    figures["estimated_gb"] = step_memory(bench.shape, case.setup, tokens, crops).peak(size) / 1e9
+    figures["estimated_gb"] = step_memory(bench.sizes, case.setup, tokens, crops).peak(size) / 1e9
     if torch.cuda.is_available():
         figures["allocated_gb"] = torch.cuda.max_memory_allocated() / 1e9
         figures["reserved_gb"] = torch.cuda.max_memory_reserved() / 1e9
     return figures
 
 
-def _profile(bench: Bench, case: Case, row: dict[str, torch.Tensor], size: int, out: Path) -> None:
+def _profile(bench: Bench, case: Case, row: dict[str, Any], size: int, out: Path) -> None:
     """Where the time of one step goes, by operation: printed, and written to `profile.txt`."""
     gpu = torch.cuda.is_available()
     batch = _batch(bench, case, row, size)

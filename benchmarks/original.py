@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from catalens.config import TrainingSpec
 from catalens.data import IGNORED, Collator
 from catalens.devices import device
+from catalens.model import REFERENCE
 from catalens.training.modules import make_optimizer, prepare_parts
 
 Batch = Mapping[str, torch.Tensor]
@@ -81,12 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ours: prepare_parts(random_model(config, torch.float32, device(), attention), SPEC).train()
         for ours, attention in ((False, "eager"), (True, "sdpa"))
     }
-    optimizers = {ours: make_optimizer(model.named_parameters(), SPEC) for ours, model in models.items()}
-    rows: dict[str, list[dict[str, torch.Tensor]]] = {}
+    optimizers = {ours: make_optimizer(model, SPEC) for ours, model in models.items()}
+    rows: dict[str, list[dict[str, Any]]] = {}
     runs: dict[Way, Callable[[], None]] = {}
     for tall, shape in ((False, "square"), (True, "1:2")):
         own = list(drawn_rows(config, options.rows, options.num_crops, tall))
-        picture = f"{shape}, {len(own[0]['pixel_values'])} of {options.num_crops + 1} crops"
+        picture = f"{shape}, {len(own[0]['image'].pixels)} of {options.num_crops + 1} crops"
         rows[picture] = own
         for way in [Way(picture, precision, ours) for precision in ("fp32", "bf16") for ours in (False, True)]:
             batches = _batches(own, options.batch_size if way.ours else 1)
@@ -119,7 +120,7 @@ def _print(times: Mapping[Way, Times], rows: Mapping[str, Sequence[Any]], option
 
 
 @torch.no_grad()
-def _apart(models: Mapping[bool, Any], rows: Sequence[dict[str, torch.Tensor]], num_crops: int) -> float:
+def _apart(models: Mapping[bool, Any], rows: Sequence[dict[str, Any]], num_crops: int) -> float:
     """Largest difference between the losses of both ways on one row."""
     pairs = [(original_loss(models[False], b, num_crops), models[True](**b).loss) for b in _batches(rows, 1)]
     return max(abs(one.item() - other.item()) for one, other in pairs)
@@ -151,8 +152,8 @@ def loss_everywhere(model: Any, inputs: Batch, labels: torch.Tensor) -> torch.Te
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
-def _batches(rows: Sequence[dict[str, torch.Tensor]], size: int) -> list[Batch]:
-    collate = Collator(pad_id=0)
+def _batches(rows: Sequence[dict[str, Any]], size: int) -> list[Batch]:
+    collate = Collator(REFERENCE, pad_id=0)
     return [
         {key: value.to(device()) for key, value in collate(rows[start : start + size]).items()}
         for start in range(0, len(rows), size)

@@ -2,7 +2,7 @@
 
     model = random_model(official_config(), torch.bfloat16, "cuda")    4.15 B parameters
     row, = drawn_rows(model.config, 1, num_crops=4)
-    -> {"input_ids": [817], "labels": [817], "pixel_values": [5, 3, 336, 336], "image_sizes": [[672, 672]]}
+    -> {"input_ids": [817], "labels": [817], "image": ImageInputs((672, 672), pixels [5, 3, 336, 336])}
 
 What a step costs does not depend on what the weights and tokens are, only on how many there are.
 """
@@ -14,7 +14,7 @@ import torch
 
 from catalens.catalog.pictures import open_picture
 from catalens.data import IGNORED
-from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
+from catalens.model import ImageInputs, Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
 from catalens.sampling.sample import draw_catalog
 
 SMALL: dict[str, Any] = {
@@ -63,6 +63,8 @@ def random_model(
     with torch.device("meta"):
         model: Any = Phi3VForCausalLM._from_config(config, dtype=dtype, attn_implementation=attention)
     model.to_empty(device=device)
+    positions = model.model.vision_embed_tokens.img_processor.vision_model.embeddings.position_ids
+    positions.copy_(torch.arange(positions.shape[-1])[None])  # which no checkpoint holds
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "norm" in name and name.endswith("weight"):
@@ -75,9 +77,7 @@ def random_model(
     return model
 
 
-def drawn_rows(
-    config: Phi3VConfig, count: int, num_crops: int, tall: bool = False
-) -> Iterator[dict[str, torch.Tensor]]:
+def drawn_rows(config: Phi3VConfig, count: int, num_crops: int, tall: bool = False) -> Iterator[dict[str, Any]]:
     """Rows for a collator: a drawn picture, its slots after the first token, and random text.
 
     Drawn pictures are nearly square; `tall` cuts out their middle, twice as high as wide.
@@ -90,10 +90,12 @@ def drawn_rows(
             middle, width = picture.width // 2, picture.height // 2
             picture = picture.crop((middle - width // 2, 0, middle - width // 2 + width, picture.height))
         encoded = images(picture)
-        slots = images.num_image_tokens(*encoded["image_sizes"][0].tolist())
+        hd_size = tuple(encoded["image_sizes"][0].tolist())
+        slots = images.num_image_tokens(*hd_size)
         # Behind the special tokens of the tiny tokenizer, in front of those of the official one.
         text = torch.randint(10, min(config.vocab_size, 32000), (TEXT_TOKENS,), generator=generator)
         ids = torch.cat([text[:1], torch.full((slots,), config.image_token_id), text[1:]])
         labels = ids.clone()
         labels[:-ANSWER_TOKENS] = IGNORED
-        yield {"input_ids": ids, "labels": labels, **encoded}
+        image = ImageInputs(hd_size, encoded["pixel_values"])
+        yield {"input_ids": ids, "labels": labels, "image": image}

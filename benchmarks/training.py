@@ -93,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     examples = []
     for row in draw_catalog(options.rows, seed=0):
         values = {"title": row.title, "category3_code": row.category3_code, "full_price": row.full_price}
-        examples.append(encoder.example(values, encoder.picture(row.image)))
-    collate = Collator(encoder.tokenizer.pad_token_id)
+        examples.append(encoder.example(values, encoder.image(row.image)))
+    collate = Collator(encoder.family, encoder.tokenizer.pad_token_id)
     for vocabulary in (None, options.vocabulary):
         wanted = dict.fromkeys([*ways().values(), *map(without, LEVERS)])
         runs = {way: _runner(way, options, vocabulary, examples, collate) for way in wanted}
@@ -119,7 +119,7 @@ def _runner(
     if vocabulary:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     model = prepare_parts(model, spec).train()
-    optimizer = make_optimizer(model.named_parameters(), spec)
+    optimizer = make_optimizer(model, spec)
     for group in optimizer.param_groups:
         group["fused"] = way.fused
     filled_to = options.num_crops + 1 if way.padded_crops else 0
@@ -148,7 +148,7 @@ def _prepared(batch: dict[str, torch.Tensor], way: Way, model: Any, pad_id: int)
         batch[key] = F.pad(batch[key], (0, room), value=value)
     if way.cached:
         with torch.no_grad():
-            batch["crop_features"] = model.model.get_crop_features(batch.pop("pixel_values"), batch["image_sizes"])
+            batch["crop_features"] = model.model.vision_embed_tokens.crop_features(batch.pop("pixel_values"))
     return batch
 
 
@@ -168,7 +168,7 @@ def _print(
     vocabulary: int | None,
 ) -> None:
     tokens = sum(len(example["input_ids"]) for example in examples) / len(examples)
-    crops = sum(len(example["pixel_values"]) for example in examples) / len(examples)
+    crops = sum(len(example["image"].pixels) for example in examples) / len(examples)
     table = Table(
         title=f"{options.model}{f', {vocabulary:,} words' if vocabulary else ''}, {options.rows} rows of "
         f"{tokens:.0f} tokens and {crops:.1f} crops, medians of {options.rounds} rounds, "

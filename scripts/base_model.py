@@ -23,8 +23,8 @@ from catalens.catalog.storage import Catalog
 from catalens.checkpoint import DEMO_RECIPE, TINY
 from catalens.config import PromptSpec, Recipe, TrackingSpec, load_recipe, make_recipe
 from catalens.evaluation.evaluate import evaluate, flatten, validation_scorer
-from catalens.examples import render_answer, render_prompt
-from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
+from catalens.examples import render_answer
+from catalens.model import REFERENCE, Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
 from catalens.sampling.assortment import BASE
 from catalens.sampling.sample import sample_catalog
 from catalens.training.train import train
@@ -116,7 +116,7 @@ def train_tokenizer(catalog: Catalog) -> Any:
     prompt = PromptSpec()
     roles = catalog.card.roles
     rows = catalog.rows("train", columns=roles.fields)
-    texts = [render_answer(prompt, row) for row in rows]
+    texts = [render_answer(prompt, row) + REFERENCE.end_token for row in rows]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -128,7 +128,7 @@ def train_tokenizer(catalog: Catalog) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*texts, *[render_prompt(prompt)] * len(texts)], trainer)
+    tokenizer.train_from_iterator([*texts, *[REFERENCE.chat(prompt.question)] * len(texts)], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )

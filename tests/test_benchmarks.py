@@ -16,7 +16,7 @@ import training
 from random_models import SMALL, drawn_rows, official_config, random_model
 from rounds import Times, ratio, take_turns
 
-from catalens.model import Phi3VForCausalLM
+from catalens.model import REFERENCE, Phi3VForCausalLM
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -47,7 +47,7 @@ def test_a_random_model_is_the_official_one():
 def test_drawn_rows_have_their_slots(tall: bool, crops: int, tokens: int):
     config = official_config(**SMALL)
     (row,) = drawn_rows(config, 1, num_crops=4, tall=tall)
-    assert (len(row["pixel_values"]), len(row["input_ids"])) == (crops, tokens)
+    assert (len(row["image"].pixels), len(row["input_ids"])) == (crops, tokens)
     assert int((row["input_ids"] == config.image_token_id).sum()) == tokens - 60
 
 
@@ -62,7 +62,7 @@ def test_the_cookbooks_way_computes_what_ours_does():
     losses = []
     for way in training.ways().values():
         if not way.bf16:
-            batch = training._prepared(Collator(3)([row]), way, model, pad_id=3)
+            batch = training._prepared(Collator(REFERENCE, 3)([row]), way, model, pad_id=3)
             losses.append(training._loss(model, batch, way, filled_to=5 if way.padded_crops else 0).item())
     assert len(losses) == 9
     assert losses == pytest.approx([losses[0]] * 9, abs=1e-4)

@@ -62,7 +62,7 @@ def copied(tmp_path):
 def test_another_kind_of_model_is_refused(copied):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
-    with pytest.raises(CheckpointError, match="is 'llama', not phi3_v"):
+    with pytest.raises(CheckpointError, match="model_type is 'llama': give a model of type phi3_v"):
         load_model(str(copied))
 
 

@@ -9,7 +9,6 @@ from catalens.checkpoint import load_processor
 from catalens.config import PromptSpec
 from catalens.data import IGNORED, Collator, DecodedPictures, Encoder, ProductDataset, load_examples
 from catalens.errors import CatalogError, CheckpointError, PromptError, TooManyBadRowsError, TrainingError
-from catalens.examples import render_answer, render_prompt
 
 
 @pytest.fixture(scope="module")
@@ -23,39 +22,40 @@ def rows(drawn):
 
 
 def test_labels_cover_the_answer_and_its_end_only(encoder: Encoder, rows):
-    example = encoder.example(rows[0], encoder.picture(rows[0]["image"]))
+    example = encoder.example(rows[0], encoder.image(rows[0]["image"]))
     learnt = example["input_ids"][example["labels"] != IGNORED]
-    assert encoder.tokenizer.decode(learnt) == render_answer(encoder.prompt, rows[0])
+    assert encoder.tokenizer.decode(learnt) == encoder.answer(rows[0])
     assert encoder.tokenizer.decode(learnt).endswith("<|end|>")
     before = example["input_ids"][: len(example["input_ids"]) - len(learnt)]
     assert encoder.tokenizer.decode(before[before != encoder.processor.image_token_id]).endswith("<|assistant|>")
 
 
 def test_what_is_trained_continues_what_is_generated_from(encoder: Encoder, rows):
-    picture = encoder.picture(rows[0]["image"])
-    prompt = encoder.processor.tokenize(render_prompt(encoder.prompt), [picture.size])
+    picture = encoder.image(rows[0]["image"])
+    chat = encoder.family.chat(encoder.prompt.question)
+    prompt = encoder.family.token_ids(encoder.processor, chat, [picture.hd_size])
     example = encoder.example(rows[0], picture)
     assert example["input_ids"].tolist()[: len(prompt)] == prompt
     assert (example["labels"][: len(prompt)] == IGNORED).all()
     assert (example["labels"][len(prompt) :] != IGNORED).all()
 
 
-def test_a_batch_is_padded_to_its_longest_row_and_holds_real_crops_only(encoder: Encoder, rows):
-    examples = [encoder.example(row, encoder.picture(row["image"])) for row in rows[:6]]
-    batch = Collator(encoder.tokenizer.pad_token_id)(examples)
+def test_a_batch_is_padded_to_its_longest_row_and_holds_real_tiles_only(encoder: Encoder, rows):
+    examples = [encoder.example(row, encoder.image(row["image"])) for row in rows[:6]]
+    batch = Collator(encoder.family, encoder.tokenizer.pad_token_id)(examples)
     lengths = [len(example["input_ids"]) for example in examples]
     assert batch["input_ids"].shape == batch["labels"].shape == (6, max(lengths))
     assert batch["attention_mask"].sum(1).tolist() == lengths
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
-    assert batch["pixel_values"].shape[0] == sum(len(example["pixel_values"]) for example in examples)
+    assert batch["pixel_values"].shape[0] == sum(len(example["image"].pixels) for example in examples)
     assert batch["image_sizes"].shape == (6, 2)
 
 
 def test_pictures_are_decoded_once_while_they_fit(encoder: Encoder, rows, monkeypatch):
     decoded = []
-    original = Encoder.picture
-    monkeypatch.setattr(Encoder, "picture", lambda self, data: decoded.append(1) or original(self, data))
-    size = original(encoder, rows[0]["image"]).pixel_values.nbytes
+    original = Encoder.image
+    monkeypatch.setattr(Encoder, "image", lambda self, data: decoded.append(1) or original(self, data))
+    size = original(encoder, rows[0]["image"]).pixels.nbytes
     for room, expected in ((10 * size, 3), (0, 3 + 6)):
         pictures = DecodedPictures(encoder, room)
         decoded.clear()
@@ -65,11 +65,11 @@ def test_pictures_are_decoded_once_while_they_fit(encoder: Encoder, rows, monkey
         first = [dataset[index] for index in range(len(dataset))]
         again = [dataset[index] for index in range(len(dataset))]
         assert len(decoded) == expected
-        assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(first, again, strict=True))
+        assert all(torch.equal(a["image"].pixels, b["image"].pixels) for a, b in zip(first, again, strict=True))
 
 
 def test_a_row_that_only_fills_a_place_has_no_label(encoder: Encoder, rows):
-    dataset = ProductDataset(rows[:3], encoder, "image", encoder.picture)
+    dataset = ProductDataset(rows[:3], encoder, "image", encoder.image)
     filler, row = dataset[~1], dataset[1]
     assert (filler["labels"] == IGNORED).all()
     assert torch.equal(filler["input_ids"], row["input_ids"])
@@ -78,14 +78,14 @@ def test_a_row_that_only_fills_a_place_has_no_label(encoder: Encoder, rows):
 
 
 def test_a_picture_that_went_bad_names_its_row(encoder: Encoder, rows):
-    dataset = ProductDataset([rows[0] | {"image": rows[0]["image"][:200]}], encoder, "image", encoder.picture)
+    dataset = ProductDataset([rows[0] | {"image": rows[0]["image"][:200]}], encoder, "image", encoder.image)
     with pytest.raises(TrainingError, match=rf"row \(.*{rows[0]['product_code']}.*\): picture .*--resume"):
         dataset[0]
 
 
 def test_a_packed_batch_is_one_row_without_padding(encoder: Encoder, rows):
-    examples = [encoder.example(row, encoder.picture(row["image"])) for row in rows[:6]]
-    batch = Collator(encoder.tokenizer.pad_token_id, packed=True)(examples)
+    examples = [encoder.example(row, encoder.image(row["image"])) for row in rows[:6]]
+    batch = Collator(encoder.family, encoder.tokenizer.pad_token_id, packed=True)(examples)
     lengths = [len(example["input_ids"]) for example in examples]
     assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape == (1, sum(lengths))
     assert "attention_mask" not in batch
@@ -93,12 +93,11 @@ def test_a_packed_batch_is_one_row_without_padding(encoder: Encoder, rows):
 
 
 def test_a_row_whose_tokens_do_not_read_back_is_named(encoder: Encoder, rows):
-    answer = render_answer(encoder.prompt, rows[0])
     lossy = Encoder(load_processor("tiny"), PromptSpec())
     lossy.tokenizer.decode = lambda ids: "something else"
     with pytest.raises(PromptError, match="row 7"):
-        lossy.check(answer, "row 7")
-    encoder.check(answer, "row 7")
+        lossy.answer(rows[0], "row 7")
+    assert encoder.answer(rows[0], "row 7").endswith(encoder.family.end_token)
 
 
 def test_a_tokenizer_that_melts_prompt_and_answer_is_refused():

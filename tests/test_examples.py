@@ -12,18 +12,16 @@ from hypothesis import strategies as st
 
 from catalens.config import FieldSpec, NumberFormat, PromptSpec
 from catalens.errors import PromptError
-from catalens.examples import (
-    END,
-    canonical_text,
-    format_number,
-    parse_answer,
-    parse_number,
-    render_answer,
-    render_prompt,
-)
+from catalens.examples import Answer, canonical_text, format_number, parse_number, render_answer
+from catalens.examples import parse_answer as parse_to
 
+END = "<|end|>"
 SCARF = {"title": "Vintage Check Cotton Scarf", "category3_code": "ACCESSORIES", "full_price": 390.0}
 DEFAULT = PromptSpec()
+
+
+def parse_answer(spec: PromptSpec, text: str) -> Answer:
+    return parse_to(spec, text, END)
 
 
 def only(kind: str, numbers: NumberFormat | None = None) -> PromptSpec:
@@ -32,14 +30,12 @@ def only(kind: str, numbers: NumberFormat | None = None) -> PromptSpec:
 
 
 def test_the_default_text_is_the_reference_case():
-    assert render_prompt(DEFAULT) + render_answer(DEFAULT, SCARF) == (
-        "<|user|>\n<|image_1|>What is shown in this image?<|end|><|assistant|>\n"
-        "Product: Vintage Check Cotton Scarf, Category: ACCESSORIES, Full Price: 390.0<|end|>"
-    )
+    answer = "Product: Vintage Check Cotton Scarf, Category: ACCESSORIES, Full Price: 390.0"
+    assert render_answer(DEFAULT, SCARF) == answer
 
 
 def test_the_reference_answer_reads_back():
-    answer = parse_answer(DEFAULT, render_answer(DEFAULT, SCARF))
+    answer = parse_answer(DEFAULT, render_answer(DEFAULT, SCARF) + END)
     assert (answer.values, answer.error) == (SCARF, None)
 
 
@@ -52,10 +48,9 @@ def test_question_labels_and_order_come_from_the_recipe():
         ),
         numbers=NumberFormat(decimal=",", thousands=".", decimals=2, suffix=" €"),
     )
-    assert render_prompt(spec) == "<|user|>\n<|image_1|>Was ist auf dem Bild?<|end|><|assistant|>\n"
     answer = render_answer(spec, {"title": "Schal", "full_price": 1390.5})
-    assert answer == "Preis: 1.390,50 €, Bezeichnung: Schal<|end|>"
-    assert parse_answer(spec, answer).values == {"full_price": 1390.5, "title": "Schal"}
+    assert answer == "Preis: 1.390,50 €, Bezeichnung: Schal"
+    assert parse_answer(spec, answer + END).values == {"full_price": 1390.5, "title": "Schal"}
 
 
 # Labels that stand in each other's way, next to any others.
@@ -105,13 +100,12 @@ def test_what_is_written_reads_back_and_what_does_not_is_refused_by_name(case: t
     try:
         answer = render_answer(spec, row, "row 12")
     except PromptError as error:
-        answer = str(error)
-    if not answer.endswith(END):
-        assert re.match(r"row 12: field 'c\d'", answer)
+        refused = re.match(r"row 12: field 'c\d'", str(error))
+        assert refused
         return
-    assert answer.count(END) == 1
-    assert parse_answer(spec, answer.removesuffix(END)).values is None
-    for said in (answer, f" {answer}<|endoftext|>"):
+    assert END not in answer
+    assert parse_answer(spec, answer).values is None
+    for said in (f"{answer}{END}", f" {answer}{END}<|endoftext|>"):
         values = parse_answer(spec, said).values
         assert values is not None
         for field in spec.fields:
@@ -153,7 +147,7 @@ def test_every_whole_number_of_a_shop_holds(numbers: NumberFormat, value: int):
 )
 def test_titles_that_hold(text: str):
     for row in (SCARF | {"title": text}, SCARF | {"category3_code": text}):
-        assert parse_answer(DEFAULT, render_answer(DEFAULT, row)).values == row
+        assert parse_answer(DEFAULT, render_answer(DEFAULT, row) + END).values == row
 
 
 @pytest.mark.parametrize(
@@ -161,7 +155,8 @@ def test_titles_that_hold(text: str):
     [("  Red \t Bag\n", "Red Bag"), ("Cafe\u0301", "Café"), ("a\u00a0b\u2028c\u3000d", "a b c d"), (42, "42")],
 )
 def test_text_is_put_into_its_canonical_form(written: object, read: str):
-    assert parse_answer(only("text"), render_answer(only("text"), {"value": written})).values == {"value": read}
+    answer = render_answer(only("text"), {"value": written})
+    assert parse_answer(only("text"), answer + END).values == {"value": read}
     assert parse_answer(only("text"), f"Value: {written}{END}").values == {"value": read}
 
 
@@ -248,7 +243,7 @@ def test_numbers_are_written_by_the_rule(rule: dict, value: float, text: str):
     numbers = NumberFormat(**rule)
     assert format_number(numbers, value) == text
     assert parse_number(numbers, text) == pytest.approx(value, abs=0.5)
-    assert render_answer(only("number", numbers), {"value": value}) == f"Value: {text}<|end|>"
+    assert render_answer(only("number", numbers), {"value": value}) == f"Value: {text}"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def encoder() -> Encoder:
 
 
 def cache_of(encoder: Encoder, model=None, dtype=torch.float32) -> FeatureCache:
-    return FeatureCache((model or load_model("tiny")).model, DecodedPictures(encoder, 0), dtype)
+    return FeatureCache(model or load_model("tiny"), DecodedPictures(encoder, 0), dtype)
 
 
 def runs_of(monkeypatch) -> list[int]:
@@ -53,9 +53,9 @@ def test_cached_features_train_like_pictures(encoder, rows):
     model, pictures = load_model("tiny"), [row["image"] for row in rows]
     cache = cache_of(encoder, model)
     cache.fill(pictures, lambda done: None)
-    collate = Collator(encoder.tokenizer.pad_token_id)
+    collate = Collator(encoder.family, encoder.tokenizer.pad_token_id)
     losses = []
-    for source in (encoder.picture, cache):
+    for source in (encoder.image, cache):
         dataset = ProductDataset(rows, encoder, "image", source)
         batch = collate([dataset[index] for index in range(len(dataset))])
         losses.append(model(**batch).loss)
@@ -108,7 +108,7 @@ def test_features_are_of_the_precision_that_the_run_has(encoder, rows):
     for cache in (wide, narrow):
         cache.fill(pictures, lambda done: None)
     assert wide.folder != narrow.folder
-    assert [cache(pictures[0]).crop_features.dtype for cache in (wide, narrow)] == [torch.float32, torch.bfloat16]
+    assert [cache(pictures[0]).features.dtype for cache in (wide, narrow)] == [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.integration
@@ -118,12 +118,12 @@ def test_workers_that_are_not_forked_read_the_cache_without_a_model(encoder, row
     cache = cache_of(encoder)
     cache.fill(pictures, lambda done: None)
     dataset = ProductDataset(rows, encoder, "image", cache)
-    wanted = [dataset[index]["crop_features"] for index in range(len(rows))]  # shards are open from here on
+    wanted = [dataset[index]["image"].features for index in range(len(rows))]  # shards are open from here on
     assert len(pickle.dumps(cache)) < 10**6  # the tiny model's weights are seven times that
     loader = DataLoader(
         dataset, batch_size=None, num_workers=1, multiprocessing_context="forkserver", generator=torch.Generator()
     )
-    assert all(torch.equal(row["crop_features"], features) for row, features in zip(loader, wanted, strict=True))
+    assert all(torch.equal(row["image"].features, features) for row, features in zip(loader, wanted, strict=True))
 
 
 def test_a_copy_of_decoded_pictures_decodes_by_itself(encoder, rows):
@@ -131,7 +131,7 @@ def test_a_copy_of_decoded_pictures_decodes_by_itself(encoder, rows):
     before = len(pickle.dumps(decoded))
     decoded.look(data)
     assert len(pickle.dumps(decoded)) == before
-    assert torch.equal(pickle.loads(pickle.dumps(decoded))(data).pixel_values, decoded(data).pixel_values)
+    assert torch.equal(pickle.loads(pickle.dumps(decoded))(data).pixels, decoded(data).pixels)
 
 
 def test_the_estimate_is_of_the_real_thing(encoder, rows):

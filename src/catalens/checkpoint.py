@@ -3,7 +3,7 @@
     runs/demo/best/
       config.json  model.safetensors                full fine-tuning, official names
       adapter_config.json  adapter_model.safetensors  LoRA: instead of the two above
-      generation_config.json                        greedy, ends at `<|end|>`
+      generation_config.json                        greedy, ends at the end token
       tokenizer.json  preprocessor_config.json ...  the processor
       prompt.json                                   question, fields, number format
       answers.json                                  what the table's values look like
@@ -25,14 +25,14 @@ import transformers
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ValidationError
-from transformers import BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoProcessor, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from catalens.config import PromptSpec, Recipe, load_recipe
 from catalens.devices import AMPERE, compute_dtype, device, set_precision
 from catalens.errors import CheckpointError, first_line
-from catalens.examples import END, AnswerSchema
-from catalens.model import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
+from catalens.examples import AnswerSchema
+from catalens.model import Family, family_of
 
 transformers.utils.logging.disable_progress_bar()  # a bar for each load says nothing
 logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERROR)  # that weights are dequantised
@@ -50,20 +50,20 @@ class Run:
     recipe: Recipe
     prompt: PromptSpec
     versions: Mapping[str, str]
-    model: Any  # Phi3VForCausalLM
-    processor: Phi3VProcessor
+    model: Any  # of any family
+    processor: Any
     space: AnswerSchema
 
 
 def load_model(
     name: str, dtype: torch.dtype = torch.float32, attention: str = "auto", four_bits: bool = False
-) -> Phi3VForCausalLM:
+) -> Any:
     """Load a model by hub id, folder or `tiny`; with `four_bits` the decoder's linear weights are nf4.
 
     Raises CheckpointError where there is none, where it is another kind of model, or where its weights are not the
     ones that its configuration asks for.
     """
-    source = _source(name)
+    source, family = _source(name), family_of(load_config(name).model_type)
     options: dict[str, Any] = {"attn_implementation": _attention(dtype) if attention == "auto" else attention}
     if four_bits:
         options["quantization_config"] = BitsAndBytesConfig(
@@ -71,14 +71,10 @@ def load_model(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=["lm_head", "model.vision_embed_tokens"],  # whole names: others match nothing
+            llm_int8_skip_modules=[*family.full_precision],  # whole names: others match nothing
         )
     with _loading(name):
-        config, _ = PreTrainedConfig.get_config_dict(source)
-    if (kind := config.get("model_type")) != Phi3VConfig.model_type:
-        raise CheckpointError(f"model {name!r} is {kind!r}, not {Phi3VConfig.model_type}: give a Phi-3-Vision model")
-    with _loading(name):
-        loaded: Any = Phi3VForCausalLM.from_pretrained(
+        loaded: Any = family.model_class.from_pretrained(
             source,
             dtype=dtype,
             use_safetensors=True,
@@ -95,19 +91,36 @@ def load_model(
         return model if four_bits else model.to(device())
 
 
-def load_processor(name: str, num_crops: int | None = None) -> Phi3VProcessor:
+def load_config(name: str) -> Any:
+    """Load a model's configuration by hub id, folder or `tiny`; CheckpointError where no family has its type."""
+    with _loading(name):
+        values, _ = PreTrainedConfig.get_config_dict(_source(name))
+    family = _family(name, values.get("model_type"))
+    with _loading(name):
+        return family.model_class.config_class.from_dict(values)
+
+
+def load_processor(name: str, num_crops: int | None = None) -> Any:
     """Load a processor by hub id, folder or `tiny`; `num_crops` replaces the one that it was saved with."""
     with _loading(name):
-        processor = Phi3VProcessor.from_pretrained(_source(name))
+        processor: Any = AutoProcessor.from_pretrained(_source(name), trust_remote_code=False)
+    family = _family(name, getattr(processor, "model_type", None))
     if num_crops is not None:
-        processor.image_processor.num_crops = num_crops
+        family.limit_tiles(processor, num_crops)
     return processor
+
+
+def _family(name: str, model_type: str | None) -> Family:
+    try:
+        return family_of(model_type or "unknown")
+    except ValueError as error:
+        raise CheckpointError(f"model {name!r} cannot be used: {error}") from error
 
 
 def save_best(
     folder: Path,
     model: Any,
-    processor: Phi3VProcessor,
+    processor: Any,
     prompt: PromptSpec,
     space: AnswerSchema,
     weights: Mapping[str, torch.Tensor] | None = None,
@@ -122,13 +135,13 @@ def save_best(
     (folder / "prompt.json").write_text(prompt.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def greedy(processor: Phi3VProcessor) -> GenerationConfig:
-    """Greedy generation that ends at `<|end|>` or at the tokenizer's own end."""
-    tokenizer: Any = processor.tokenizer
+def greedy(processor: Any) -> GenerationConfig:
+    """Configure greedy generation that ends at the family's end token or at the tokenizer's own."""
+    tokenizer, end = processor.tokenizer, family_of(processor.model_type).end_token
     return GenerationConfig(
         do_sample=False,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted({tokenizer.convert_tokens_to_ids(END), tokenizer.eos_token_id}),
+        eos_token_id=sorted({tokenizer.convert_tokens_to_ids(end), tokenizer.eos_token_id}),
         pad_token_id=tokenizer.pad_token_id,
     )
 

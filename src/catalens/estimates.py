@@ -1,24 +1,24 @@
 """FLOPs and memory of a training step, from a model's own configuration.
 
-    Phi-3-Vision, a square photo at num_crops=16: 2,569 tokens, 17 crops
+    Phi-3-Vision, a square photo at num_crops=16: 2,569 tokens, 17 tiles
     -> full 78.8 TFLOP a sample, LoRA with a frozen tower 46.2; 75 GB and 17 GB at batch size 1
 
 docs/estimates.md derives every factor; the tests hold the results to measured and published figures.
-Legend: T tokens of a row, C crops, d and f widths of a text layer, h and g widths of a tower block, L layers.
+Legend: T tokens of a row, C tiles, d and f widths of a text layer, h and g widths of a tower block.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from catalens.config import TrainingSpec
-from catalens.model import Phi3VConfig
+from catalens.model import REFERENCE, ModelSizes
 
 GPUS = (16, 24, 48, 80, 141)
 """Memory of common GPUs in GB of 10^9 bytes: T4, 4090, L40S, A100 or H100, H200."""
-PHI3_VISION = Phi3VConfig()
+REFERENCE_SIZES = REFERENCE.sizes()
 """microsoft/Phi-3-vision-128k-instruct and Phi-3.5-vision-instruct."""
 
 Amount = TypeVar("Amount", float, NDArray[np.float64])
@@ -70,32 +70,31 @@ class MemoryEstimate:
         return CONTEXT + FRAGMENTATION * (self.weights + self.states + batch * self.sample)
 
 
-def count_parameters(config: Phi3VConfig) -> dict[str, int]:
+def count_parameters(sizes: ModelSizes) -> dict[str, int]:
     """Weights by module; norms and biases, about 0.01 %, are left out.
 
     `text` are the layers' products (qkv, o, gate, up and down); the tower's last block is stored and never runs.
     """
-    vision, d, h = _vision(config), config.hidden_size, _vision(config).hidden_size
+    d, f = sizes.hidden, sizes.intermediate
     return {
-        "text": config.num_hidden_layers * (4 * d**2 + 3 * d * config.intermediate_size),
-        "embeddings": 2 * config.vocab_size * d,
-        "projector": 4 * h * d + d**2,
-        "tower": vision.num_hidden_layers * _tower_block(config)
-        + (3 * config.patch_size**2 + _positions(config)) * h,
+        "text": sizes.layers * (4 * d**2 + 3 * d * f),
+        "embeddings": 2 * sizes.vocabulary * d,
+        "projector": sizes.projector_weights,
+        "tower": sizes.tower_weights,
     }
 
 
-def sample_flops(config: Phi3VConfig, setup: Setup, tokens: Amount, crops: Amount) -> Amount:
+def sample_flops(sizes: ModelSizes, setup: Setup, tokens: Amount, tiles: Amount) -> Amount:
     """Count operations of forward and backward pass for one row; a multiplication and an addition are two.
 
-    `tokens` is T with the picture's, `crops` C with the global one.
+    `tokens` is T with the picture's, `tiles` C with the one of the whole picture.
     """
-    weights, vision, patches = count_parameters(config), _vision(config), _positions(config)
-    causal = 2 * tokens**2 * config.hidden_size * config.num_hidden_layers  # half the scores
-    text = 2 * weights["text"] * tokens + causal
-    picture = crops * (patches - 1) / 4 * 2 * weights["projector"]
-    blocks, positions = vision.num_hidden_layers - 1, crops * patches
-    tower = blocks * positions * (2 * _tower_block(config) + 4 * patches * vision.hidden_size)
+    h, g, positions = sizes.tower_hidden, sizes.tower_intermediate, sizes.tile_positions
+    causal = 2 * tokens**2 * sizes.hidden * sizes.layers  # half the scores
+    text = 2 * count_parameters(sizes)["text"] * tokens + causal
+    picture = tiles * sizes.tile_tokens * 2 * sizes.projector_weights
+    block = 4 * h**2 + 2 * h * g
+    tower = sizes.tower_layers * tiles * positions * (2 * block + 4 * positions * h)
     passes = 3 if setup.method == "full" else 2  # backward: to the inputs, and to the weights where they train
     through = 1 if setup.frozen_tower and setup.method != "full" else passes
     tower_passes = 0 if setup.cached_features else 1 if setup.frozen_tower else passes
@@ -104,41 +103,38 @@ def sample_flops(config: Phi3VConfig, setup: Setup, tokens: Amount, crops: Amoun
     return passes * text + through * picture + tower_passes * tower + again
 
 
-def step_memory(config: Phi3VConfig, setup: Setup, tokens: float, crops: float) -> MemoryEstimate:
-    """Estimate memory for rows of T tokens and C crops; the head sees answers only and counts for nothing."""
-    parameters, vision = count_parameters(config), _vision(config)
+def step_memory(sizes: ModelSizes, setup: Setup, tokens: float, tiles: float) -> MemoryEstimate:
+    """Estimate memory for rows of T tokens and C tiles; the head sees answers only and counts for nothing."""
+    parameters = count_parameters(sizes)
     total = sum(parameters.values())
-    wide = 8 * config.hidden_size + 3 * config.intermediate_size
-    adapters = setup.rank * config.num_hidden_layers * wide
+    adapters = setup.rank * sizes.layers * (8 * sizes.hidden + 3 * sizes.intermediate)
     if not setup.frozen_tower:
-        wide = 8 * vision.hidden_size + 2 * (vision.hidden_size + vision.intermediate_size)
-        adapters += setup.rank * (vision.num_hidden_layers - 1) * wide
+        wide = 8 * sizes.tower_hidden + 2 * (sizes.tower_hidden + sizes.tower_intermediate)
+        adapters += setup.rank * sizes.tower_layers * wide
     if setup.method == "full":
         weights, states = 4 * total, 14 * (total - (parameters["tower"] if setup.frozen_tower else 0))
     elif setup.method == "lora":
         weights, states = 2 * total, 18 * adapters
     else:
         weights, states = NF4_BYTES * parameters["text"] + 2 * (total - parameters["text"]), 18 * adapters
-    sample = tokens * _kept_by_text(config, setup) + crops * _positions(config) * _kept_by_tower(config, setup)
+    sample = tokens * _kept_by_text(sizes, setup) + tiles * sizes.tile_positions * _kept_by_tower(sizes, setup)
     return MemoryEstimate(weights, states, sample)
 
 
-def _kept_by_text(config: Phi3VConfig, setup: Setup) -> float:
+def _kept_by_text(sizes: ModelSizes, setup: Setup) -> float:
     """Bytes a token that the text layers keep, and one layer's set more for the gradients alive at once."""
-    d, f, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    full = setup.method == "full"
+    d, f, full = sizes.hidden, sizes.intermediate, setup.method == "full"
     layer = (34 if full else 26) * d + 8 * f  # under autocast the residual stream is fp32
     if not full and setup.dropout:
         layer += 3 * (3 * d + f)
     if setup.checkpointing:
-        return layers * (4 if full else 2) * d + 2 * layer
-    return (layers + 1) * layer
+        return sizes.layers * (4 if full else 2) * d + 2 * layer
+    return (sizes.layers + 1) * layer
 
 
-def _kept_by_tower(config: Phi3VConfig, setup: Setup) -> float:
-    """Bytes a patch position that the tower keeps; frozen, it works with one block's set and keeps nothing."""
-    vision = _vision(config)
-    h, g, full = vision.hidden_size, vision.intermediate_size, setup.method == "full"
+def _kept_by_tower(sizes: ModelSizes, setup: Setup) -> float:
+    """Bytes a position that the tower keeps; frozen, it works with one block's set and keeps nothing."""
+    h, g, full = sizes.tower_hidden, sizes.tower_intermediate, setup.method == "full"
     block = 16 * h + 8 * g
     if not full and setup.dropout and not setup.frozen_tower:
         block += 3 * (5 * h + g)
@@ -147,20 +143,5 @@ def _kept_by_tower(config: Phi3VConfig, setup: Setup) -> float:
     if setup.frozen_tower:
         return block
     if setup.checkpointing:
-        return (vision.num_hidden_layers - 1) * (4 if full else 2) * h + 2 * block
-    return vision.num_hidden_layers * block
-
-
-def _vision(config: Phi3VConfig) -> Any:
-    return config.vision_config
-
-
-def _tower_block(config: Phi3VConfig) -> int:
-    """Weights of one block of the tower."""
-    vision = _vision(config)
-    return 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
-
-
-def _positions(config: Phi3VConfig) -> int:
-    """Positions of a crop in the tower: its patches and the class token."""
-    return (config.crop_size // config.patch_size) ** 2 + 1
+        return sizes.tower_layers * (4 if full else 2) * h + 2 * block
+    return (sizes.tower_layers + 1) * block

@@ -2,7 +2,7 @@
 
     {"title": "Vintage Check Cotton Scarf", "category3_code": "ACCESSORIES", "full_price": 390.0}
 
-becomes, with the default prompt,
+becomes, with the default prompt and in the chat of Phi-3-Vision,
 
     <|user|>\\n<|image_1|>What is shown in this image?<|end|><|assistant|>\\n
     Product: Vintage Check Cotton Scarf, Category: ACCESSORIES, Full Price: 390.0<|end|>
@@ -19,6 +19,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
+from itertools import pairwise
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -26,7 +27,6 @@ from pydantic import Field, model_validator
 from catalens.config import SPECIAL, FieldSpec, Frozen, NumberFormat, PromptSpec
 from catalens.errors import PromptError
 
-END = "<|end|>"
 LARGEST = 10**15
 """Numbers are smaller than this in size; no price has more digits."""
 
@@ -85,13 +85,8 @@ def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]]) -> Answ
     return AnswerSchema(fields={f.column: _space(f, spec.numbers, written[f.column]) for f in spec.fields})
 
 
-def render_prompt(spec: PromptSpec) -> str:
-    """Everything before the answer: the text that generation starts from."""
-    return f"<|user|>\n<|image_1|>{spec.question}{END}<|assistant|>\n"
-
-
 def render_answer(spec: PromptSpec, row: Mapping[str, object], name: str = "row") -> str:
-    """The answer of a row, with its `<|end|>`.
+    """Write the answer of a row, up to its end token.
 
     `name` says in errors which row it is. Raises PromptError where a value cannot be written and read back.
     """
@@ -103,16 +98,16 @@ def render_answer(spec: PromptSpec, row: Mapping[str, object], name: str = "row"
             f"{name}: field {lost[0]!r} does not read back from {answer!r}; "
             "another field's label stands in the text: change the text or the label in the recipe"
         )
-    return answer + END
+    return answer
 
 
-def parse_answer(spec: PromptSpec, text: str) -> Answer:
-    """Read an answer with its `<|end|>`; never raises.
+def parse_answer(spec: PromptSpec, text: str, end_token: str) -> Answer:
+    """Read an answer with the end token of its family; never raises.
 
-    A field ends where the next field's `, Label: ` first stands. What has no `<|end|>` was cut off, perhaps in the
-    middle of a number, and does not parse.
+    A field ends where the next field's `, Label: ` first stands. What has no end was cut off, perhaps in the middle
+    of a number, and does not parse.
     """
-    answer, end, _ = text.partition(END)
+    answer, end, _ = text.partition(end_token)
     parts = _split(spec, answer.strip())
     if not parts:
         return Answer(None, f"does not start with {f'{spec.fields[0].label}: '!r}")
@@ -125,7 +120,7 @@ def parse_answer(spec: PromptSpec, text: str) -> Answer:
         if value is None or value == "":
             return Answer(None, f"{field.label!r} is {part!r}, not a {field.kind}")
         values[field.column] = value
-    return Answer(values) if end else Answer(None, f"was cut off before its {END}")
+    return Answer(values) if end else Answer(None, f"was cut off before its {end_token}")
 
 
 def canonical_text(value: str) -> str:
@@ -167,12 +162,11 @@ def _split(spec: PromptSpec, text: str) -> dict[str, str]:
         return {}
     parts: dict[str, str] = {}
     rest = text[len(opening) :]
-    for field, following in zip(spec.fields, (*spec.fields[1:], None), strict=True):
-        delimiter = f", {following.label}: " if following else END
-        parts[field.column], found, rest = rest.partition(delimiter)
+    for field, following in pairwise(spec.fields):
+        parts[field.column], found, rest = rest.partition(f", {following.label}: ")
         if not found:
-            break
-    return parts
+            return parts
+    return parts | {spec.fields[-1].column: rest}
 
 
 def _space(field: FieldSpec, spec: NumberFormat, texts: set[str]) -> FieldConstraints:

@@ -5,8 +5,8 @@
       e01f...-512.safetensors
 
 A shard is written aside and renamed, so that a run that is killed goes on from the last whole one, and another run
-with the same tower finds what is there. C crops of a picture, m embeddings along a crop's side, F features of a
-merged patch. `CATALENS_CACHE` names another place than `~/.cache/catalens`.
+with the same tower finds what is there. C tiles of a picture, m embeddings along a tile's side, F features of an
+embedding. `CATALENS_CACHE` names another place than `~/.cache/catalens`.
 """
 
 import hashlib
@@ -24,10 +24,11 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from catalens.data import DecodedPictures, Picture
+from catalens.data import DecodedPictures
 from catalens.devices import broadcast, processes
 from catalens.errors import TrainingError
 from catalens.files import atomic
+from catalens.model import ImageInputs
 from catalens.progress import bars
 
 SHARD_BYTES = 256 * 2**20
@@ -90,7 +91,7 @@ class FeatureCache:
         self.folder = _home() / "features" / _fingerprint(model, decoded, dtype)
         self._shards: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
-        self._known: dict[bytes, tuple[str, tuple[int, int]]] = {}  # name and canvas, so that epochs share the work
+        self._known: dict[bytes, tuple[str, tuple[int, int]]] = {}  # name and HD size, so that epochs share the work
         self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,12 +100,12 @@ class FeatureCache:
     def __contains__(self, data: bytes) -> bool:
         return _name(data) in self._shards
 
-    def __call__(self, data: bytes) -> Picture:
-        """A picture that is in the cache."""
+    def __call__(self, data: bytes) -> ImageInputs:
+        """Give a picture that is in the cache."""
         if data not in self._known:
-            self._known[data] = _name(data), self.decoded.encoder.canvas(data)
-        name, canvas = self._known[data]
-        return Picture(canvas, None, self._tensor(self._shards[name], name))
+            self._known[data] = _name(data), self.decoded.encoder.hd_size(data)
+        name, size = self._known[data]
+        return ImageInputs(size, features=self._tensor(self._shards[name], name))
 
     def look(self, data: bytes) -> None:
         """Believe a picture that the cache holds, decode any other; PictureError where it is none."""
@@ -170,13 +171,11 @@ class FeatureCache:
         if shard:
             yield shard
 
-    @torch.no_grad()
-    def _run(self, pictures: Sequence[Picture]) -> list[torch.Tensor]:
-        crops = [picture.pixel_values for picture in pictures if picture.pixel_values is not None]
-        device, dtype = self._model.device, self.dtype
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            features = self._model.vision_embed_tokens.crop_features(torch.cat(crops).to(device))
-        return [own.clone() for own in features.to("cpu", dtype).split([len(own) for own in crops])]
+    def _run(self, images: Sequence[ImageInputs]) -> list[torch.Tensor]:
+        family, dtype = self.decoded.encoder.family, self.dtype
+        with torch.autocast(self._model.device.type, dtype, enabled=dtype != torch.float32):
+            images = family.encode_features(self._model, images, dtype)
+        return [image.features.to(dtype) for image in images if image.features is not None]
 
     def _tensor(self, path: Path, name: str) -> torch.Tensor:
         if path not in self._open:
@@ -222,10 +221,12 @@ def _home() -> Path:
 
 def _fingerprint(model: Any, decoded: DecodedPictures, dtype: torch.dtype) -> str:
     """Digest of what features depend on: the tower's weights, the precision, and how pictures are cut."""
-    cut = decoded.encoder.processor.image_processor.to_dict()
+    encoder = decoded.encoder
+    cut = encoder.processor.image_processor.to_dict()
     digest = hashlib.sha256(json.dumps([cut, str(dtype)], sort_keys=True).encode())
     for name, weight in model.named_parameters():
-        if "img_processor" in name:
+        if encoder.family.part_of(name) == "vision":
+            name = name.removeprefix(f"{model.base_model_prefix}.")
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]

@@ -29,8 +29,7 @@ from catalens.checking.rules import Finding, spelling_twins
 from catalens.cli import app, main
 from catalens.config import PARTS, PartSpec, TrainingSpec, make_recipe
 from catalens.errors import CatalogError, RecipeError
-from catalens.estimates import GPUS, PHI3_VISION
-from catalens.model import Phi3VImageProcessor
+from catalens.estimates import GPUS, REFERENCE_SIZES
 from catalens.pages.charts import Scale, histogram
 
 ROLES = Roles(id="sku", fields={"title": "text", "kind": "category", "price": "number"})
@@ -409,7 +408,7 @@ class Texts:
 
 
 def costs_of(training: dict[str, Any]) -> list[CropCost]:
-    return crop_costs(Texts(), Phi3VImageProcessor(), PHI3_VISION, TrainingSpec.model_validate(training))  # type: ignore[arg-type]
+    return crop_costs(Texts(), None, REFERENCE_SIZES, TrainingSpec.model_validate(training))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", get_args(TrainingSpec.model_fields["method"].annotation))
@@ -472,11 +471,9 @@ def test_tokens_are_those_that_training_makes(tmp_path):
     prompt = make_recipe({"catalog": "", "prompt": PROMPT}).prompt
     for cost in check.costs:
         encoder = Encoder(load_processor("tiny", cost.num_crops), prompt)
-        made = [
-            encoder.example(row, encoder.picture(row["image"])) for row in Catalog(tmp_path / "shop").rows("train")
-        ]
+        made = [encoder.example(row, encoder.image(row["image"])) for row in Catalog(tmp_path / "shop").rows("train")]
         assert cost.epoch_tokens == sum(len(example["input_ids"]) for example in made)
-        assert cost.crops == np.mean([len(example["pixel_values"]) for example in made])
+        assert cost.crops == np.mean([len(example["image"].pixels) for example in made])
 
 
 def test_without_the_model_on_disk_it_says_so_and_estimates(tmp_path):

@@ -16,13 +16,13 @@ from catalens.config import TrainingSpec
 from catalens.estimates import (
     CONTEXT,
     FRAGMENTATION,
-    PHI3_VISION,
+    REFERENCE_SIZES,
     Setup,
     count_parameters,
     sample_flops,
     step_memory,
 )
-from catalens.model import Phi3VConfig
+from catalens.model import REFERENCE, Phi3VConfig
 
 TINY = Path(__file__).parents[2] / "src/catalens/assets/tiny"
 
@@ -32,7 +32,7 @@ SQUARE_1 = (373, 2)
 
 
 def test_phi3_vision_has_its_parameters():
-    assert sum(count_parameters(PHI3_VISION).values()) == pytest.approx(
+    assert sum(count_parameters(REFERENCE_SIZES).values()) == pytest.approx(
         4_146_621_440, rel=0.001
     )  # the official checkpoint's
 
@@ -50,7 +50,7 @@ def test_phi3_vision_has_its_parameters():
     ],
 )
 def test_operations_are_those_that_were_counted(setup: Setup, picture: tuple[int, int], tflop: float):
-    assert sample_flops(PHI3_VISION, setup, *map(float, picture)) / 1e12 == pytest.approx(tflop, rel=0.005)
+    assert sample_flops(REFERENCE_SIZES, setup, *map(float, picture)) / 1e12 == pytest.approx(tflop, rel=0.005)
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_peaks_are_near_those_that_the_phi3_cookbook_publishes(method: Any, froz
     logits at every token, in bf16, in fp32, and their gradient.
     """
     setup = Setup(method, frozen, rank=64, dropout=False, checkpointing=True)
-    memory = step_memory(PHI3_VISION, setup, *SQUARE_16)
-    logits = SQUARE_16[0] * PHI3_VISION.vocab_size * (2 + 4 + 4)
+    memory = step_memory(REFERENCE_SIZES, setup, *SQUARE_16)
+    logits = SQUARE_16[0] * REFERENCE_SIZES.vocabulary * (2 + 4 + 4)
     if method == "full":
-        held = 2 * sum(count_parameters(PHI3_VISION).values()) + memory.states / 8 + 9e9
+        held = 2 * sum(count_parameters(REFERENCE_SIZES).values()) + memory.states / 8 + 9e9
     else:
         held = memory.weights + memory.states
     peak = (CONTEXT + FRAGMENTATION * (held + memory.sample + logits)) / 1e9
@@ -77,7 +77,7 @@ def test_peaks_are_near_those_that_the_phi3_cookbook_publishes(method: Any, froz
 
 def test_a_step_on_a_cpu_held_what_is_reckoned():
     """One LoRA step of the full-size model at 4 crops, in bf16: 11.6 GB on a CPU, where nothing is reserved."""
-    memory = step_memory(PHI3_VISION, Setup("lora", dropout=False), *SQUARE_4)
+    memory = step_memory(REFERENCE_SIZES, Setup("lora", dropout=False), *SQUARE_4)
     assert (memory.weights + memory.states + memory.sample) / 1e9 == pytest.approx(11.6, rel=0.15)
 
 
@@ -122,7 +122,9 @@ def test_operations_are_those_that_torch_counts(frozen: bool):
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=labels, **inputs).loss.backward()
     counted = counter.get_total_flops()
-    assert sample_flops(SMALL, Setup("full", frozen), float(tokens), float(crops)) == pytest.approx(counted, rel=0.05)
+    assert sample_flops(REFERENCE.sizes(SMALL), Setup("full", frozen), float(tokens), float(crops)) == pytest.approx(
+        counted, rel=0.05
+    )
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -171,13 +173,13 @@ def test_kept_bytes_are_those_that_torch_keeps(method: Any):
             inner(inputs_embeds=embeds, use_cache=False)
     measured = (sum(kept[2].values()) - sum(kept[1].values())) / tokens
     setup = Setup(method, frozen_tower=True, dropout=False)
-    shapes = [Phi3VConfig(hidden_size=256, intermediate_size=640, num_hidden_layers=n) for n in (1, 2)]
+    shapes = [replace(REFERENCE_SIZES, hidden=256, intermediate=640, layers=n) for n in (1, 2)]
     reckoned = [step_memory(shape, setup, 1.0, 0.0).sample for shape in shapes]
     assert reckoned[1] - reckoned[0] == pytest.approx(measured, rel=0.06)
 
 
 def test_sizes_are_those_of_the_tiny_model():
-    tiny = Phi3VConfig.from_pretrained(TINY)
+    tiny = REFERENCE.sizes(Phi3VConfig.from_pretrained(TINY))
     assert sum(count_parameters(tiny).values()) == pytest.approx(1_725_312, rel=0.01)
 
 
@@ -201,10 +203,10 @@ SETUPS = st.builds(
 @given(setup=SETUPS, tokens=st.integers(100, 10_000), crops=st.integers(1, 17))
 def test_less_is_never_dearer(setup: Setup, tokens: int, crops: int):
     def memory(setup: Setup) -> float:
-        return step_memory(PHI3_VISION, setup, tokens, crops).peak(1)
+        return step_memory(REFERENCE_SIZES, setup, tokens, crops).peak(1)
 
     def flops(setup: Setup) -> float:
-        return sample_flops(PHI3_VISION, setup, float(tokens), float(crops))
+        return sample_flops(REFERENCE_SIZES, setup, float(tokens), float(crops))
 
     assert memory(replace(setup, frozen_tower=True)) <= memory(replace(setup, frozen_tower=False))
     assert memory(replace(setup, checkpointing=True)) < memory(replace(setup, checkpointing=False))

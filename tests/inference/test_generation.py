@@ -12,12 +12,13 @@ from catalens.catalog.storage import Catalog
 from catalens.checkpoint import greedy, load_model, load_processor
 from catalens.config import PromptSpec
 from catalens.errors import InferenceError, PictureError
-from catalens.examples import answer_space, render_prompt
+from catalens.examples import answer_space
 from catalens.inference.generation import FeatureCache, Generator
-from catalens.model import Phi3VConfig, Phi3VForCausalLM
+from catalens.model import REFERENCE, Phi3VConfig, Phi3VForCausalLM
 
 pytestmark = pytest.mark.integration
 
+CHAT = REFERENCE.chat(PromptSpec().question)
 SWITCH = 32
 CROPS = 3  # wide pictures have more tokens
 
@@ -89,7 +90,7 @@ def test_tokens_do_not_depend_on_the_batch_and_scores_hardly(model, pictures, sp
 
 def test_free_answers_are_those_of_generate(model, pictures):
     processor = load_processor("tiny")
-    prompt = render_prompt(PromptSpec())
+    prompt = CHAT
     inputs = processor(text=[prompt] * 7, images=[[open_picture(p)] for p in pictures], return_tensors="pt")
     ids = model.generate(**inputs, generation_config=greedy(processor), max_new_tokens=40)
     texts = processor.tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :])
@@ -156,7 +157,7 @@ def test_features_are_means_over_the_quarters_of_the_whole_picture(model, pictur
     for own, picture in zip(found, everything, strict=True):
         encoded = processor.image_processor(open_picture(picture), return_tensors="pt")
         with torch.no_grad():
-            crops = model.model.get_crop_features(encoded["pixel_values"], encoded["image_sizes"])
+            crops = model.model.vision_embed_tokens.crop_features(encoded["pixel_values"])
         half = crops.shape[1] // 2
         corners = crops[0].unflatten(0, (2, half)).unflatten(2, (2, half)).mean((1, 3))  # [2, 2, F]
         assert own == pytest.approx(corners.permute(2, 0, 1).flatten().numpy(), abs=1e-4)
@@ -180,9 +181,7 @@ def test_batches_follow_the_size_of_the_memory_and_not_what_is_free_in_it(model,
 
 
 def slow_ids(generator: Generator, picture: bytes) -> list[int]:
-    encoded = generator.processor(
-        text=render_prompt(PromptSpec()), images=[open_picture(picture)], return_tensors="pt"
-    )
+    encoded = generator.processor(text=CHAT, images=[open_picture(picture)], return_tensors="pt")
     return encoded["input_ids"][0].tolist()
 
 
@@ -238,7 +237,7 @@ def crossing(model):
 def slow(model, picture: bytes, longest: int) -> list[int]:
     """Greedy tokens without any cache."""
     processor = load_processor("tiny", num_crops=CROPS)
-    inputs = processor(text=render_prompt(PromptSpec()), images=[open_picture(picture)], return_tensors="pt")
+    inputs = processor(text=CHAT, images=[open_picture(picture)], return_tensors="pt")
     ids, start = inputs["input_ids"], inputs["input_ids"].shape[1]
     while ids.shape[1] < start + longest and ids[0, -1] not in greedy(processor).eos_token_id:
         with torch.no_grad():

@@ -7,15 +7,16 @@ import pytest
 from catalens.checkpoint import load_processor
 from catalens.config import FieldSpec, NumberFormat, PromptSpec
 from catalens.examples import (
+    Answer,
     AnswerSchema,
     FieldConstraints,
     answer_space,
     canonical_text,
-    parse_answer,
     render_answer,
-    render_prompt,
 )
+from catalens.examples import parse_answer as parse_to
 from catalens.inference.grammar import Constraint, Vocabulary
+from catalens.model import REFERENCE
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "golden" / "official"
 ROWS = [
@@ -47,6 +48,10 @@ def vocabulary(request):
     else:
         processor = load_processor(str(OFFICIAL / request.param))
     return Vocabulary(processor, len(processor.tokenizer) + 19)
+
+
+def parse_answer(prompt: PromptSpec, text: str) -> Answer:
+    return parse_to(prompt, text, REFERENCE.end_token)
 
 
 def walk(constraint: Constraint, seed: int) -> tuple[str, int]:
@@ -82,10 +87,10 @@ def test_whatever_is_chosen_parses_into_the_space_of_the_answers(vocabulary, pro
 @pytest.mark.parametrize("prompt", ORDERS, ids=["reference", "euros", "text last"])
 def test_the_catalogues_own_answers_can_be_written_in_their_own_tokens(vocabulary, prompt):
     constraint = Constraint(vocabulary, prompt, answer_space(prompt, ROWS))
-    question = render_prompt(prompt).partition("<|image_1|>")[2]
+    question = REFERENCE.chat(prompt.question).partition(REFERENCE.image_tag)[2]
     for row in ROWS:
         before = len(vocabulary.tokenizer(question)["input_ids"])
-        own = vocabulary.tokenizer(question + render_answer(prompt, row))["input_ids"][before:]
+        own = vocabulary.tokenizer(question + render_answer(prompt, row) + REFERENCE.end_token)["input_ids"][before:]
         matcher = constraint.start()
         tokens = constraint.forced(matcher)
         chosen = 0
@@ -123,7 +128,7 @@ def test_many_categories_stay_quick_to_follow(vocabulary):
 
 def accepts(constraint: Constraint, answer: str) -> bool:
     """Whether an answer is in the language, in its own tokens."""
-    return constraint.refused(answer) is None
+    return constraint.refused(answer.removesuffix(REFERENCE.end_token)) is None
 
 
 ODD = [
@@ -141,7 +146,7 @@ def test_text_that_training_accepts_can_be_written(vocabulary, prompt, text):
     constraint = Constraint(vocabulary, prompt, answer_space(prompt, [row]))
     answer = render_answer(prompt, row)
     assert accepts(constraint, answer)
-    assert parse_answer(prompt, answer).values["title"] == canonical_text(text)
+    assert parse_answer(prompt, answer + REFERENCE.end_token).values["title"] == canonical_text(text)
 
 
 def test_a_number_may_have_a_digit_more_than_those_of_the_training(vocabulary):
@@ -215,7 +220,7 @@ def test_a_comma_is_the_numbers_or_the_labels(vocabulary, numbers, price, text):
     rows = [{"title": "Sock", "category3_code": "A", "full_price": value} for value in (price, 123456.5, 7)]
     constraint = Constraint(vocabulary, prompt, answer_space(prompt, rows))
     assert accepts(constraint, f"Full Price: {text}, Category: A, Product: Sock<|end|>")
-    assert render_answer(prompt, rows[0]) == f"Full Price: {text}, Category: A, Product: Sock<|end|>"
+    assert render_answer(prompt, rows[0]) == f"Full Price: {text}, Category: A, Product: Sock"
 
 
 def test_a_category_may_begin_another(vocabulary):

@@ -13,7 +13,9 @@ from catalens.inference import load_predictor, record_columns, record_of
 from catalens.inference.calibration import fit_calibration
 from catalens.inference.predictor import Predictor, field_scores
 from catalens.inference.records import Completion, FieldScore
+from catalens.model import REFERENCE
 
+END = REFERENCE.end_token
 TOKENS = {
     "Product": 0.0, ":": 0.0, " Red": -0.1, " Tote": -0.2, ",": -0.3, " Category": -0.01, ": ": 0.0,
     "BA": -0.4, "GS": 0.0, ", Full Price:": 0.0, " ": 0.0, "1": -0.5, "29": -0.6, ".0": -0.7, "<|end|>": -0.8,
@@ -28,6 +30,8 @@ def written(tokens: dict[str, float] | None = None) -> Completion:
 class Recorded:
     """A generator that has written already."""
 
+    family = REFERENCE
+
     def __init__(self, *answers: Completion) -> None:
         self.answers = list(answers)
 
@@ -39,7 +43,7 @@ class Recorded:
 
 
 def test_a_field_has_the_tokens_of_its_value_and_of_its_end():
-    scores = field_scores(PromptSpec(), written())
+    scores = field_scores(PromptSpec(), written(), END)
     assert scores["title"] == FieldScore(pytest.approx(-0.61), 3)  # " Red" " Tote", and one for ", Category: "
     assert scores["category3_code"] == FieldScore(pytest.approx(-0.4), 3)
     assert scores["full_price"] == FieldScore(pytest.approx(-2.6), 4)  # the " " before it is of the label
@@ -54,14 +58,14 @@ def test_a_label_makes_a_text_no_surer(label):
         tokens = [("Product", 0.0), (": ", 0.0), ("Red", -0.2), *((piece, 0.0) for piece in ending), ("9", -0.1)]
         tokens[3] = (ending[0], -0.4)  # the choice to end; what follows is forced
         pieces, scores = zip(*tokens, ("<|end|>", -0.3), strict=True)
-        found = field_scores(prompt, Completion(tuple(piece.encode() for piece in pieces), scores))
+        found = field_scores(prompt, Completion(tuple(piece.encode() for piece in pieces), scores), END)
         assert found["title"] == FieldScore(pytest.approx(-0.6), 2)
         assert found["full_price"] == FieldScore(pytest.approx(-0.4), 2)
 
 
 def test_a_token_over_the_edge_of_a_value_is_its_own():
     pieces = {"Product: R": -0.1, "ed,": -0.2, " Category: BA": -0.3, "GS, Full Price:": -0.4, " 9<|end|>": -0.5}
-    scores = field_scores(PromptSpec(), written(pieces))
+    scores = field_scores(PromptSpec(), written(pieces), END)
     assert scores["title"] == FieldScore(pytest.approx(-0.3), 2)
     assert scores["category3_code"] == FieldScore(pytest.approx(-0.7), 2)
     assert scores["full_price"] == FieldScore(pytest.approx(-0.5), 1)

@@ -1,6 +1,13 @@
+import io
+import json
+
 import pytest
 import torch
+from patches import Patches, save_patches
+from rich.console import Console
 
+import catalens
+from catalens.model import family as families
 from catalens.model import family_of, unused_parameter_names
 
 QUESTION = "What is it?"
@@ -16,14 +23,14 @@ def test_there_is_one_family():
         family_of("llava")
 
 
-def test_tokens_are_those_of_the_processor(family, processor, pictures):
+def test_tokens_are_those_of_the_processor(family, model, processor, pictures):
     chat = family.chat(QUESTION)
     assert chat == "<|user|>\n<|image_1|>What is it?<|end|><|assistant|>\n"
     for picture in pictures:
         size = family.hd_size(processor, picture.width, picture.height)
         ids = family.token_ids(processor, chat, [size])
         assert ids == processor(text=chat, images=picture)["input_ids"][0].tolist()
-        assert len(ids) == family.text_tokens(processor, chat) + family.image_tokens(processor, size)
+        assert ids.count(model.config.image_token_id) == family.image_tokens(processor, size)
     assert ids.count(processor.tokenizer.convert_tokens_to_ids(family.end_token)) == 1
 
 
@@ -37,7 +44,7 @@ def test_a_batch_of_images_is_that_of_the_processor(family, model, processor, pi
         images = family.encode_features(model, images, model.dtype)
         assert all(image.pixels is None for image in images)
         with torch.no_grad():
-            whole["crop_features"] = model.model.get_crop_features(whole.pop("pixel_values"), whole["image_sizes"])
+            whole["crop_features"] = model.model.vision_embed_tokens.crop_features(whole.pop("pixel_values"))
     batch = family.collate(images)
     assert batch.keys() == whole.keys()
     for name, value in whole.items():
@@ -52,3 +59,40 @@ def test_every_parameter_has_a_part(family, model):
         assert own
         assert {parts[name] for name in own} == {part}
     assert family.unused_parameter_names(model) == unused_parameter_names(model)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_family_from_outside_is_trained_checked_and_predicts(monkeypatch, drawn, tmp_path, method):
+    monkeypatch.setenv("CATALENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(families, "FAMILIES", (*families.FAMILIES, Patches()))
+    save_patches(tmp_path / "model")
+    recipe = catalens.make_recipe(
+        {
+            "catalog": str(drawn),
+            "model": str(tmp_path / "model"),
+            "training": {
+                "method": method,
+                "parts": {"vision": "frozen"},
+                "learning_rate": 3e-3,
+                "max_steps": 20,
+                "validation_rows": 4,
+                "evaluations": 1,
+                "feature_cache": True,
+            },
+            "evaluation": {"batch_size": 8, "max_new_tokens": 40, "resamples": 100, "rows": 6},
+            "tracking": {"to": "none"},
+        }
+    )
+    console = Console(file=io.StringIO(), width=200)
+    trained = catalens.train(recipe, tmp_path / "run", console=console)
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in log if "train/learning_rate" in line]
+    assert losses[-1] < losses[0] - 0.5
+    assert trained.steps == 20
+    pictures = [row["image"] for row in catalens.Catalog(drawn).rows("test")][:4]
+    assert all(one.values for one in catalens.load_predictor(tmp_path / "run").predict(pictures))
+    assert catalens.evaluate(tmp_path / "run", console=console).metrics["rows"] == 6
+    check = catalens.check(drawn, recipe, tmp_path / "check.html")
+    assert "with its own tokenizer" in check.view["basis"]
+    assert [cost.crops for cost in check.costs] == [1, 1, 1]

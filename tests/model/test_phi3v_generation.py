@@ -54,7 +54,7 @@ def test_text_across_the_longrope_switch(make_model, seed):
     assert torch.equal(new(model, inputs, 10), without_cache(model, ids, 10))
 
 
-@pytest.mark.parametrize("form", ["pixels", "crop features", "padded"])
+@pytest.mark.parametrize("form", ["pixels", "crop features"])
 def test_picture_across_the_longrope_switch(model, processor, pictures, form):
     """All ids are fed again at the switch, so the pictures must come again as well."""
     inputs = processor(text="<|image_1|>" + "ab cd ef " * 12, images=pictures[3], num_crops=1)
@@ -65,10 +65,8 @@ def test_picture_across_the_longrope_switch(model, processor, pictures, form):
     )
     if form == "crop features":
         with torch.no_grad():
-            features = model.model.get_crop_features(inputs.pop("pixel_values"), inputs["image_sizes"])
+            features = model.model.vision_embed_tokens.crop_features(inputs.pop("pixel_values"))
         inputs["crop_features"] = features
-    elif form == "padded":
-        inputs["pixel_values"] = F.pad(inputs["pixel_values"][None], (0,) * 7 + (3,))
     assert torch.equal(new(model, inputs, 10), wanted)
 
 
@@ -106,15 +104,10 @@ def test_cached_tokens_that_cannot_be_fed_again_are_asked_for(model):
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}])
-@pytest.mark.parametrize("padded", [False, True])
-def test_beams_keep_their_pictures(model, processor, prompts, options, padded):
+def test_beams_keep_their_pictures(model, processor, prompts, options):
     """Rows with two pictures, none and one: each beam must see its own row's pictures."""
     texts, images = prompts
     inputs = dict(processor(text=texts, images=images, num_crops=2, padding=True, padding_side="left"))
-    if padded:
-        counts = [1 + h * w for h, w in model.model.grids(inputs["image_sizes"])]
-        crops = inputs["pixel_values"].split(counts)
-        inputs["pixel_values"] = torch.nn.utils.rnn.pad_sequence(crops, batch_first=True)
     together = new(model, inputs, **options)
     alone = [
         new(model, processor(text=t, images=i, num_crops=2), **options) for t, i in zip(texts, images, strict=True)

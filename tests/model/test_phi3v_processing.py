@@ -101,8 +101,6 @@ def test_padding(processor):
     assert right["input_ids"][0, -1] == pad
     assert left["input_ids"][0, 0] == pad
     assert torch.equal(right["input_ids"][1], left["input_ids"][1])
-    fixed = processor(text=texts, padding="max_length", max_length=40)
-    assert fixed["input_ids"].shape == (2, 40)
     lists = processor(text=texts, return_tensors=None)
     assert [len(row) for row in lists["input_ids"]] == right["attention_mask"].sum(1).tolist()
     assert isinstance(processor(text="a", return_tensors="np")["input_ids"], np.ndarray)
@@ -112,26 +110,12 @@ def test_padding(processor):
     ("options", "message"),
     [
         ({}, "rows differ in length: pass padding=True"),
-        ({"padding": "max_length"}, "padding 'max_length' needs max_length"),
-        ({"padding": "most"}, "padding is 'most'"),
         ({"padding": True, "padding_side": "up"}, "padding_side is 'up'"),
-        ({"padding": True, "truncation": True}, "truncation needs max_length"),
     ],
 )
 def test_padding_errors(processor, options, message):
     with pytest.raises(ValueError, match=message):
         processor(text=["a", "a longer row"], **options)
-
-
-def test_truncation_cuts_the_answer_and_never_a_picture(processor, pictures):
-    text = "<|user|>\n<|image_1|>What?<|end|><|assistant|>\nred scarf"
-    whole = processor(text=text, images=pictures[0])["input_ids"][0]
-    last = int((whole == IMAGE).nonzero().max())
-    for length in (last + 1, len(whole) - 2, len(whole) + 5):
-        cut = processor(text=text, images=pictures[0], truncation=True, max_length=length)["input_ids"][0]
-        assert torch.equal(cut, whole[:length])
-    with pytest.raises(ValueError, match=f"row 0: max_length {last} cuts into a picture: give {last + 1} or more"):
-        processor(text=text, images=pictures[0], truncation=True, max_length=last)
 
 
 def test_saved_processor_loads_equal(processor, pictures, tmp_path):

@@ -134,8 +134,8 @@ from catalens.training import loop
 from catalens.training.train import train
 from processes import HANG, torchrun
 
-def exact(parameters, spec):
-    sums = [p.grad.to_local() for _, p in parameters if p.grad is not None]
+def exact(model, spec):
+    sums = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
     assert {one.dtype for one in sums} == {torch.float32}
     assert any(bool((one != one.bfloat16()).any()) for one in sums)
 
@@ -253,8 +253,8 @@ dist.destroy_process_group()
 def test_a_process_without_pictures_keeps_up(way, drawn, tmp_path):
     encoder = Encoder(load_processor("tiny"), PromptSpec())
     row = Catalog(drawn).rows("train")[0]
-    collate = Collator(encoder.tokenizer.pad_token_id)
-    seeing = collate([encoder.example(row, encoder.picture(row["image"]))])
+    collate = Collator(encoder.family, encoder.tokenizer.pad_token_id)
+    seeing = collate([encoder.example(row, encoder.image(row["image"]))])
     ids = torch.tensor(encoder.tokenizer("Product: Red Hat")["input_ids"])
     batches = [seeing, collate([{"input_ids": ids, "labels": ids}])]
     assert "pixel_values" not in batches[1]

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from catalens.checkpoint import TINY, load_model, load_run
 from catalens.config import PARTS, LoraSpec, PartsSpec, TrainingSpec
 from catalens.errors import RecipeError, TrainingError
-from catalens.training.modules import OptimizerPair, check_gradients, coverage, make_optimizer, part_of, prepare_parts
+from catalens.model import REFERENCE
+from catalens.training.modules import OptimizerPair, check_gradients, coverage, make_optimizer, prepare_parts
 from catalens.training.train import train
 
 QKV = "model.layers.0.self_attn.qkv_proj"
@@ -24,7 +25,7 @@ def trained(model) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {"vision": set(), "projector": set(), "embeddings": set(), "text": set()}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            found[part_of(name)].add(name)
+            found[REFERENCE.part_of(name)].add(name)
     return found
 
 
@@ -131,14 +132,14 @@ def test_a_part_without_gradient_is_an_error():
     ids = torch.tensor([[1, 40, 41, 42]])
     model(input_ids=ids, labels=ids).loss.backward()  # no picture
     with pytest.raises(TrainingError, match=r"training\.parts\.vision is full, but no gradient reaches it"):
-        check_gradients(model.named_parameters(), spec(method="full"))
-    check_gradients(model.named_parameters(), spec(method="full", parts={"vision": "frozen", "projector": "frozen"}))
+        check_gradients(model, spec(method="full"))
+    check_gradients(model, spec(method="full", parts={"vision": "frozen", "projector": "frozen"}))
 
 
 def test_parts_have_their_own_learning_rates():
     asked = spec(method="full", learning_rate=1e-3, parts={"vision": {"train": "full", "learning_rate": 1e-5}})
     model = prepare_parts(load_model("tiny"), asked)
-    optimizer = make_optimizer(model.named_parameters(), asked)
+    optimizer = make_optimizer(model, asked)
     rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
     assert rates == {"vision": 1e-5, "projector": 1e-3, "embeddings": 1e-3, "text": 1e-3}
     grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
@@ -147,9 +148,7 @@ def test_parts_have_their_own_learning_rates():
 
 def test_muon_takes_the_matrices_and_adamw_the_rest():
     model = load_model("tiny")
-    optimizer = make_optimizer(
-        model.named_parameters(), spec(method="full", optimizer="muon", adamw_learning_rate=1e-3)
-    )
+    optimizer = make_optimizer(model, spec(method="full", optimizer="muon", adamw_learning_rate=1e-3))
     assert isinstance(optimizer, OptimizerPair)
     muon = {id(p) for group in optimizer.parts[0].param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
@@ -161,13 +160,13 @@ def test_muon_takes_the_matrices_and_adamw_the_rest():
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "adamw_8bit"])
 def test_vectors_of_any_shape_do_not_decay(optimizer: str):
     model = load_model("tiny")
-    groups = make_optimizer(model.named_parameters(), spec(method="full", optimizer=optimizer)).param_groups
+    groups = make_optimizer(model, spec(method="full", optimizer=optimizer)).param_groups
     still = {id(p) for group in groups if group["weight_decay"] == 0 for p in group["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in still}
     assert {"model.vision_embed_tokens.glb_GN", "model.vision_embed_tokens.sub_GN", "model.norm.weight"} <= names
     assert not any(name.endswith(("proj.weight", "embed_tokens.weight", "patch_embedding.weight")) for name in names)
-    thin = torch.nn.Parameter(torch.zeros(1, 8))  # an adapter of rank 1
-    (group,) = make_optimizer([("lora_A.weight", thin)], spec()).param_groups
+    asked = spec(lora={"rank": 1})
+    (group,) = make_optimizer(prepare_parts(load_model("tiny"), asked), asked).param_groups
     assert group["weight_decay"] > 0
 
 
@@ -176,7 +175,7 @@ def test_vectors_of_any_shape_do_not_decay(optimizer: str):
 def test_embeddings_keep_their_state_in_32_bits(optimizer: str):
     pytest.importorskip("bitsandbytes")
     model = load_model("tiny")
-    made = make_optimizer(model.named_parameters(), spec(method="full", optimizer=optimizer))
+    made = make_optimizer(model, spec(method="full", optimizer=optimizer))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     made.step()

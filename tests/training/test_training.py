@@ -262,21 +262,21 @@ def test_a_field_that_the_catalogue_does_not_have(recipe, drawn, tmp_path):
 
 def test_packed_rows_have_the_loss_of_padded_ones(drawn):
     encoder = Encoder(load_processor("tiny"), PromptSpec())
-    dataset = ProductDataset(Catalog(drawn).rows("train")[:8], encoder, "image", encoder.picture)
+    dataset = ProductDataset(Catalog(drawn).rows("train")[:8], encoder, "image", encoder.image)
     examples = [dataset[index] for index in range(len(dataset))]
     for attention in ("sdpa", "eager"):
         model = load_model("tiny", attention=attention).train()
         losses, gradients = [], []
         for packed in (False, True):
             model.zero_grad()
-            loss = model(**Collator(encoder.tokenizer.pad_token_id, packed)(examples)).loss
+            loss = model(**Collator(encoder.family, encoder.tokenizer.pad_token_id, packed)(examples)).loss
             loss.backward()
             losses.append(loss.item())
             gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
         assert losses[0] == pytest.approx(losses[1], abs=1e-5)
         padded, packed = gradients
         assert all(torch.allclose(padded[name], packed[name], atol=1e-4) for name in padded)
-        one_long = Collator(encoder.tokenizer.pad_token_id, packed=True)(examples)
+        one_long = Collator(encoder.family, encoder.tokenizer.pad_token_id, packed=True)(examples)
         one_long["position_ids"] = torch.arange(one_long["input_ids"].numel())[None]
         assert abs(model(**one_long).loss.item() - losses[0]) > 1e-3  # what leaking would give
 

@@ -21,7 +21,6 @@ from catalens.config import Recipe, TrainingSpec, load_recipe
 from catalens.data import Encoder
 from catalens.errors import RecipeError
 from catalens.files import writing
-from catalens.model import Phi3VImageProcessor
 from catalens.pages.base import refuse_to_overwrite, write_page
 from catalens.progress import Progress, silent
 
@@ -68,12 +67,11 @@ def check_catalog(
     page = page / PAGE if page.is_dir() else page
     with writing(page):
         refuse_to_overwrite(page)
-    processor, config, basis = load_sizes(recipe.model if recipe else None)
+    processor, sizes, basis = load_sizes(recipe.model if recipe else None)
     facts = read_facts(stored, prompt, Encoder(processor, prompt) if processor else None, progress)
     findings = find(facts)
-    images = processor.image_processor if processor else Phi3VImageProcessor()
     training = recipe.training if recipe else TrainingSpec()
-    costs = crop_costs(facts, images, config, training)
+    costs = crop_costs(facts, processor, sizes, training)
     view = view_of(stored, facts, findings, costs, training, basis)
     with writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,16 @@ num_crops 16: 2,569 tokens a row, 17 crops; LoRA, frozen tower: 46.2 TFLOP a row
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from catalens.checking.facts import CHARACTERS_PER_TOKEN, Facts
-from catalens.checkpoint import TINY, load_processor
+from catalens.checkpoint import load_config, load_processor
 from catalens.config import REFERENCE_FIELDS, FieldSpec, Kind, PromptSpec, TrainingSpec
-from catalens.estimates import GPUS, PHI3_VISION, Setup, sample_flops, step_memory
-from catalens.model import Phi3VConfig, Phi3VImageProcessor, Phi3VProcessor
+from catalens.estimates import GPUS, REFERENCE_SIZES, Setup, sample_flops, step_memory
+from catalens.model import REFERENCE, ModelSizes, family_of
 
 NUM_CROPS = (1, 4, 16)
 """`num_crops` that costs are reckoned for."""
@@ -61,39 +62,38 @@ def method_name(training: TrainingSpec) -> str:
     return f"{method}, {'frozen tower' if Setup.from_spec(training).frozen_tower else 'tower too'}"
 
 
-def load_sizes(model: str | None) -> tuple[Phi3VProcessor | None, Phi3VConfig, str]:
-    """Load a model's processor and configuration, and a sentence for the reader on what costs stand on.
+def load_sizes(model: str | None) -> tuple[Any, ModelSizes, str]:
+    """Load a model's processor and sizes, and a sentence for the reader on what costs stand on.
 
-    Without a model, or where it is not on disk: no processor, and the configuration of Phi-3-Vision.
+    Without a model, or where it is not on disk: no processor, and the sizes of Phi-3-Vision.
     """
     basis = "No recipe was given"
     if model:
         try:
             processor = load_processor(model)
-            config = Phi3VConfig.from_pretrained(TINY if model == "tiny" else model)
-            return processor, config, f"For the recipe\u2019s model, {model}, with its own tokenizer."
+            sizes = family_of(processor.model_type).sizes(load_config(model))
+            return processor, sizes, f"For the recipe\u2019s model, {model}, with its own tokenizer."
         except Exception:  # of any library, over a damaged folder
             basis = f"The recipe\u2019s model, {model}, cannot be loaded from disk"
     basis += f": reckoned for Phi-3-Vision, text by {CHARACTERS_PER_TOKEN} characters a token."
-    return None, PHI3_VISION, basis
+    return None, REFERENCE_SIZES, basis
 
 
-def crop_costs(
-    facts: Facts, images: Phi3VImageProcessor, config: Phi3VConfig, training: TrainingSpec
-) -> list[CropCost]:
+def crop_costs(facts: Facts, processor: Any, sizes: ModelSizes, training: TrainingSpec) -> list[CropCost]:
     """Estimate costs by `num_crops` from the training rows whose text and picture are of use; empty without any."""
     rows = [
         (text, look.size)
         for split, text, look in zip(facts.splits, facts.text_tokens, facts.pictures, strict=True)
         if split == "train" and text is not None and look.size
     ]
+    family = family_of(processor.model_type) if processor else REFERENCE
     costs = []
     for num_crops in NUM_CROPS if rows else ():
-        canvases = [images.hd_size(*size, num_crops) for _, size in rows]
-        crops = np.array([1 + height * width // images.crop_size**2 for height, width in canvases], float)
+        hd_sizes = [family.hd_size(processor, *size, num_crops) for _, size in rows]
+        crops = np.array([family.num_tiles(processor, size) for size in hd_sizes], float)
         tokens = np.array([text for text, _ in rows], float)
-        tokens += [images.num_image_tokens(*canvas) for canvas in canvases]
-        costs.append(_crop_cost(num_crops, tokens, crops, config, training))
+        tokens += [family.image_tokens(processor, size) for size in hd_sizes]
+        costs.append(_crop_cost(num_crops, tokens, crops, sizes, training))
     return costs
 
 
@@ -101,13 +101,13 @@ def _crop_cost(
     num_crops: int,
     tokens: NDArray[np.float64],
     crops: NDArray[np.float64],
-    config: Phi3VConfig,
+    sizes: ModelSizes,
     training: TrainingSpec,
 ) -> CropCost:
     long, most = float(np.percentile(tokens, LONG_ROW)), float(np.percentile(crops, LONG_ROW))
     batch, allowed = _batch(training, long), training.gradient_checkpointing
     memory = {
-        again: step_memory(config, Setup.from_spec(training, again), long, most).peak(batch) / 1e9
+        again: step_memory(sizes, Setup.from_spec(training, again), long, most).peak(batch) / 1e9
         for again in ((False, True) if allowed == "auto" else (allowed,))
     }
     step_rows = _batch(training, float(tokens.mean())) * training.gradient_accumulation
@@ -120,7 +120,7 @@ def _crop_cost(
         batch_rows=batch,
         step_rows=step_rows,
         steps=math.ceil(len(tokens) / step_rows),
-        tflop=float(sample_flops(config, Setup.from_spec(training), tokens, crops).mean()) / 1e12,
+        tflop=float(sample_flops(sizes, Setup.from_spec(training), tokens, crops).mean()) / 1e12,
         memory=memory,
     )
 

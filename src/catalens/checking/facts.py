@@ -24,7 +24,8 @@ from catalens.catalog.storage import FACTS, Catalog
 from catalens.config import PromptSpec
 from catalens.data import Encoder
 from catalens.errors import CatalogError, PromptError
-from catalens.examples import format_number, parse_number, render_answer, render_prompt
+from catalens.examples import format_number, parse_number, render_answer
+from catalens.model import REFERENCE
 from catalens.progress import Progress, silent
 
 NAMED_ROWS = 10  # rows that a finding or a reason names
@@ -69,14 +70,12 @@ class Facts(Scan):
         index = len(self) - 1
         name = self.name(index)
         try:
-            answer = render_answer(prompt, row, name)
-            if encoder:
-                encoder.check(answer, name)
+            answer = encoder.answer(row, name) if encoder else render_answer(prompt, row, name) + REFERENCE.end_token
         except PromptError as error:
             self.problems[index] = str(error).removeprefix(f"{name}: ")
             self.text_tokens.append(None)
             return
-        estimate = math.ceil(len(render_prompt(prompt) + answer) / CHARACTERS_PER_TOKEN)
+        estimate = math.ceil(len(REFERENCE.chat(prompt.question) + answer) / CHARACTERS_PER_TOKEN)
         self.text_tokens.append(encoder.text_tokens(answer) if encoder else estimate)
         for field in prompt.fields:
             if field.kind == "number" and index not in self.rounded:

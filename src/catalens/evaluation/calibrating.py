@@ -90,9 +90,10 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
     with bars(console) as progress:
         pictures = [row[roles.image] for row in rows]
         written = writer.generate(pictures, lambda done: progress("calibrating", done, len(rows)))
-    predictions = [parse_answer(run.prompt, one.text).values for one in written]
+    end = writer.family.end_token
+    predictions = [parse_answer(run.prompt, one.text, end).values for one in written]
     scores = [
-        {} if values is None else field_scores(run.prompt, one)
+        {} if values is None else field_scores(run.prompt, one, end)
         for values, one in zip(predictions, written, strict=True)
     ]
     truths = [truth_of(run.prompt, row) for row in rows]

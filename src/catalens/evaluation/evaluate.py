@@ -26,18 +26,17 @@ from rich.console import Console
 from catalens import metrics
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import Run, load_model, load_processor, load_run
-from catalens.config import EvaluationSpec, PromptSpec, Recipe
+from catalens.config import EvaluationSpec, Recipe
 from catalens.data import Encoder, load_examples
 from catalens.devices import compute_dtype, processes
 from catalens.errors import CatalogError
 from catalens.evaluation.calibrating import calibrate, confidence_block, review_block, run_predictor, sampled
 from catalens.evaluation.image_use import blanked, image_use, partners
-from catalens.examples import parse_answer
+from catalens.examples import Answer, parse_answer
 from catalens.inference.generation import FeatureCache, Generator
 from catalens.inference.predictor import Predictor
 from catalens.inference.records import Completion
 from catalens.metrics import Figure, ImageUse, Row
-from catalens.model import Phi3VProcessor
 from catalens.pages.report import write_report
 from catalens.predictions import FORMAT, Evaluation, ScoredRow, truth_of
 from catalens.progress import Progress, bars
@@ -64,7 +63,7 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     catalog = _unchanged(loaded, recipe)
     encoder = Encoder(loaded.processor, loaded.prompt)
     usable, left_out = load_examples(catalog, encoder, spec.split)
-    rows = ScoringRows(loaded.prompt, catalog, sampled(usable, spec.rows), spec)
+    rows = ScoringRows(encoder, catalog, sampled(usable, spec.rows), spec)
     memory = FeatureCache()
     predictor = run_predictor(loaded, spec, console, memory)
     writer = Generator(
@@ -104,10 +103,10 @@ class ScoringRows:
     """Rows of a split, what engines write about them, and scores against their truths."""
 
     def __init__(
-        self, prompt: PromptSpec, catalog: Catalog, rows: Sequence[Mapping[str, Any]], spec: EvaluationSpec
+        self, encoder: Encoder, catalog: Catalog, rows: Sequence[Mapping[str, Any]], spec: EvaluationSpec
     ) -> None:
-        roles = catalog.card.roles
-        self.prompt, self.resamples = prompt, spec.resamples
+        roles, prompt = catalog.card.roles, encoder.prompt
+        self.prompt, self.end_token, self.resamples = prompt, encoder.family.end_token, spec.resamples
         self.kinds = {field.column: field.kind for field in prompt.fields}
         self.ids: list[str] = [row[roles.id] for row in rows]
         self.pictures: list[bytes] = [row[roles.image] for row in rows]
@@ -123,9 +122,13 @@ class ScoringRows:
         by_picture = dict(zip(once, answers, strict=True))
         return [by_picture[picture] for picture in pictures]
 
+    def read(self, answers: Sequence[Completion]) -> list[Answer]:
+        """Read each answer."""
+        return [parse_answer(self.prompt, answer.text, self.end_token) for answer in answers]
+
     def values(self, answers: Sequence[Completion]) -> list[Row | None]:
         """Read the values of each answer, None where it does not parse."""
-        return [parse_answer(self.prompt, answer.text).values for answer in answers]
+        return [answer.values for answer in self.read(answers)]
 
     def score(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
         """Score values, None being a failed parse."""
@@ -147,9 +150,9 @@ class ScoringRows:
                 truth=self.truths[i],
                 picture=self.pictures[i],
                 free_answer=freely.text,
-                free_error=parse_answer(self.prompt, freely.text).error,
+                free_error=read.error,
             )
-            for i, (one, freely) in enumerate(zip(written, free, strict=True))
+            for i, (one, freely, read) in enumerate(zip(written, free, self.read(free), strict=True))
         ]
 
 
@@ -164,23 +167,23 @@ class ValidationScorer:
         catalog = Catalog(recipe.catalog)
         encoder = Encoder(load_processor(recipe.model, recipe.num_crops), recipe.prompt)
         rows = sampled(load_examples(catalog, encoder, "validation")[0], recipe.training.validation_rows)
-        self.rows = ScoringRows(recipe.prompt, catalog, rows, recipe.evaluation)
+        self.rows = ScoringRows(encoder, catalog, rows, recipe.evaluation)
 
-    def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[dict[str, Figure], list[LoggedExample]]:
+    def __call__(self, model: Any, processor: Any) -> tuple[dict[str, Figure], list[LoggedExample]]:
         """Figures by name, and the first rows with what was written about them."""
         answers, rows = self._write(model, processor), self.rows
         shown = [
             LoggedExample(rows.ids[i], rows.pictures[i], rows.truths[i], answer.values, answer.error)
-            for i, answer in enumerate(parse_answer(self.prompt, one.text) for one in answers[: self.shown])
+            for i, answer in enumerate(rows.read(answers[: self.shown]))
         ]
         return flatten(rows.score(rows.values(answers))), shown
 
-    def image_use(self, model: Any, processor: Phi3VProcessor) -> tuple[ImageUse, dict[str, Figure]]:
+    def image_use(self, model: Any, processor: Any) -> tuple[ImageUse, dict[str, Figure]]:
         """Test whether the model uses the pictures; figures are of other products' pictures."""
         found = self.rows.image_use(self.rows.values(self._write(model, processor)))
         return found["verdict"], flatten(found["shuffled"])
 
-    def _write(self, model: Any, processor: Phi3VProcessor) -> list[Completion]:
+    def _write(self, model: Any, processor: Any) -> list[Completion]:
         writer = Generator(model, processor, self.prompt, self.spec.batch_size, self.spec.max_new_tokens)
         return writer.generate(self.rows.pictures)
 

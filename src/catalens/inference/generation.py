@@ -106,12 +106,14 @@ class Generator:
         constraint = Constraint(self.vocabulary, prompt, schema, free_categories) if schema else None
         longest = constraint.max_new_tokens if constraint else max_new_tokens
         ends: Any = greedy(processor).eos_token_id
-        self._family = self.vocabulary.family
-        self._switch = self._family.rope_switch(model.config) or math.inf
+        self.family = self.vocabulary.family
+        self._switch = self.family.rope_switch(model.config) or math.inf
         self._decoder = _Decoder(model, self.vocabulary, ends, longest, constraint)
         self._answer_tokens = min(longest, max_new_tokens)  # room that a row is given; few answers need more
-        self._prompt = self._family.chat(prompt.question)
-        self._text_tokens = self._family.text_tokens(processor, self._prompt)
+        self._prompt = self.family.chat(prompt.question)
+        tile = self.family.hd_size(processor, 1, 1, 1)
+        ids = self.family.token_ids(processor, self._prompt, [tile])
+        self._text_tokens = len(ids) - self.family.image_tokens(processor, tile)
         self._cache = cache
 
     def generate(self, pictures: Sequence[bytes], on_progress: OnProgress = lambda done: None) -> list[Completion]:
@@ -211,10 +213,10 @@ class Generator:
     def _tokens(self, picture: bytes) -> int:
         """Tokens that a row with a picture is given room for, its answer counted; 0 where it is none."""
         try:
-            size = self._family.hd_size(self.processor, *picture_size(picture))
+            size = self.family.hd_size(self.processor, *picture_size(picture))
         except PictureError:
             return 0
-        return self._family.image_tokens(self.processor, size) + self._text_tokens + self._answer_tokens
+        return self.family.image_tokens(self.processor, size) + self._text_tokens + self._answer_tokens
 
     def _side(self, tokens: int) -> int:
         """0 below the longrope switch, 2 beyond it, 1 where an answer may cross it."""
@@ -235,7 +237,7 @@ class Generator:
         if self._cache and (known := self._cache.get(picture)):
             return known
         try:
-            return self._family.encode_image(self.processor, open_picture(picture))
+            return self.family.encode_image(self.processor, open_picture(picture))
         except PictureError as error:
             return error
 
@@ -244,7 +246,7 @@ class Generator:
         known = dict(zip(pictures, images, strict=True))
         new = {data: image for data, image in known.items() if image.features is None}
         made = self._fitting(
-            lambda some: self._family.encode_features(self.model, some, self.model.dtype), list(new.values())
+            lambda some: self.family.encode_features(self.model, some, self.model.dtype), list(new.values())
         )
         known |= zip(new, made, strict=True)
         if self._cache:
@@ -253,7 +255,7 @@ class Generator:
         return [known[data] for data in pictures]
 
     def _answers(self, images: Sequence[ImageInputs]) -> list[Completion]:
-        prompts = [self._family.token_ids(self.processor, self._prompt, [image.hd_size]) for image in images]
+        prompts = [self.family.token_ids(self.processor, self._prompt, [image.hd_size]) for image in images]
         return self._decoder(prompts, images)
 
     def _fitting(

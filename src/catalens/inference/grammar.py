@@ -94,8 +94,8 @@ class Constraint:
         return tokens
 
     def refused(self, answer: str) -> str | None:
-        """Find the column at which a rendered answer, with its end, cannot go on; None where all can be written."""
-        tokens, matcher = self._tokens(answer.removesuffix(self._end)), self.start()
+        """Find the column at which a rendered answer cannot go on; None where all can be written."""
+        tokens, matcher = self._tokens(answer), self.start()
         taken = matcher.try_consume_tokens(tokens)
         if taken == len(tokens) and matcher.is_accepting():
             return None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from catalens.config import PromptSpec
 from catalens.errors import RecipeError
-from catalens.examples import END, parse_answer
+from catalens.examples import parse_answer
 from catalens.inference.records import Completion, FieldScore
 from catalens.predictions import Prediction
 
@@ -44,6 +44,7 @@ class Predictor:
         accept_error: Mapping[str, float] | None = None,
     ) -> None:
         self.generator, self.prompt, self.calibration = generator, prompt, calibration
+        self._end = generator.family.end_token
         self.calibrated = calibration is not None
         """Whether confidences are calibrated; where not, they are the model's own."""
         self.targets = accept_error or {}
@@ -67,11 +68,11 @@ class Predictor:
         everything = tuple(field.column for field in self.prompt.fields)
         if completion.error is not None:
             return Prediction(None, needs_review=everything, error=completion.error)
-        answer = parse_answer(self.prompt, completion.text)
+        answer = parse_answer(self.prompt, completion.text, self._end)
         if answer.values is None:
             error = f"answer {completion.text!r} {answer.error}"
             return Prediction(None, needs_review=everything, answer=completion.text, error=error)
-        scores = field_scores(self.prompt, completion)
+        scores = field_scores(self.prompt, completion, self._end)
         if self.calibration is None:
             confidence = {column: math.exp(score.log_probability) for column, score in scores.items()}
         else:
@@ -123,7 +124,7 @@ def load_predictor(
     return Predictor(generator, prompt, calibration, targets)
 
 
-def field_scores(prompt: PromptSpec, completion: Completion) -> dict[str, FieldScore]:
+def field_scores(prompt: PromptSpec, completion: Completion, end_token: str) -> dict[str, FieldScore]:
     """Score each field of an answer that parses, by column; forced tokens are certain."""
     text = b"".join(completion.pieces)
     ends = list(accumulate(map(len, completion.pieces)))  # bytes up to the end of each token
@@ -132,7 +133,7 @@ def field_scores(prompt: PromptSpec, completion: Completion) -> dict[str, FieldS
     at = 0
     for field, following in zip(prompt.fields, (*prompt.fields[1:], None), strict=True):
         first = text.index(f"{field.label}: ".encode(), at) + len(f"{field.label}: ".encode())
-        at = text.index(f", {following.label}: ".encode() if following else END.encode(), first)
+        at = text.index(f", {following.label}: ".encode() if following else end_token.encode(), first)
         values.append((first, at))
     scores = {}
     for field, (first, last), (following, _) in zip(

@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoProcessor
 
 from .configuration import Phi3VConfig
-from .family import Family, ImageInputs, family_of
+from .family import REFERENCE, Family, ImageInputs, ModelSizes, family_of
 from .modeling import Phi3VForCausalLM, Phi3VModel, unused_parameter_names
 from .processing import Phi3VImageProcessor, Phi3VProcessor
 
@@ -14,8 +14,10 @@ AutoModel.register(Phi3VConfig, Phi3VModel)
 AutoModelForCausalLM.register(Phi3VConfig, Phi3VForCausalLM)
 
 __all__ = [
+    "REFERENCE",
     "Family",
     "ImageInputs",
+    "ModelSizes",
     "Phi3VConfig",
     "Phi3VForCausalLM",
     "Phi3VImageProcessor",

@@ -5,7 +5,7 @@
     ids = family.token_ids(processor, family.chat("What is it?"), [image.hd_size])
     model(input_ids=..., **family.collate([image]))
 
-A new family is one more class here and one more case of `family_of`.
+A new family is one more class here and one more entry of `FAMILIES`.
 
 Shapes: C tiles of an image, the whole image first; S side of a tile in pixels; m embeddings along a tile's side;
 F features of an embedding; (H, W) size in pixels of what the tiles are cut from.
@@ -13,7 +13,7 @@ F features of an embedding; (H, W) size in pixels of what the tiles are cut from
 
 # ruff: noqa: D102 - the methods of a family are documented in the protocol
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -23,7 +23,7 @@ from torch import nn
 
 from .configuration import Phi3VConfig
 from .modeling import Phi3VForCausalLM, Phi3VModel, unused_parameter_names
-from .processing import Phi3VProcessor
+from .processing import Phi3VImageProcessor, Phi3VProcessor
 
 Size = tuple[int, int]
 Part = Literal["vision", "projector", "embeddings", "text"]
@@ -42,66 +42,86 @@ class ImageInputs:
     """[C, m, m, F]."""
 
 
+@dataclass(frozen=True)
+class ModelSizes:
+    """Widths and depths of a model, which decide over its cost."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    tower_layers: int
+    """Blocks of the vision tower that run."""
+    tower_hidden: int
+    tower_intermediate: int
+    tower_weights: int
+    """All that are stored, norms and biases left out."""
+    tile_positions: int
+    """Positions of a tile in the tower: its patches and the class token."""
+    tile_tokens: int
+    """Embeddings of a tile."""
+    projector_weights: int
+
+
 class Family(Protocol):
     """Vision-language models of one architecture, with their processors.
 
-    `model_class` and `processor_class` load by `from_pretrained`; `image_tag` stands for the image in a chat and
-    `end_token` ends an answer; `whole_modules` can be trained in full beside adapters, each with its part;
-    `full_precision` modules are not quantised.
+    `image_tag` stands for the image in a chat and `end_token` ends an answer; `whole_modules` can be trained in full
+    beside adapters, each with its part; `full_precision` modules are not quantised; `layer_classes` are sharded one
+    by one; `tables`, parts of names, are embeddings and heads, which are no matrices that transform. Processors load
+    by `AutoProcessor` and have the family's `model_type`.
 
     chat: render a question about one image, up to where the answer begins.
-    hd_size: give the (H, W) of an image of `width` x `height` pixels, cut into `max_tiles`, or as the processor does.
+    hd_size: give the (H, W) of an image of `width` x `height` pixels, cut into `max_tiles`, or as the processor does;
+        like the two below it takes None for the processor of the published model.
+    limit_tiles: cut images into at most so many tiles from now on.
     num_tiles: count the tiles C of an image.
     image_tokens: count the tokens of an image.
     token_ids: tokenize a chat, with slots for images of these sizes.
-    text_tokens: count the tokens of a chat about one image, those of the image left out.
     encode_image: cut an image into tiles.
     encode_features: run the vision tower on the pixels of images, cast to `dtype`; features come back on the CPU.
     collate: batch images, all with pixels or all with features, as keyword arguments of the model.
     part_of: give the part of a parameter or module by its name, with or without the prefixes of wrappers.
     unused_parameter_names: list the parameters that never run.
     rope_switch: give the most positions before the factors of the rotary embedding, and all keys, change; else None.
+    sizes: give the widths and depths of a configuration, or of the published model.
     """
 
     model_type: str
     model_class: Any
-    processor_class: Any
     image_tag: str
     end_token: str
     full_precision: Sequence[str]
     whole_modules: Mapping[str, Part]
+    layer_classes: Sequence[str]
+    tables: Collection[str]
 
     def chat(self, question: str) -> str: ...
     def hd_size(self, processor: Any, width: int, height: int, max_tiles: int | None = None) -> Size: ...
+    def limit_tiles(self, processor: Any, most: int) -> None: ...
     def num_tiles(self, processor: Any, hd_size: Size) -> int: ...
     def image_tokens(self, processor: Any, hd_size: Size) -> int: ...
     def token_ids(self, processor: Any, text: str, hd_sizes: Sequence[Size]) -> list[int]: ...
-    def text_tokens(self, processor: Any, text: str) -> int: ...
     def encode_image(self, processor: Any, image: Image.Image) -> ImageInputs: ...
     def encode_features(self, model: Any, images: Sequence[ImageInputs], dtype: torch.dtype) -> list[ImageInputs]: ...
     def collate(self, images: Sequence[ImageInputs]) -> dict[str, torch.Tensor]: ...
     def part_of(self, name: str) -> Part: ...
     def unused_parameter_names(self, model: nn.Module) -> list[str]: ...
     def rope_switch(self, config: Any) -> int | None: ...
-
-
-def family_of(model_type: str) -> Family:
-    """Choose the family by a configuration's `model_type`; ValueError where there is none."""
-    match model_type:
-        case Phi3V.model_type:
-            return Phi3V()
-        case _:
-            raise ValueError(f"model_type is {model_type!r}: give a model of type {Phi3V.model_type}")
+    def sizes(self, config: Any = None) -> ModelSizes: ...
 
 
 class Phi3V:
     """Phi-3-Vision and Phi-3.5-Vision."""
 
     model_type = Phi3VConfig.model_type
-    model_class, processor_class = Phi3VForCausalLM, Phi3VProcessor
+    model_class = Phi3VForCausalLM
     image_tag = "<|image_1|>"
     end_token = "<|end|>"
     full_precision: Sequence[str] = ("lm_head", "model.vision_embed_tokens")
+    layer_classes: Sequence[str] = ("Phi3DecoderLayer", "CLIPEncoderLayer")
+    tables: Collection[str] = frozenset({"embed_tokens", "lm_head", "position_embedding"})
+    unused_parameter_names = staticmethod(unused_parameter_names)
     whole_modules: Mapping[str, Part] = {
         "model.embed_tokens": "embeddings",
         "lm_head": "embeddings",
@@ -113,20 +133,19 @@ class Phi3V:
         return f"<|user|>\n{self.image_tag}{question}{self.end_token}<|assistant|>\n"
 
     def hd_size(self, processor: Phi3VProcessor, width: int, height: int, max_tiles: int | None = None) -> Size:
-        return processor.image_processor.hd_size(width, height, max_tiles)
+        return _images(processor).hd_size(width, height, max_tiles)
+
+    def limit_tiles(self, processor: Phi3VProcessor, most: int) -> None:
+        processor.image_processor.num_crops = most
 
     def num_tiles(self, processor: Phi3VProcessor, hd_size: Size) -> int:
-        return 1 + hd_size[0] * hd_size[1] // processor.image_processor.crop_size**2
+        return 1 + hd_size[0] * hd_size[1] // _images(processor).crop_size ** 2
 
     def image_tokens(self, processor: Phi3VProcessor, hd_size: Size) -> int:
-        return processor.image_processor.num_image_tokens(*hd_size)
+        return _images(processor).num_image_tokens(*hd_size)
 
     def token_ids(self, processor: Phi3VProcessor, text: str, hd_sizes: Sequence[Size]) -> list[int]:
         return processor.tokenize(text, hd_sizes)
-
-    def text_tokens(self, processor: Phi3VProcessor, text: str) -> int:
-        tile = processor.image_processor.crop_size, processor.image_processor.crop_size
-        return len(processor.tokenize(text, [tile])) - self.image_tokens(processor, tile)
 
     def encode_image(self, processor: Phi3VProcessor, image: Image.Image) -> ImageInputs:
         encoded = processor.image_processor(image, return_tensors="pt")
@@ -136,9 +155,9 @@ class Phi3V:
     @torch.no_grad()
     def encode_features(self, model: Any, images: Sequence[ImageInputs], dtype: torch.dtype) -> list[ImageInputs]:
         inner = next(module for module in model.modules() if isinstance(module, Phi3VModel))
-        inputs = self.collate(images)
-        features = inner.get_crop_features(inputs["pixel_values"].to(inner.device, dtype), inputs["image_sizes"])
-        own = features.cpu().split([len(image.pixels) for image in images if image.pixels is not None])
+        pixels = self.collate(images)["pixel_values"].to(inner.device, dtype)
+        features = inner.vision_embed_tokens.crop_features(pixels).cpu()
+        own = features.split([len(image.pixels) for image in images if image.pixels is not None])
         return [replace(image, pixels=None, features=f.clone()) for image, f in zip(images, own, strict=True)]
 
     def collate(self, images: Sequence[ImageInputs]) -> dict[str, torch.Tensor]:
@@ -156,9 +175,50 @@ class Phi3V:
             return "vision" if "img_processor" in name else "projector"
         return "embeddings" if {"embed_tokens", "lm_head"} & set(name.split(".")) else "text"
 
-    def unused_parameter_names(self, model: nn.Module) -> list[str]:
-        return unused_parameter_names(model)
-
     def rope_switch(self, config: Phi3VConfig) -> int | None:
         rope: Any = config.rope_parameters
         return rope["original_max_position_embeddings"] if rope["rope_type"] == "longrope" else None
+
+    def sizes(self, config: Phi3VConfig | None = None) -> ModelSizes:
+        config = config or Phi3VConfig()
+        vision: Any = config.vision_config
+        h, g, positions = (
+            vision.hidden_size,
+            vision.intermediate_size,
+            (config.crop_size // config.patch_size) ** 2 + 1,
+        )
+        return ModelSizes(
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            vocabulary=config.vocab_size,
+            tower_layers=vision.num_hidden_layers - 1,  # the last block is stored and never runs
+            tower_hidden=h,
+            tower_intermediate=g,
+            tower_weights=vision.num_hidden_layers * (4 * h**2 + 2 * h * g)
+            + (3 * config.patch_size**2 + positions) * h,
+            tile_positions=positions,
+            tile_tokens=config.crop_grid**2,
+            projector_weights=config.feature_size * config.hidden_size + config.hidden_size**2,
+        )
+
+
+PUBLISHED = Phi3VImageProcessor()
+
+
+def _images(processor: Phi3VProcessor | None) -> Phi3VImageProcessor:
+    return processor.image_processor if processor else PUBLISHED
+
+
+REFERENCE = Phi3V()
+"""Family by which texts and costs are reckoned where no model is at hand."""
+FAMILIES: tuple[Family, ...] = (REFERENCE,)
+
+
+def family_of(model_type: str) -> Family:
+    """Choose the family by a configuration's `model_type`; ValueError where there is none."""
+    found = next((family for family in FAMILIES if family.model_type == model_type), None)
+    if found is None:
+        known = " or ".join(family.model_type for family in FAMILIES)
+        raise ValueError(f"model_type is {model_type!r}: give a model of type {known}")
+    return found

@@ -111,6 +111,6 @@ class PictureGenerationMixin(GenerationMixin):
         by_crop = torch.cat([crops[i] for i in order])
         by_picture = torch.tensor(order)
         return {
-            name: value[(by_picture if name == "image_sizes" or value.ndim == 5 else by_crop).to(value.device)]
+            name: value[(by_picture if name == "image_sizes" else by_crop).to(value.device)]
             for name, value in pictures.items()
         }

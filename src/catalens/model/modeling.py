@@ -128,7 +128,7 @@ def _longest(position_ids: torch.Tensor) -> torch.Tensor:
 class Phi3VRotaryEmbedding(nn.Module):
     """Rotary angles with the rope factors chosen for each row.
 
-    The frequencies are plain numbers, not buffers: no cast, no `to_empty` can spoil them.
+    The frequencies are plain numbers, not buffers: no cast can spoil them.
     """
 
     def __init__(self, config: Phi3VConfig) -> None:
@@ -175,15 +175,6 @@ class Phi3VPreTrainedModel(Phi3PreTrainedModel):
             init.zeros_(module.glb_GN)
             init.zeros_(module.sub_GN)
 
-    def to_empty(self, *, device: Any, recurse: bool = True) -> "Phi3VPreTrainedModel":
-        """As `nn.Module.to_empty`, but what no checkpoint holds is filled in."""
-        super().to_empty(device=device, recurse=recurse)
-        for module in self.modules():
-            if isinstance(module, CLIPVisionModel):
-                positions = module.embeddings.position_ids
-                positions.copy_(torch.arange(positions.shape[-1])[None])
-        return self
-
 
 class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Phi-3 layers over text and picture embeddings, without a head."""
@@ -194,18 +185,6 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
         self.vision_embed_tokens = Phi3VImageEmbedding(config)
         self.post_init()
 
-    def get_crop_features(self, pixel_values: torch.Tensor, image_sizes: torch.Tensor) -> torch.Tensor:
-        """Tower features [C, m, m, F] of the real crops: what a frozen tower gives once and for all.
-
-        Takes what `get_image_features` takes. Pass the result as `crop_features` in place of `pixel_values`.
-        """
-        counts = [1 + h * w for h, w in self.grids(image_sizes)]
-        if pixel_values.ndim == 5:  # [N, most crops, 3, S, S], filled up with empty crops
-            if len(counts) != pixel_values.shape[0] or max(counts) > pixel_values.shape[1]:
-                raise ValueError(f"image_sizes need {counts} crops, pixel_values are {tuple(pixel_values.shape)}")
-            pixel_values = torch.cat([own[:count] for own, count in zip(pixel_values, counts, strict=True)])
-        return self.vision_embed_tokens.crop_features(pixel_values)
-
     def get_image_features(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -215,9 +194,9 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
         """Picture embeddings [picture tokens, H], in the order of the pictures.
 
         Args:
-            pixel_values: [C, 3, S, S], or padded [N, most crops, 3, S, S].
+            pixel_values: [C, 3, S, S].
             image_sizes: [N, 2], the HD sizes (H, W).
-            crop_features: [C, m, m, F] from `get_crop_features`, in place of `pixel_values`.
+            crop_features: [C, m, m, F] from `vision_embed_tokens.crop_features`, in place of `pixel_values`.
 
         Raises:
             ValueError: when sizes and crops do not fit together.
@@ -227,7 +206,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
         if crop_features is None:
             if pixel_values is None:
                 raise ValueError("pixel_values is missing: pass it with image_sizes, as the processor gives both")
-            crop_features = self.get_crop_features(pixel_values, image_sizes)
+            crop_features = self.vision_embed_tokens.crop_features(pixel_values)
         grids = self.grids(image_sizes)
         crops, given = sum(1 + h * w for h, w in grids), crop_features.shape[0]
         if crops != given:

@@ -196,10 +196,8 @@ class Phi3VProcessor(ProcessorMixin):
         images: Any = None,
         *,
         num_crops: int | None = None,
-        padding: bool | str = False,
+        padding: bool = False,
         padding_side: str | None = None,
-        truncation: bool = False,
-        max_length: int | None = None,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
         """Encode rows of text with none, one or several pictures each.
@@ -209,18 +207,16 @@ class Phi3VProcessor(ProcessorMixin):
             images: a picture or a list of them for one row; for several rows, one entry a row, each None,
                 a picture or a list.
             num_crops: overrides the image processor's own for this call; 1 or more.
-            padding: True or "longest", "max_length" (to `max_length`), or False.
+            padding: to the longest row, or not at all.
             padding_side: "right" to train, "left" to generate; the tokenizer's own when None.
-            truncation: cut rows to `max_length` tokens at their end, behind the last picture only.
-            max_length: tokens.
             return_tensors: "pt", "np", or None for lists of ids.
 
         Returns:
             `input_ids`, `attention_mask` and, where there is any picture, `pixel_values`, `image_sizes`.
 
         Raises:
-            ValueError: naming the row and the tag, when tags and pictures do not match one to one, when
-                text holds the picture token itself, or when a cut would go through a picture.
+            ValueError: naming the row and the tag, when tags and pictures do not match one to one, or when
+                text holds the picture token itself.
         """
         rows = [text] if isinstance(text, str) else list(text)
         pictures = _pictures_of_rows(images, len(rows))
@@ -235,11 +231,8 @@ class Phi3VProcessor(ProcessorMixin):
         ids = []
         for index, (row, order) in enumerate(zip(rows, orders, strict=True)):
             by_number = {number: next(sizes) for number in order}
-            encoded = self.tokenize(row, [by_number[n] for n in sorted(by_number)], f"row {index}: ")
-            if truncation:
-                encoded = self._truncated(encoded, max_length, f"row {index}: ")
-            ids.append(encoded)
-        data = self._padded(ids, padding, padding_side, max_length)
+            ids.append(self.tokenize(row, [by_number[n] for n in sorted(by_number)], f"row {index}: "))
+        data = self._padded(ids, padding, padding_side)
         if return_tensors and len({len(row) for row in data["input_ids"]}) > 1:
             raise ValueError("rows differ in length: pass padding=True, or return_tensors=None for lists")
         return BatchFeature({**data, **(pixels or {})}, tensor_type=return_tensors)
@@ -265,29 +258,11 @@ class Phi3VProcessor(ProcessorMixin):
                 ids.extend([self.image_token_id] * self.image_processor.num_image_tokens(height, width))
         return ids
 
-    def _truncated(self, ids: list[int], max_length: int | None, where: str) -> list[int]:
-        if max_length is None:
-            raise ValueError("truncation needs max_length: give it in tokens")
-        if self.image_token_id in ids[max_length:]:
-            end = len(ids) - ids[::-1].index(self.image_token_id)
-            raise ValueError(
-                f"{where}max_length {max_length} cuts into a picture: give {end} or more, or lower num_crops"
-            )
-        return ids[:max_length]
-
-    def _padded(
-        self, ids: list[list[int]], padding: bool | str, side: str | None, length: int | None
-    ) -> dict[str, list[list[int]]]:
+    def _padded(self, ids: list[list[int]], padding: bool, side: str | None) -> dict[str, list[list[int]]]:
         side = side or self.tokenizer.padding_side
         if side not in ("left", "right"):
             raise ValueError(f"padding_side is {side!r}: give 'left' or 'right'")
-        if padding not in (True, False, "longest", "max_length"):
-            raise ValueError(f"padding is {padding!r}: give True, False, 'longest' or 'max_length'")
         target = max(map(len, ids), default=0) if padding else 0
-        if padding == "max_length":
-            if length is None:
-                raise ValueError("padding 'max_length' needs max_length: give it in tokens")
-            target = max(target, length)
         pad = self.tokenizer.pad_token_id
         if pad is None and any(len(row) < target for row in ids):
             raise ValueError("tokenizer has no pad_token: set one to pad rows of unequal length")

@@ -29,7 +29,7 @@ from catalens.data import IGNORED, Collator, ProductDataset
 from catalens.devices import broadcast, compute_dtype, processes
 from catalens.errors import TrainingError
 from catalens.metrics import Figure, ImageUse, higher_is_better
-from catalens.model import Phi3VProcessor
+from catalens.model import Family
 from catalens.progress import Progress
 from catalens.tracking import LoggedExample, Tracker
 from catalens.training.batches import Plan, PlannedBatches, loader_workers
@@ -47,11 +47,11 @@ Figures = Mapping[str, Figure]
 class Score(Protocol):
     """Scorer of a model by free generation on a fixed sample of validation rows."""
 
-    def __call__(self, model: Any, processor: Phi3VProcessor) -> tuple[Figures, Sequence[LoggedExample]]:
+    def __call__(self, model: Any, processor: Any) -> tuple[Figures, Sequence[LoggedExample]]:
         """Figures, and some of the rows with what was written about them; in every process the same."""
         ...
 
-    def image_use(self, model: Any, processor: Phi3VProcessor) -> tuple[ImageUse, Figures]:
+    def image_use(self, model: Any, processor: Any) -> tuple[ImageUse, Figures]:
         """Verdict on the score with other products' pictures, and the figures with them."""
         ...
 
@@ -73,21 +73,22 @@ class Loop:
         self.spec, self.meter = run.recipe.training, run.meter
         self.plan, self.validation_plan = run.plans
         set_seed(self.spec.seed)
-        self.accelerator = accelerator = start_accelerator(self.spec)
+        self.family = run.data.train.encoder.family
+        self.accelerator = accelerator = start_accelerator(self.spec, self.family)
         run.model.config.use_cache = False
         steps = len(self.plan)
         warmup = math.ceil(steps * self.spec.warmup)
         self.training = Training(
             accelerator,
             run.model,
-            lambda model: make_optimizer(model.named_parameters(), self.spec),
+            lambda model: make_optimizer(model, self.spec),
             partial(get_scheduler, self.spec.schedule, num_warmup_steps=warmup, num_training_steps=steps),
             checkpoint,
         )
         self.state = State.load(checkpoint) if checkpoint else State()
         self.model, self.wrapped = self.training.model, self.training.wrapped
         self.accumulation = PlannedBatches(self.plan, 0, accelerator.num_processes).accumulation
-        self.collate = Collator(run.data.train.encoder.tokenizer.pad_token_id, self.spec.packing)
+        self.collate = Collator(self.family, run.processor.tokenizer.pad_token_id, self.spec.packing)
         self.log_every = max(1, min(10, steps // 20))
         self.validate_every = max(1, math.ceil(steps / self.spec.num_evals))
         self.save_every = math.ceil(steps / self.spec.num_checkpoints)
@@ -104,18 +105,19 @@ class Loop:
         """
         started, first, total = time.perf_counter(), self.state.step, len(self.plan)
         optimizer, schedule = self.training.optimizer, self.training.schedule
-        batches = iter(self._loader(self.run.data.train, self.plan, first, loader_workers(self.spec.workers)))
+        loader = self._loader(self.run.data.train, self.plan, first, loader_workers(self.spec.workers))
+        batches, rows = iter(loader), iter(loader.batch_sampler or ())
         self.meter.start()
         for _ in range(first, total):
             if self._stopped():
                 break
-            micro_batches = self._fetch(batches)
+            micro_batches = self._fetch(batches, rows)
             if self.checkpoint and self.state.step == first:
                 self.training.load_random_state(self.checkpoint)
             self._backward(micro_batches)
             norm: Any = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.spec.max_grad_norm)
             if self.state.step == first:
-                check_gradients(self.model.named_parameters(), self.spec)
+                check_gradients(self.model, self.spec)
             optimizer.step()
             rate = float(schedule.get_last_lr()[0])
             schedule.step()
@@ -143,14 +145,15 @@ class Loop:
             generator=torch.Generator(),  # the run's own numbers stay as they are
         )
 
-    def _fetch(self, batches: Any) -> list[Batch]:
+    def _fetch(self, batches: Any, rows: Any) -> list[Batch]:
         """Take the next step's micro-batches of this process; count them, and the time that they were waited for."""
         started = time.perf_counter()
         try:
             fetched = [next(batches) for _ in range(self.accumulation)]
         except TrainingError as error:  # a worker of the loader puts its whole traceback into the message
             raise TrainingError(str(error).strip().rpartition("TrainingError: ")[2]) from error
-        self.meter.count(fetched, time.perf_counter() - started)
+        waited, positions = time.perf_counter() - started, sum(batch["input_ids"].numel() for batch in fetched)
+        self.meter.count([row for _ in fetched for row in next(rows)], positions, waited)
         return fetched
 
     def _backward(self, micro_batches: Sequence[Batch]) -> None:
@@ -296,7 +299,7 @@ class Loop:
         return self._seen[self.state.step - 1] / len(self.run.data.train)
 
 
-def start_accelerator(spec: TrainingSpec) -> Accelerator:
+def start_accelerator(spec: TrainingSpec, family: Family) -> Accelerator:
     """Start accelerate: the precision of products, FSDP2 where several processes are to share the weights."""
     bf16 = compute_dtype(spec.precision) == torch.bfloat16
     plugin = None
@@ -304,7 +307,7 @@ def start_accelerator(spec: TrainingSpec) -> Accelerator:
         plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["Phi3DecoderLayer", "CLIPEncoderLayer"],
+            transformer_cls_names_to_wrap=[*family.layer_classes],
             state_dict_type="FULL_STATE_DICT",
             reshard_after_forward=True,
             cpu_ram_efficient_loading=False,

@@ -15,7 +15,7 @@ step of the thin B goes many times as far as the learning rate says. Under 8-bit
 their state in 32 bits, as bitsandbytes advises: most of their rows have a gradient now and then only.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from peft import LoraConfig, get_peft_model
 
 from catalens.config import Part, TrainingSpec
 from catalens.errors import RecipeError, TrainingError
-from catalens.model import unused_parameter_names
+from catalens.model import Family, family_of
 
 
 @dataclass(frozen=True)
@@ -40,41 +40,34 @@ class Coverage:
     """Modules with adapters, by their official names."""
 
 
-def part_of(name: str) -> Part:
-    """Part of a parameter or module, by its official name; PEFT's prefixes do not matter."""
-    if "vision_embed_tokens" in name:
-        return "vision" if "img_processor" in name else "projector"
-    return "embeddings" if {"embed_tokens", "lm_head"} & set(name.split(".")) else "text"
-
-
 def prepare_parts(model: Any, spec: TrainingSpec) -> Any:
     """Freeze and adapt as the recipe says; the model itself, or one wrapped by PEFT where a part is adapted.
 
     What the network never runs stays frozen; what trains is fp32, whatever the model's type. Raises RecipeError where
     a target of LoRA matches no module of an adapted part, TrainingError where nothing would train.
     """
-    parts = spec.resolved_parts
-    unused = unused_parameter_names(model)
+    parts, family = spec.resolved_parts, family_of(model.config.model_type)
+    unused = family.unused_parameter_names(model)
     if any(part.train == "adapted" for part in parts.values()):
-        targets = _targets(model, spec)
-        whole = [name for name, part in WHOLE.items() if parts[part].train == "full"]
+        # PEFT trains whole modules in full beside adapters, no single parameters (separators) and no text layers
+        whole = [name for name, part in family.whole_modules.items() if parts[part].train == "full"]
         lora = spec.lora
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=lora.rank,
-                lora_alpha=lora.alpha,  # type: ignore[arg-type]
-                lora_dropout=lora.dropout,
-                use_rslora=lora.rslora,
-                use_dora=lora.dora,
-                target_modules=targets,
-                modules_to_save=whole or None,
-                task_type="CAUSAL_LM",
-            ),
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            use_rslora=lora.rslora,
+            use_dora=lora.dora,
+            target_modules=_targets(family, model, spec),
+            modules_to_save=whole or None,
+            task_type="CAUSAL_LM",
         )
+        model = get_peft_model(model, config)
+        written: Any = model.peft_config["default"]
+        written.target_modules = sorted(written.target_modules)  # a set by now, whose order is another each time
     else:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parts[part_of(name)].train == "full")
+            parameter.requires_grad_(parts[family.part_of(name)].train == "full")
     for name, parameter in model.named_parameters():
         if _official(name) in unused:
             parameter.requires_grad_(False)
@@ -85,19 +78,10 @@ def prepare_parts(model: Any, spec: TrainingSpec) -> Any:
     return model
 
 
-WHOLE: Mapping[str, Part] = {
-    "model.embed_tokens": "embeddings",
-    "lm_head": "embeddings",
-    "model.vision_embed_tokens.img_projection": "projector",
-    "model.vision_embed_tokens.img_processor": "vision",
-}
-"""Modules that PEFT trains in full beside adapters. Single parameters (the separators `glb_GN` and `sub_GN`) and the
-text layers cannot be: where adapters are in play, the first stay frozen."""
-
-
 def coverage(model: Any, spec: TrainingSpec) -> dict[Part, Coverage]:
     """Count what trains, by part."""
     found: dict[Part, Coverage] = {}
+    part_of = family_of(model.config.model_type).part_of
     for part, asked in spec.resolved_parts.items():
         own = [(name, p) for name, p in model.named_parameters() if part_of(name) == part]
         base = [p for name, p in own if "lora_" not in name and "original_module" not in name]
@@ -111,10 +95,10 @@ def coverage(model: Any, spec: TrainingSpec) -> dict[Part, Coverage]:
     return found
 
 
-def check_gradients(parameters: Iterable[tuple[str, torch.nn.Parameter]], spec: TrainingSpec) -> None:
-    """TrainingError where a part that should learn has no gradient at all, or only zeros."""
-    learning: set[Part] = set()
-    for name, parameter in parameters:
+def check_gradients(model: Any, spec: TrainingSpec) -> None:
+    """Raise TrainingError where a part that should learn has no gradient at all, or only zeros."""
+    part_of, learning = family_of(model.config.model_type).part_of, set[Part]()
+    for name, parameter in model.named_parameters():
         if parameter.grad is not None and part_of(name) not in learning and bool(parameter.grad.any()):
             learning.add(part_of(name))
     for part, asked in spec.resolved_parts.items():
@@ -125,17 +109,17 @@ def check_gradients(parameters: Iterable[tuple[str, torch.nn.Parameter]], spec: 
             )
 
 
-def _targets(model: Any, spec: TrainingSpec) -> list[str]:
-    """Full names of the linear modules (and embeddings) to adapt."""
+def _targets(family: Family, model: Any, spec: TrainingSpec) -> list[str]:
+    """Full names of the linear modules, and of the embeddings of words, to adapt."""
     adapted = {part for part, asked in spec.resolved_parts.items() if asked.train == "adapted"}
-    unused = {name.rpartition(".")[0] for name in unused_parameter_names(model)}
+    unused = {name.rpartition(".")[0] for name in family.unused_parameter_names(model)}
+    words = (model.get_input_embeddings(), model.get_output_embeddings())
     names = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding)
-        and part_of(name) in adapted
+        if (isinstance(module, torch.nn.Linear) or module in words)
+        and family.part_of(name) in adapted
         and name not in unused
-        and "position_embedding" not in name
     ]
     wanted = spec.lora.targets
     for target in wanted:
@@ -161,10 +145,6 @@ def _official(name: str) -> str:
 def _numbers(parameter: torch.nn.Parameter) -> int:
     """Numbers that a parameter stands for: two in each byte of 4-bit weights."""
     return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)
-
-
-LOOKED_UP = {"embed_tokens", "lm_head", "position_embedding"}
-"""Parts of a name that belong to tables, not to matrices that transform."""
 
 
 class OptimizerPair(torch.optim.Optimizer):
@@ -197,40 +177,43 @@ class OptimizerPair(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def make_optimizer(parameters: Iterable[tuple[str, torch.nn.Parameter]], spec: TrainingSpec) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the (name, parameter) pairs that want a gradient, in groups by part and decay.
+def make_optimizer(model: Any, spec: TrainingSpec) -> torch.optim.Optimizer:
+    """Make the recipe's optimizer over the parameters that want a gradient, in groups by part and decay.
 
     Each group carries its part as `name`. Weight decay is left out for vectors, whatever their shape. Raises
     RecipeError where torch has no Muon or bitsandbytes is not installed.
     """
-    wanted = [(name, p) for name, p in parameters if p.requires_grad]
-    if spec.optimizer == "adamw":
-        return _adamw(wanted, spec, spec.learning_rate)
-    special, muon = _special(spec), spec.optimizer == "muon"
-    suits = {name: LOOKED_UP.isdisjoint(name.split(".")) and (p.ndim == 2 or not muon) for name, p in wanted}
-    suited = _groups([pair for pair in wanted if suits[pair[0]]], spec, spec.learning_rate)
-    rest = [pair for pair in wanted if not suits[pair[0]]]
+    family, muon = family_of(model.config.model_type), spec.optimizer == "muon"
+    wanted = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     rate = (muon and spec.adamw_learning_rate) or spec.learning_rate
-    if not suited or not rest:
-        return special(suited, lr=spec.learning_rate) if suited else _adamw(rest, spec, rate)
-    return OptimizerPair(special(suited, lr=spec.learning_rate), _adamw(rest, spec, rate))
+    suits = {
+        name: spec.optimizer != "adamw"
+        and not any(part in family.tables for part in name.split("."))
+        and (p.ndim == 2 or not muon)
+        for name, p in wanted
+    }
+    suited = _groups(family, [pair for pair in wanted if suits[pair[0]]], spec, spec.learning_rate)
+    rest = _groups(family, [pair for pair in wanted if not suits[pair[0]]], spec, rate)
+    made: list[torch.optim.Optimizer] = []
+    if suited:
+        made.append(_special(spec)(suited, lr=spec.learning_rate))
+    if rest:  # fused: one pass over the weights, no temporary copies
+        made.append(torch.optim.AdamW(rest, lr=rate, fused=True))
+    return OptimizerPair(*made) if len(made) == 2 else made[0]
 
 
-def _groups(pairs: Sequence[tuple[str, torch.nn.Parameter]], spec: TrainingSpec, rate: float) -> list[dict[str, Any]]:
+def _groups(
+    family: Family, pairs: Sequence[tuple[str, torch.nn.Parameter]], spec: TrainingSpec, rate: float
+) -> list[dict[str, Any]]:
     """Parameter groups by part and weight decay; a part's own learning rate goes before `rate`."""
     groups: dict[tuple[Part, float], dict[str, Any]] = {}
     for name, parameter in pairs:
-        part = part_of(name)
+        part: Part = family.part_of(name)
         vector = parameter.ndim != 2 and parameter.numel() == max(parameter.shape)  # [F], [1, 1, F]
         decay = 0.0 if vector else spec.weight_decay
         own = {"lr": spec.resolved_parts[part].learning_rate or rate, "weight_decay": decay, "name": part}
         groups.setdefault((part, decay), {"params": [], **own})["params"].append(parameter)
     return list(groups.values())
-
-
-def _adamw(pairs: Sequence[tuple[str, torch.nn.Parameter]], spec: TrainingSpec, rate: float) -> torch.optim.AdamW:
-    # fused: one pass over the weights, no temporary copies
-    return torch.optim.AdamW(_groups(pairs, spec, rate), lr=rate, fused=True)
 
 
 def _special(spec: TrainingSpec) -> Callable[..., torch.optim.Optimizer]:

@@ -20,7 +20,6 @@ from catalens.errors import TrainingError
 from catalens.examples import answer_space, render_answer
 from catalens.features import FeatureCache
 from catalens.inference.grammar import Constraint, Vocabulary
-from catalens.model import Phi3VProcessor
 from catalens.training.batches import Plan
 from catalens.training.checkpoints import last_checkpoint, step_of
 from catalens.training.modules import Coverage
@@ -75,8 +74,8 @@ class PreparedRun:
 
     recipe: Recipe
     catalog: Catalog
-    processor: Phi3VProcessor
-    model: Any  # Phi3VForCausalLM, or one wrapped by PEFT
+    processor: Any
+    model: Any  # of any family, or one wrapped by PEFT
     data: Data
     plans: tuple[Plan, Plan]
     """Of training and validation."""

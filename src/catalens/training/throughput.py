@@ -11,16 +11,15 @@ the formula of docs/estimates.md, over what the device can do.
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 
 import torch
 
 from catalens.config import TrainingSpec
-from catalens.data import IGNORED
-from catalens.estimates import Setup, sample_flops, step_memory
-from catalens.model import Phi3VConfig
+from catalens.estimates import Setup, step_memory
+from catalens.model import ModelSizes
 
 USABLE = 0.92
 """Share of a GPU's memory that an estimate may take."""
@@ -48,8 +47,8 @@ class Counts:
     samples: float = 0
     tokens: float = 0
     """Of rows that teach; padding is not counted."""
-    places: float = 0
-    """Positions that went through the text layers."""
+    positions: float = 0
+    """All that went through the text layers."""
     flops: float = 0
     waited: float = 0
     """Seconds in which the loader was waited for."""
@@ -62,18 +61,19 @@ class Counts:
 class Meter:
     """Counts the batches of a run.
 
-    `peak` is what one device can do, in operations a second; `total` sums numbers over the processes.
+    `tokens` and `flops` are of each training row; `peak` is what one device can do, in operations a second; `total`
+    sums numbers over the processes.
     """
 
     def __init__(
         self,
-        shape: Phi3VConfig,
-        setup: Setup,
+        tokens: Sequence[int],
+        flops: Sequence[float],
         peak: float,
         processes: int = 1,
         total: Callable[[Sequence[float]], Sequence[float]] = lambda numbers: numbers,
     ) -> None:
-        self.shape, self.setup, self.peak, self.processes, self.total = shape, setup, peak, processes, total
+        self.tokens, self.flops, self.peak, self.processes, self.total = tokens, flops, peak, processes, total
         self._recent, self._all, self._from = Counts(), Counts(), time.perf_counter()
 
     def start(self) -> None:
@@ -89,20 +89,14 @@ class Meter:
         finally:
             self.start()
 
-    def count(self, batches: Sequence[Mapping[str, torch.Tensor]], waited: float) -> None:
-        """Count the batches of a step, which are still in main memory."""
+    def count(self, rows: Sequence[int], positions: int, waited: float) -> None:
+        """Count a step's rows, those that only fill a place being below 0, and all positions of its batches."""
+        teaching = [row for row in rows if row >= 0]
+        self._recent.samples += len(teaching)
+        self._recent.tokens += sum(self.tokens[row] for row in teaching)
+        self._recent.flops += sum(self.flops[row] for row in teaching)
+        self._recent.positions += positions
         self._recent.waited += waited
-        for batch in batches:
-            self._recent.places += batch["input_ids"].numel()
-            if bool((batch["labels"] == IGNORED).all()):  # it only fills a place
-                continue
-            lengths = row_lengths(batch)
-            crops = next((len(batch[name]) for name in ("pixel_values", "crop_features") if name in batch), 0)
-            self._recent.samples += len(lengths)
-            self._recent.tokens += sum(lengths)
-            self._recent.flops += sum(
-                sample_flops(self.shape, self.setup, float(tokens), crops / len(lengths)) for tokens in lengths
-            )
 
     def recent(self) -> dict[str, float]:
         """Rates since the last call."""
@@ -116,48 +110,29 @@ class Meter:
         return self._rates(self._all)
 
     def _rates(self, counts: Counts) -> dict[str, float]:
-        if not counts.places:
+        if not counts.positions:
             return {}
         seconds = counts.seconds / self.processes  # each was at work all the time
         return {
             "samples_per_second": counts.samples / seconds,
             "tokens_per_second": counts.tokens / seconds,
-            "useful_tokens": counts.tokens / counts.places,
+            "useful_tokens": counts.tokens / counts.positions,
             "mfu": counts.flops / counts.seconds / self.peak,
             "peak_memory_gb": peak_memory() / 1e9,
             "waiting_for_data": counts.waited / counts.seconds,
         }
 
 
-def estimator_setup(spec: TrainingSpec, cached_features: bool) -> Setup:
-    """Put a recipe as `catalens check` reckons with it."""
-    return Setup(
-        spec.method,
-        frozen_tower=spec.resolved_parts["vision"].train == "frozen",
-        rank=spec.lora.rank,
-        dropout=spec.lora.dropout > 0,
-        cached_features=cached_features,
-    )
-
-
 def needs_checkpointing(
-    spec: TrainingSpec, shape: Phi3VConfig, tokens: int, crops: float, rows: int, cached_features: bool
+    spec: TrainingSpec, sizes: ModelSizes, tokens: int, tiles: int, rows: int, cached_features: bool
 ) -> bool:
     """Decide whether activations are recomputed: by the recipe, else where such rows would not fit a GPU."""
     if spec.gradient_checkpointing != "auto":
         return spec.gradient_checkpointing
     if not torch.cuda.is_available():
         return False
-    memory = step_memory(shape, estimator_setup(spec, cached_features), tokens, crops)
+    memory = step_memory(sizes, Setup.from_spec(spec, cached_features=cached_features), tokens, tiles)
     return memory.peak(rows) > USABLE * torch.cuda.get_device_properties(0).total_memory
-
-
-def row_lengths(batch: Mapping[str, torch.Tensor]) -> list[int]:
-    """Tokens of each row of a padded or packed batch."""
-    if "attention_mask" in batch:
-        return batch["attention_mask"].sum(-1).tolist()
-    starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
-    return [end - start for start, end in zip(starts, [*starts[1:], batch["input_ids"].numel()], strict=True)]
 
 
 def peak_memory() -> int:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import reduce
 from accelerate.utils.memory import clear_device_cache
@@ -34,6 +35,7 @@ from catalens.config import Part, Recipe, TrainingSpec
 from catalens.data import DecodedPictures, Encoder
 from catalens.devices import AMPERE, compute_dtype, processes, set_precision
 from catalens.errors import RecipeError, TrainingError
+from catalens.estimates import Setup, sample_flops
 from catalens.examples import answer_space
 from catalens.features import FeatureCache, fill_where_it_pays
 from catalens.metrics import ImageUse
@@ -53,7 +55,7 @@ from catalens.training.run import (
     versions_of,
     write_metadata,
 )
-from catalens.training.throughput import Meter, device_peak, estimator_setup, needs_checkpointing
+from catalens.training.throughput import Meter, device_peak, needs_checkpointing
 
 PICTURE_CACHE = 2 * 2**30
 """Bytes of decoded pictures that are kept; the others are decoded in every epoch."""
@@ -150,7 +152,7 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     pictures: DecodedPictures | FeatureCache = DecodedPictures(encoder, PICTURE_CACHE)
     wanted = spec.feature_cache if setup is None else setup.cached_features
     if wanted and spec.resolved_parts["vision"].train == "frozen":
-        pictures = FeatureCache(base.model, pictures, compute_dtype(spec.precision))
+        pictures = FeatureCache(base, pictures, compute_dtype(spec.precision))
     data = load_data(recipe, catalog, encoder, pictures, console)
     lengths = data.train.lengths()
     training = plan_training(lengths, spec, setup.processes if setup else count)
@@ -161,17 +163,16 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
             pictures = pictures.decoded
             data.train.pictures = data.validation.pictures = pictures
     cached = isinstance(pictures, FeatureCache)
-    shape = base.config
+    sizes, tiles = encoder.family.sizes(base.config), data.train.tiles()
     if setup is None:
         rows = max(len(batch) for step in training for batch in step)
-        crops = (processor.image_processor.num_crops or 1) + 1
-        checkpointing = needs_checkpointing(spec, shape, max(lengths), crops, rows, cached)
+        checkpointing = needs_checkpointing(spec, sizes, max(lengths), max(tiles), rows, cached)
         setup = RunSetup(count, cached, checkpointing)
     if setup.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    meter = Meter(
-        shape, estimator_setup(spec, cached), device_peak(base.device, compute_dtype(spec.precision)), count, _total
-    )
+    work = Setup.from_spec(spec, cached_features=cached)
+    flops = sample_flops(sizes, work, np.array(lengths, float), np.array(tiles, float)).tolist()
+    meter = Meter(lengths, flops, device_peak(base.device, compute_dtype(spec.precision)), count, _total)
     return PreparedRun(recipe, catalog, processor, model, data, (training, validation), setup, meter, console)
 
 
