@@ -1,0 +1,202 @@
+"""Numbers as tables write them: a column's signs and currency, told from all of its cells.
+
+    "1,299.00", "89.50"            ->  English, 1299.0 and 89.5
+    "1.299,00 €", "89,50 €"        ->  continental, in EUR
+    "₹1,29,999", "₹899"            ->  groups, since a price has no three digits after the point
+    "1.299", "2.499", "89"         ->  an error that asks: 1299 or 1.299?
+
+There are two ways: the point divides off the fraction and commas group, or the other way round. Spaces and apostrophes
+group in both. A cell that only one of them can read is evidence for it. Beside the digits may stand one currency, as a
+sign, an ISO 4217 code or a word.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from importlib.resources import files
+from typing import Literal
+
+from catalens.config import Frozen
+from catalens.errors import RecipeError
+
+Sign = Literal[".", ","]
+SPACES = " \u00a0\u2007\u2009\u202f\u2002\u2003\u2005\u2008\u200a"
+APOSTROPHES = "'\u2019\u02bc\u00b4"
+MINUS = "\u2212\u2013"
+MAX_WHOLE = 2**53
+"""Up to here every whole number is a double, too, which is what columns with fractions are stored as."""
+MAX_DIGITS = 100
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
+BESIDE = re.compile(
+    rf"(?P<sign>[-+{MINUS}]?)(?P<before>[^\d+{MINUS}-]*?)(?P<digits>[-+{MINUS}]?\s*[.,]?\d(?:.*\d)?[.,]?)"
+    rf"(?P<dash>[-{MINUS}\u2014]*)(?P<after>\D*)",
+    re.DOTALL,
+)
+"""A number, what stands on its two sides, and the dash of `129,-`."""
+USUAL = ("USD", "EUR", "GBP", "JPY", "SEK", "INR")
+"""Taken first for a sign that several currencies share."""
+SHOWN = 40
+
+
+class Numbers(Frozen):
+    """Signs and currency by which a column writes its numbers."""
+
+    decimal: Sign = "."
+    """Sign before the fraction; the other one may group digits."""
+    currency: str = ""
+    """ISO 4217 code that may stand beside a number; empty: any."""
+
+    def read(self, value: object) -> float | int | None:
+        """A number, whole where it is written whole (so that its text has no point), or None where it is none."""
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if isinstance(value, int):
+            return value if not isinstance(value, bool) and abs(value) <= MAX_WHOLE else None
+        if isinstance(value, Decimal):
+            return self.read(int(value) if value.is_finite() and value.as_tuple().exponent == 0 else float(value))
+        if not isinstance(value, str) or (parts := _parts(value)) is None:
+            return None
+        digits, currencies = parts
+        if currencies and self.currency and self.currency not in currencies:
+            return None
+        text = plain(digits, self.decimal)
+        if text is None or len(text) > MAX_DIGITS:
+            return None
+        return self.read(float(text) if re.search(r"[.eE]", text) else int(text))
+
+
+def plain(text: str, decimal: Sign) -> str | None:
+    """Digits without groups and with a point, as Python reads them; None where they are not of this way.
+
+    Groups are of three digits, the first one of up to three that does not begin with 0, or as in India of two before
+    the last three: 1,29,999.
+    """
+    comma = "," if decimal == "." else "."
+    whole, point, fraction = text.partition(decimal)
+    used = {sign for sign in whole if not sign.isdigit() and sign not in "+-"}
+    if used:
+        if not (used == {comma} or used <= set(SPACES) or used <= set(APOSTROPHES)):
+            return None
+        sign = "[" + re.escape("".join(used)) + "]"
+        groups = rf"[-+]?[1-9](?:\d{{0,2}}(?:{sign}\d{{3}})+|\d?(?:{sign}\d\d)+{sign}\d{{3}})"
+        if not re.fullmatch(groups, whole, flags=re.ASCII):
+            return None
+        whole = re.sub(sign, "", whole)
+    text = whole + ("." if point else "") + fraction
+    return text if NUMBER.fullmatch(text) else None
+
+
+@dataclass(frozen=True)
+class Told:
+    """Signs and currency of a column, and the evidence for them in words."""
+
+    numbers: Numbers
+    evidence: str = ""
+
+
+def tell_numbers(column: str, cells: Iterable[object], decimal: Sign | None = None) -> Told:
+    """Tell the signs and the currency of a column from all of its cells; `decimal` is what the user says.
+
+    Raises RecipeError where cells could be one number or another.
+    """
+    only: Counter[Sign] = Counter()
+    total, unclear, clear_prices, example = 0, 0, 0, ""
+    currencies: Counter[frozenset[str]] = Counter()
+    for cell in cells:
+        if not isinstance(cell, str) or (parts := _parts(cell)) is None:
+            continue
+        digits, marks = parts
+        english, continental = plain(digits, "."), plain(digits, ",")
+        if english is None and continental is None:
+            continue
+        total += 1
+        currencies[marks] += bool(marks)
+        if english is None or continental is None:
+            only["," if english is None else "."] += 1
+        elif float(english) != float(continental):
+            unclear += 1
+            clear_prices += bool(marks) and not marks & THREE_DIGITS
+            example = example or cell.strip()
+    currency = _main(currencies)
+    if decimal is None:
+        decimal = "," if only[","] > only["."] else "."
+        if unclear and not (only["."] or only[","]):
+            if clear_prices < unclear:
+                english, continental = (Numbers(decimal=sign).read(example) for sign in (".", ","))
+                raise RecipeError(
+                    f"column {column!r}: {example[:SHOWN]!r} could be {english} or {continental}: say which with "
+                    "--decimal . or --decimal ,"
+                )
+            # no price of these currencies has three digits after the point: they are a group
+            decimal = "," if "." in str(_digits(example)) else "."
+    read = only[decimal] + (total - only["."] - only[","])
+    if not total or (decimal == "." and not (only["."] or currency or unclear)):
+        return Told(Numbers(decimal=decimal, currency=currency))
+    evidence = f"{column}: {read} of {total} read with --decimal {decimal}" + (f", in {currency}" if currency else "")
+    return Told(Numbers(decimal=decimal, currency=currency), evidence)
+
+
+def _digits(text: str) -> str | None:
+    parts = _parts(text)
+    return parts[0] if parts else None
+
+
+def _main(counts: Counter[frozenset[str]]) -> str:
+    """The currency that most marks may stand for; of those that share a sign, the usual one."""
+    votes: Counter[str] = Counter()
+    for marks, count in counts.items():
+        votes.update(dict.fromkeys(marks, count))
+    return max(votes, key=lambda code: (votes[code], code in USUAL, code), default="")
+
+
+def _parts(text: str) -> tuple[str, frozenset[str]] | None:
+    """Digits with their signs, and the currencies that the mark beside them may stand for; None of anything else."""
+    text = text.strip(SPACES + "\t\r\n")
+    if NUMBER.fullmatch(text):
+        return text, frozenset()
+    found = BESIDE.fullmatch(text)
+    if found is None:
+        return None
+    digits, before = found["digits"], found["before"]
+    if before.strip()[-1:].isalpha() and digits[0] in ".,":  # Rs.500
+        digits, before = digits[1:], before + digits[0]
+    before, after = _mark(before), _mark(found["after"])
+    marks = [mark for mark in (before, after) if mark]
+    known = [_marks().get(mark) for mark in marks]
+    if not all(known):
+        return None
+    codes = frozenset.intersection(*known) if known else frozenset()  # type: ignore[arg-type]
+    if len(known) == 2 and not codes:
+        return None
+    digits = re.sub(r"^([-+]?)\s+", r"\1", (found["sign"] + digits).translate(_MINUS))
+    if found["dash"]:
+        if digits[-1] not in ".,":
+            return None
+        digits = digits[:-1]
+    return (digits, codes) if digits[-1].isdigit() or digits[-1] in ".," else None
+
+
+_MINUS = str.maketrans(dict.fromkeys(MINUS, "-"))
+
+
+def _mark(text: str) -> str:
+    return re.sub(rf"[\s.*{SPACES}]", "", text).casefold()
+
+
+@cache
+def _marks() -> dict[str, frozenset[str]]:
+    """Currencies by their codes, signs and words; a sign may stand for several."""
+    found: dict[str, set[str]] = {}
+    for line in (files("catalens") / "assets" / "currencies.txt").read_text(encoding="utf-8").splitlines():
+        code, *marks = line.split()
+        for mark in (code, *marks):
+            found.setdefault(_mark(mark), set()).add(code)
+    return {mark: frozenset(codes) for mark, codes in found.items()}
+
+
+THREE_DIGITS = frozenset({"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"})
+"""Currencies of a thousand parts, whose prices do have three digits after the point (ISO 4217)."""
