@@ -1,0 +1,182 @@
+"""File formats of tables: told from a file's first bytes, whatever it is called, and read row by row.
+
+    b"PAR1..."                         Parquet
+    b"PK..." with xl/, b"\\xd0\\xcf..."   a workbook of Excel, old Excel or LibreOffice
+    b"<?xml", b"<rss"                  a feed: one row for each <item>, <entry>, <product> or <offer>
+    b"[{", b"{" over several lines     one JSON document, whose first list of objects is the table
+    b"{...}\\n"                         JSON Lines
+    anything else                      delimited text
+
+A reader gives `columns` and `rows(names)`; a row that cannot be read is a sentence that says why.
+"""
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import ijson
+from defusedxml.ElementTree import iterparse
+from python_calamine import CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
+
+from catalens.errors import CatalogError
+from catalens.preparing.text import open_bytes
+
+Row = Mapping[Any, Any] | str
+Read = Callable[[Collection[str] | None], Iterator[Row]]
+SAMPLE_ROWS = 500
+SHEETS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
+ROW_TAGS = ("item", "entry", "product", "offer", "record", "row")
+"""Elements that are rows in feeds: RSS, Atom, Google Merchant, Yandex Market, exports of shops."""
+MAX_UNPACKED = 2**31
+"""Bytes of a workbook, unpacked; a larger one is no table that a person keeps."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A file that is a table."""
+
+    columns: Sequence[str]
+    rows: Read
+    notice: str = ""
+    length: int | None = None
+
+
+def kind_of(where: str, head: bytes) -> str:
+    """Tell `parquet`, `sheet`, `xml`, `json`, `jsonl` or `text` from the first bytes; CatalogError of what is no table."""
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"\xd0\xcf\x11\xe0") or head.startswith(b"PK\x03\x04"):
+        return "sheet"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if re.match(rb"<!doctype html|<html", text, flags=re.IGNORECASE):
+        raise CatalogError(f"{where}: is a web page, not a table: give the address of the file itself")
+    if re.match(rb"<(\?xml|rss|feed|[A-Za-z_][\w.-]*[\s>])", text):
+        return "xml"
+    if text[:1] in (b"[", b"{"):
+        try:
+            line = json.loads(text.splitlines()[0])
+        except ValueError:
+            return "json" if re.match(rb"\[\s*[\[{]|\{\s*\"", text) else "text"
+        return "jsonl" if isinstance(line, dict) else "json"
+    for magic, name in ((b"%PDF", "a PDF"), (b"\x89PNG", "a picture"), (b"\xff\xd8\xff", "a picture"), (b"SQLite", "a database")):
+        if head.startswith(magic):
+            raise CatalogError(f"{where}: is {name}, not a table")
+    return "text"
+
+
+# Workbooks -------------------------------------------------------------------------------------------------------
+
+
+def read_sheet(where: str, sheet: str | None = None) -> Reader:
+    """Read a sheet of a workbook: the first visible one with cells, or the one that is named.
+
+    The first row with cells is the header. Values are those that a person sees: 129 and not 129.0.
+    """
+    with open_bytes(where) as file:
+        data = file.read()
+    if data.startswith(b"PK") and sum(part.file_size for part in zipfile.ZipFile(io.BytesIO(data)).infolist()) > MAX_UNPACKED:
+        raise CatalogError(f"{where}: unpacks to more than {MAX_UNPACKED >> 20} MB: save it as CSV")
+    book = CalamineWorkbook.from_filelike(io.BytesIO(data))
+    shown = [
+        one.name
+        for one in book.sheets_metadata
+        if one.typ == SheetTypeEnum.WorkSheet and one.visible == SheetVisibleEnum.Visible
+    ]
+    if sheet is not None and sheet not in book.sheet_names:
+        raise CatalogError(f"{where}: no sheet {sheet!r}; its sheets are {', '.join(map(repr, book.sheet_names))}")
+    filled = {name: cells for name in ([sheet] if sheet else shown) if (cells := book.get_sheet_by_name(name).to_python())}
+    if not filled:
+        raise CatalogError(f"{where}: its sheets are empty")
+    name, cells = next(iter(filled.items()))
+    others = ", ".join(map(repr, [other for other in shown if other != name and other in filled]))
+    header = [str(cell).strip() for cell in cells[0]]
+
+    def rows(names: Collection[str] | None) -> Iterator[Row]:
+        for line in cells[1:]:
+            if any(cell != "" for cell in line):
+                yield {column: _seen(cell) for column, cell in zip(header, line, strict=False) if column}
+
+    return Reader([column for column in header if column], rows, f"sheet {name!r}, beside {others}" if others else "")
+
+
+def _seen(cell: Any) -> Any:
+    return int(cell) if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53 else cell
+
+
+# Feeds -----------------------------------------------------------------------------------------------------------
+
+
+def read_feed(where: str) -> Reader:
+    """Read a feed; columns are the elements of a row, without their namespaces."""
+
+    def rows(names: Collection[str] | None) -> Iterator[Row]:
+        with open_bytes(where) as file:
+            path: list[Element] = []
+            row_tag = ""
+            for event, element in iterparse(file, events=("start", "end")):
+                if event == "start":
+                    path.append(element)
+                    continue
+                path.pop()
+                if (tag := _tag(element)) in ROW_TAGS and (row_tag or tag) == tag and tag not in map(_tag, path):
+                    row_tag = tag
+                    yield {**element.attrib, **_children(element)}
+                    path[-1].remove(element)
+
+    known = list(islice(rows(None), SAMPLE_ROWS))
+    if not known:
+        raise CatalogError(f"{where}: has no {', '.join(f'<{tag}>' for tag in ROW_TAGS[:4])}: no feed of products")
+    return Reader(list(dict.fromkeys(name for row in known for name in row)), rows)
+
+
+def _tag(element: Element) -> str:
+    return str(element.tag).rpartition("}")[2]
+
+
+def _children(element: Element) -> dict[str, Any]:
+    """Values of an element's children by name: text, an address in an attribute, an object, or a list of these."""
+    found: dict[str, Any] = {}
+    for child in element:
+        name, value = _tag(child), (child.text or "").strip()
+        if len(child):
+            value = _children(child)
+        elif not value:
+            value = next((child.get(key) for key in ("href", "url", "src") if child.get(key)), None)
+        if name in found:
+            earlier = found[name]
+            found[name] = [*(earlier if isinstance(earlier, list) else [earlier]), value]
+        else:
+            found[name] = value
+    return found
+
+
+# JSON documents --------------------------------------------------------------------------------------------------
+
+
+def read_document(where: str) -> Reader:
+    """Read the first list of objects of a JSON document."""
+    with open_bytes(where) as file:
+        opened = ""
+        for prefix, event, _ in ijson.parse(file):
+            if event == "start_map" and prefix == (f"{opened}.item" if opened else "item") and was_list:
+                break
+            if event == "start_array":
+                opened, was_list = prefix, True
+            elif event in ("start_map", "end_array"):
+                was_list = False
+        else:
+            raise CatalogError(f"{where}: holds no list of objects")
+
+    def rows(names: Collection[str] | None) -> Iterator[Row]:
+        with open_bytes(where) as file:
+            for row in ijson.items(file, prefix, use_float=True):
+                yield row if isinstance(row, dict) else "not a JSON object"
+
+    known = (row for row in islice(rows(None), SAMPLE_ROWS) if isinstance(row, dict))
+    return Reader(list(dict.fromkeys(name for row in known for name in row)), rows)

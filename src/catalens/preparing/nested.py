@@ -1,0 +1,78 @@
+"""Values inside nested cells, named by a path from their column.
+
+    item_name[0].value                   of  {"item_name": [{"language_tag": "en_US", "value": "Rivet Sofa"}, ...]}
+    item_name[language_tag=en_US].value  the first object whose `language_tag` is `en_US`
+    dimensions.width.value               of  {"dimensions": {"width": {"value": 12.5, "unit": "cm"}}}
+
+A column that is itself called like that is meant before a path.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+STEP = re.compile(r"\.(?P<key>[^.\[\]]+)|\[(?P<index>\d+)\]|\[(?P<name>[^\]=]+)=(?P<value>[^\]]*)\]")
+MAX_DEPTH = 4
+
+
+def root_of(name: str, columns: Sequence[str]) -> str | None:
+    """The column that a name or path begins with; None where there is none."""
+    if name in columns:
+        return name
+    beginnings = (column for column in columns if name.startswith((f"{column}.", f"{column}[")))
+    return max((one for one in beginnings if _is_path(name[len(one) :])), key=len, default=None)
+
+
+def value_at(cell: Any, path: str) -> Any:
+    """The value at a path in a cell; None where the cell has none."""
+    for step in STEP.finditer(path):
+        if isinstance(cell, str) and cell[:1] in "[{":
+            try:
+                cell = json.loads(cell)
+            except ValueError:
+                return None
+        if step["key"] is not None:
+            cell = cell.get(step["key"]) if isinstance(cell, Mapping) else None
+        elif not isinstance(cell, Sequence) or isinstance(cell, str | bytes):
+            return None
+        elif step["index"] is not None:
+            cell = cell[int(step["index"])] if int(step["index"]) < len(cell) else None
+        else:
+            name, value = step["name"], step["value"]
+            cell = next((one for one in cell if isinstance(one, Mapping) and str(one.get(name)) == value), None)
+    return cell
+
+
+def paths_of(column: str, cells: Iterable[Any]) -> list[str]:
+    """Paths to the plain values that most nested cells of a column have; itself where its cells are plain."""
+    some = [cell for cell in cells if cell is not None]
+    return [column + path for path in _paths(some, MAX_DEPTH)] if some else [column]
+
+
+def _paths(cells: Sequence[Any], depth: int) -> list[str]:
+    lists = [cell for cell in cells if isinstance(cell, list)]
+    objects = [cell for cell in cells if isinstance(cell, Mapping)]
+    if depth and len(lists) * 2 > len(cells):
+        items = [item for cell in lists for item in cell]
+        languages = [next((key for key in item if "lang" in key), None) if isinstance(item, Mapping) else None for item in items]
+        if items and all(languages) and len(set(languages)) == 1:
+            key = languages[0]
+            language = Counter(str(item[key]) for item in items).most_common(1)[0][0]
+            spoken = [item for item in items if str(item[key]) == language]
+            return [f"[{key}={language}]{path}" for path in _paths(spoken, depth - 1)]
+        return [f"[0]{path}" for path in _paths([cell[0] for cell in lists if cell], depth - 1)] or [""]
+    if depth and len(objects) * 2 > len(cells) and not any({"bytes", "path"} & set(cell) for cell in objects):
+        keys = dict.fromkeys(key for cell in objects for key in cell if isinstance(key, str))
+        return [
+            f".{key}{path}"
+            for key in keys
+            if _is_path(f".{key}") and (inner := [cell[key] for cell in objects if cell.get(key) is not None])
+            for path in _paths(inner, depth - 1)
+        ]
+    return [""]
+
+
+def _is_path(text: str) -> bool:
+    return "".join(step.group() for step in STEP.finditer(text)) == text
