@@ -1,0 +1,101 @@
+"""Pictures that a cell names: addresses, paths and bytes, in the forms that shops export.
+
+    "http://shop/1.jpg, http://shop/2.jpg"          two addresses
+    '["http://shop/1.jpg"]', [{"large": "..."}]     lists and objects, also as text
+    "data:image/png;base64,iVBOR..."                bytes
+    "//cdn.shop/x.jpg", "pix\\\\p014.jpg"             https://cdn.shop/x.jpg, pix/p014.jpg
+    template "images/{id}.jpg"                      a path made of other cells of the row
+"""
+
+import ast
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+PICTURE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)(\?|#|$)", re.IGNORECASE)
+BEST_KEYS = ("hi_res", "original", "full", "large", "url", "src", "href", "image", "image_url", "link", "path", "thumb")
+"""Keys of an object that hold its picture, the best first."""
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")
+SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//"
+BETWEEN_ADDRESSES = re.compile(rf"\s*[,;|]\s*(?={SCHEME})|\s+(?={SCHEME})")
+BETWEEN_PATHS = re.compile(r"\s*[,;|\n]\s*")
+TEMPLATE = re.compile(r"\{([^{}]+)\}")
+
+
+def pictures_of(cell: Any) -> list[str | bytes]:
+    """The pictures that a cell names, in its order; empty where it names none."""
+    if isinstance(cell, bytes):
+        return [cell]
+    if isinstance(cell, Mapping):
+        data = cell.get("bytes")
+        if isinstance(data, bytes):
+            return [data]
+        keys = [key for key in BEST_KEYS if cell.get(key)]
+        return next((found for key in keys if (found := pictures_of(cell[key]))), [])
+    if isinstance(cell, Sequence) and not isinstance(cell, str):
+        return [picture for item in cell for picture in pictures_of(item)]
+    return _of_text(str(cell).strip()) if isinstance(cell, str) or cell else []
+
+
+def _of_text(text: str) -> list[str | bytes]:
+    if not text:
+        return []
+    if text[0] in "[{" and text[-1] in "]}" and (nested := _parsed(text)) is not None:
+        return pictures_of(nested)
+    if (data := _embedded(text)) is not None:
+        return [data]
+    parts = BETWEEN_ADDRESSES.split(text) if re.match(SCHEME, text) else []
+    if not parts:
+        parts = [part for part in BETWEEN_PATHS.split(text) if part]
+        if len(parts) < 2 or not all(map(PICTURE_NAME.search, parts)):
+            parts = [text]
+    return [_address(part) for part in parts if part]
+
+
+def _parsed(text: str) -> Any:
+    for read in (json.loads, ast.literal_eval):  # a list as JSON, or as Python prints it
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return None
+
+
+def _embedded(text: str) -> bytes | None:
+    """Bytes of a data URI, or of a picture in base64."""
+    if text[:5].lower() == "data:":
+        head, comma, body = text[5:].partition(",")
+        if not comma:
+            return None
+        if not head.lower().endswith(";base64"):
+            return unquote_to_bytes(body)
+        text = body
+    elif not BASE64.fullmatch(text):
+        return None
+    plain = re.sub(r"\s", "", text).translate(str.maketrans("-_", "+/"))
+    try:
+        data = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return data if data.startswith(MAGIC) or data[4:12] == b"ftypavif" else None
+
+
+def _address(text: str) -> str:
+    """An address or path as it is asked for."""
+    if text.startswith("//"):
+        return f"https:{text}"
+    return text if "://" in text else text.replace("\\", "/")
+
+
+def filled(template: str, row: Mapping[Any, Any]) -> str | None:
+    """A path with the row's cells in its braces; None where one is missing."""
+    values = {name: row.get(name) for name in TEMPLATE.findall(template)}
+    if any(value is None or value == "" for value in values.values()):
+        return None
+    plain = {name: str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for name, v in values.items()}
+    return TEMPLATE.sub(lambda found: plain[found.group(1)], template)
