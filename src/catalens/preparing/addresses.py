@@ -1,10 +1,10 @@
 """Pictures that a cell names: addresses, paths and bytes, in the forms that shops export.
 
-    "http://shop/1.jpg, http://shop/2.jpg"          two addresses
-    '["http://shop/1.jpg"]', [{"large": "..."}]     lists and objects, also as text
-    "data:image/png;base64,iVBOR..."                bytes
-    "//cdn.shop/x.jpg", "pix\\\\p014.jpg"             https://cdn.shop/x.jpg, pix/p014.jpg
-    template "images/{id}.jpg"                      a path made of other cells of the row
+"http://shop/1.jpg, http://shop/2.jpg"          two addresses
+'["http://shop/1.jpg"]', [{"large": "..."}]     lists and objects, also as text
+"data:image/png;base64,iVBOR..."                bytes
+"//cdn.shop/x.jpg", "pix\\\\p014.jpg"             https://cdn.shop/x.jpg, pix/p014.jpg
+template "images/{id}.jpg"                      a path made of other cells of the row
 """
 
 import ast
@@ -17,7 +17,20 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 PICTURE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)(\?|#|$)", re.IGNORECASE)
-BEST_KEYS = ("hi_res", "original", "full", "large", "url", "src", "href", "image", "image_url", "link", "path", "thumb")
+BEST_KEYS = (
+    "hi_res",
+    "original",
+    "full",
+    "large",
+    "url",
+    "src",
+    "href",
+    "image",
+    "image_url",
+    "link",
+    "path",
+    "thumb",
+)
 """Keys of an object that hold its picture, the best first."""
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")
@@ -97,5 +110,7 @@ def filled(template: str, row: Mapping[Any, Any]) -> str | None:
     values = {name: row.get(name) for name in TEMPLATE.findall(template)}
     if any(value is None or value == "" for value in values.values()):
         return None
-    plain = {name: str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for name, v in values.items()}
+    plain = {
+        name: str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for name, v in values.items()
+    }
     return TEMPLATE.sub(lambda found: plain[found.group(1)], template)

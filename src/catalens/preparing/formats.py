@@ -14,23 +14,28 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 from xml.etree.ElementTree import Element
 
 import ijson
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from defusedxml.ElementTree import iterparse
 from python_calamine import CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
 
-from catalens.errors import CatalogError
+from catalens.catalog.storage import group_batches, open_parquet
+from catalens.errors import CatalogError, first_line
+from catalens.preparing.columns import SAMPLE_ROWS, Unreadable
 from catalens.preparing.text import open_bytes
 
 Row = Mapping[Any, Any] | str
 Read = Callable[[Collection[str] | None], Iterator[Row]]
-SAMPLE_ROWS = 500
-SHEETS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
+MAX_REASON = 200
+"""Characters that are kept of what Arrow says of damage."""
 ROW_TAGS = ("item", "entry", "product", "offer", "record", "row")
 """Elements that are rows in feeds: RSS, Atom, Google Merchant, Yandex Market, exports of shops."""
 MAX_UNPACKED = 2**31
@@ -64,7 +69,12 @@ def kind_of(where: str, head: bytes) -> str:
         except ValueError:
             return "json" if re.match(rb"\[\s*[\[{]|\{\s*\"", text) else "text"
         return "jsonl" if isinstance(line, dict) else "json"
-    for magic, name in ((b"%PDF", "a PDF"), (b"\x89PNG", "a picture"), (b"\xff\xd8\xff", "a picture"), (b"SQLite", "a database")):
+    for magic, name in (
+        (b"%PDF", "a PDF"),
+        (b"\x89PNG", "a picture"),
+        (b"\xff\xd8\xff", "a picture"),
+        (b"SQLite", "a database"),
+    ):
         if head.startswith(magic):
             raise CatalogError(f"{where}: is {name}, not a table")
     return "text"
@@ -80,7 +90,10 @@ def read_sheet(where: str, sheet: str | None = None) -> Reader:
     """
     with open_bytes(where) as file:
         data = file.read()
-    if data.startswith(b"PK") and sum(part.file_size for part in zipfile.ZipFile(io.BytesIO(data)).infolist()) > MAX_UNPACKED:
+    if (
+        data.startswith(b"PK")
+        and sum(part.file_size for part in zipfile.ZipFile(io.BytesIO(data)).infolist()) > MAX_UNPACKED
+    ):
         raise CatalogError(f"{where}: unpacks to more than {MAX_UNPACKED >> 20} MB: save it as CSV")
     book = CalamineWorkbook.from_filelike(io.BytesIO(data))
     shown = [
@@ -90,7 +103,9 @@ def read_sheet(where: str, sheet: str | None = None) -> Reader:
     ]
     if sheet is not None and sheet not in book.sheet_names:
         raise CatalogError(f"{where}: no sheet {sheet!r}; its sheets are {', '.join(map(repr, book.sheet_names))}")
-    filled = {name: cells for name in ([sheet] if sheet else shown) if (cells := book.get_sheet_by_name(name).to_python())}
+    filled = {
+        name: cells for name in ([sheet] if sheet else shown) if (cells := book.get_sheet_by_name(name).to_python())
+    }
     if not filled:
         raise CatalogError(f"{where}: its sheets are empty")
     name, cells = next(iter(filled.items()))
@@ -180,3 +195,82 @@ def read_document(where: str) -> Reader:
 
     known = (row for row in islice(rows(None), SAMPLE_ROWS) if isinstance(row, dict))
     return Reader(list(dict.fromkeys(name for row in known for name in row)), rows)
+
+
+# Arrow and Parquet -----------------------------------------------------------------------------------------------
+
+
+def read_parquet(where: str) -> Reader:
+    """Read a Parquet file; labels that `datasets` stored as numbers are the names that they stand for."""
+    with open_bytes(where) as file, pq.ParquetFile(file) as parquet:
+        schema, length = parquet.schema_arrow, parquet.metadata.num_rows
+    labels = labels_of(
+        json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    )
+    return Reader(schema.names, lambda names: named(_parquet_rows(where, names), labels), length=length)
+
+
+def labels_of(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names of the classes of columns that hold their numbers, by the features of a Hugging Face dataset."""
+    kinds = {name: one if isinstance(one, Mapping) else vars(one) for name, one in features.items()}
+    return {name: list(one["names"]) for name, one in kinds.items() if one.get("names") is not None}
+
+
+def named(rows: Iterable[Row], labels: Mapping[str, Sequence[str]]) -> Iterator[Row]:
+    """Rows with the names of their classes in the place of numbers."""
+    for row in rows:
+        if labels and isinstance(row, Mapping):
+            numbers = {name: row.get(name) for name in labels}
+            row = {
+                **row,
+                **{n: labels[n][i] for n, i in numbers.items() if isinstance(i, int) and 0 <= i < len(labels[n])},
+            }
+        yield row
+
+
+def batch_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Mapping[Any, Any]]:
+    """Yield the rows of a batch as dicts of Python values."""
+    columns = [_cells(column) for column in batch.itercolumns()]
+    return (dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True))
+
+
+def _parquet_rows(where: str, columns: Collection[str] | None) -> Iterator[Row]:
+    """Rows with all columns, or those named; only these are read, so that damage elsewhere does not matter."""
+    with open_bytes(where) as file, open_parquet(file) as parquet:
+        names = [name for name in parquet.schema_arrow.names if columns is None or name in columns]
+        for group in range(parquet.num_row_groups):
+            cells = [_column(parquet, group, name) for name in names]
+            yield from (dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True))
+
+
+def _column(parquet: pq.ParquetFile, group: int, name: str) -> Iterator[Any]:
+    """Cells of one column of a row group; those that damage makes unreadable are `Unreadable`."""
+    read = 0
+    try:
+        for batch in group_batches(parquet, [group], [name]):
+            yield from _cells(batch.column(batch.schema.get_field_index(name)))
+            read += len(batch)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+            raise  # a disk or a network that failed
+        reason = f"row group {group + 1} of the file, {first_line(error)[:MAX_REASON]}"
+        yield from repeat(Unreadable(reason), parquet.metadata.row_group(group).num_rows - read)
+
+
+def _cells(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    try:
+        values = column.to_pylist()
+    except Exception:  # a value that Python has no type for, or text that is none
+        values = [_cell(scalar) for scalar in column]
+    kind = column.type.value_type if isinstance(column.type, pa.DictionaryType) else column.type
+    if not (pa.types.is_float16(kind) or pa.types.is_float32(kind)):
+        return values
+    narrow = np.float16 if pa.types.is_float16(kind) else np.float32
+    return [float(str(narrow(value))) if isinstance(value, float) else value for value in values]
+
+
+def _cell(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except Exception as error:
+        return Unreadable(first_line(error)[:MAX_REASON])

@@ -56,7 +56,10 @@ def _paths(cells: Sequence[Any], depth: int) -> list[str]:
     objects = [cell for cell in cells if isinstance(cell, Mapping)]
     if depth and len(lists) * 2 > len(cells):
         items = [item for cell in lists for item in cell]
-        languages = [next((key for key in item if "lang" in key), None) if isinstance(item, Mapping) else None for item in items]
+        languages = [
+            next((key for key in item if "lang" in key), None) if isinstance(item, Mapping) else None
+            for item in items
+        ]
         if items and all(languages) and len(set(languages)) == 1:
             key = languages[0]
             language = Counter(str(item[key]) for item in items).most_common(1)[0][0]

@@ -14,51 +14,56 @@ says why; a cell that cannot be (a timestamp in the year 300000, half a characte
 import codecs
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, repeat
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import fsspec
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from catalens.catalog.storage import group_batches, open_parquet
+from catalens.config import Frozen
 from catalens.errors import CatalensError, CatalogError, first_line
 from catalens.files import file_hash
-from catalens.preparing.columns import SAMPLE_ROWS, SHOWN, Unreadable, names_of
+from catalens.preparing.columns import SAMPLE_ROWS, SHOWN, names_of
+from catalens.preparing.formats import (
+    Read,
+    Reader,
+    Row,
+    batch_rows,
+    kind_of,
+    labels_of,
+    named,
+    read_document,
+    read_feed,
+    read_parquet,
+    read_sheet,
+)
+from catalens.preparing.nested import root_of, value_at
 from catalens.preparing.text import csv_records, csv_rows, detect_delimiter, detect_encoding, json_rows, open_bytes
 
-FORMATS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".txt": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-}
+TABLES = (
+    *(".csv", ".tsv", ".txt", ".parquet", ".pq", ".jsonl", ".ndjson", ".json", ".xml"),
+    *(".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"),
+)
+"""Endings of the names of tables, before `.gz`, `.zip` and the like; a file is read as what it is, not as it is called."""
 SAMPLE_BYTES = 2**18
 """Beginning of a text table that tells its encoding and delimiter."""
 FIRST_BYTES = 2**26
 """Most bytes of pictures that are held to guess columns."""
 DATASET_ROWS = 64
 """Rows of a dataset read at a time."""
-MAX_REASON = 200
-"""Characters that are kept of what Arrow says of damage."""
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+SAVED = ("dataset_dict.json", "state.json")
+"""Files of a folder that `save_to_disk` of `datasets` made."""
+OWN_SPLIT = "(split)"
+"""Name under which a row has the split that its source gives it."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"
 """Column of a metadata file that names the picture, by the imagefolder convention of Hugging Face datasets."""
 IDENTITIES = ("ETag", "etag", "Content-MD5", "md5Hash", "blob_id")
 """Names of a mark of a file's content, in the file systems of fsspec."""
-
-Row = Mapping[Any, Any] | str
-"""A row by column, or why it cannot be read."""
-Read = Callable[[Collection[str] | None], Iterator[Row]]
-"""Reads rows from the first on: all columns, or at least those named."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,8 @@ class Source:
     """How the file was read, where that was guessed."""
     length: int | None = None
     """Rows in all, where the file tells it."""
+    splits: tuple[str, ...] = ()
+    """Splits of its own, where it has several; each row names its one as `OWN_SPLIT`."""
 
     def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
         """Rows from the first on; what is wrong in a column that is not among `columns` does no harm.
@@ -88,9 +95,14 @@ class Source:
         Raises CatalogError where the table breaks off.
         """
         number = 0
+        roots = {name: root_of(name, self.columns) or name for name in columns or () if name not in self.columns}
+        wanted = None if columns is None else {roots.get(name, name) for name in columns}
         try:
-            for row in self.read(columns):
+            for row in self.read(wanted):
                 number += 1
+                if roots and isinstance(row, Mapping):
+                    inside = {name: value_at(row.get(root), name[len(root) :]) for name, root in roots.items()}
+                    row = {**inside, **row}
                 yield row
         except CatalensError:
             raise
@@ -108,7 +120,7 @@ class Source:
     def first(self, *named: str | None) -> list[Mapping[Any, Any]]:
         """Some first rows; CatalogError where there are none, or where a column that is `named` is not there."""
         for name in named:
-            if name and name not in self.columns:
+            if name and root_of(name, self.columns) is None:
                 raise CatalogError(f"{self.where}: no column {name!r}; its columns are {names_of(self.columns)}")
         rows: list[Mapping[Any, Any]] = []
         reason, held = "", 0
@@ -128,224 +140,249 @@ class Source:
         return rows
 
 
-def open_source(where: str, encoding: str | None = None, delimiter: str | None = None) -> Source:
+class ReadSpec(Frozen):
+    """Settings of reading a table; what is unset is detected."""
+
+    encoding: str | None = None
+    """Of delimited text and JSON Lines."""
+    delimiter: str | None = None
+    """Of delimited text."""
+    quote: Literal["double", "none"] | None = None
+    """Whether double quotes around a cell of delimited text are none of it."""
+    sheet: str | None = None
+    """Of a workbook; else the first with cells."""
+    config: str | None = None
+    """Of a Hugging Face dataset."""
+
+
+def open_source(where: str, spec: ReadSpec | None = None) -> Source:
     """Open a table by path or URL, a folder, or a dataset by its id on the Hugging Face hub.
 
-    `encoding` and `delimiter` replace what is detected in a CSV. Raises CatalogError where nothing can be read there.
+    Raises CatalogError where nothing can be read there.
     """
+    spec = spec or ReadSpec()
     try:
         if Path(where).is_dir():
-            return _folder(Path(where), encoding, delimiter)
-        if is_table(where) or Path(where).is_file():
-            return _table(where, encoding, delimiter)
-        if "://" not in where and where.count("/") <= 1:
-            return _dataset(where)
+            return _folder(Path(where), spec)
+        if "://" in where or is_table(where) or Path(where).is_file():
+            return _table(where, spec)
+        if where.count("/") <= 1:
+            return _dataset(where, spec)
     except CatalogError:
         raise
     except Exception as error:  # whatever a file system, a server or a parser raises
         raise CatalogError(f"{where}: cannot be read ({first_line(error)})") from error
-    raise CatalogError(f"{where}: give a {', '.join(FORMATS)} file, a folder of pictures or a Hugging Face dataset")
+    raise CatalogError(f"{where}: there is no such file, and it is no id of a Hugging Face dataset")
 
 
 def is_table(where: str) -> bool:
     """Tell a path or URL that is named as a table is."""
-    return _suffix(where) in FORMATS
+    return _suffix(where) in TABLES
 
 
 def _suffix(where: str) -> str:
     """`.csv` of `shop.csv`, `shop.csv.gz` and `https://shop.example/shop.csv?v=2`."""
     path = urlsplit(where).path if "://" in where else where
     suffixes = [suffix.lower() for suffix in PurePosixPath(path).suffixes]
-    return next((suffix for suffix in reversed(suffixes) if suffix not in (".gz", ".bz2", ".xz", ".zst")), "")
+    return next((suffix for suffix in reversed(suffixes) if suffix not in PACKED), "")
 
 
 # Tables ----------------------------------------------------------------------------------------------------------
 
 
-def _table(where: str, encoding: str | None, delimiter: str | None) -> Source:
+def _table(where: str, spec: ReadSpec) -> Source:
     local = "://" not in where
     if local and not Path(where).is_file():
         raise CatalogError(f"{where}: " + ("is no file" if Path(where).exists() else "there is no such file"))
-    kind = FORMATS.get(_suffix(where))
-    if kind is None:
-        raise CatalogError(f"{where}: give a {', '.join(FORMATS)} file")
     files = _states([Path(where)] if local else [])
-    columns, read, notice, length = _reader(kind, where, encoding, delimiter)
+    table = read_table(where, spec)
+    columns = list(table.columns)
     if twice := next((name for name in columns if name and columns.count(name) > 1), None):
         raise CatalogError(f"{where}: column {twice!r} stands twice: rename one")
     base, name = (str(Path(where).parent), Path(where).name) if local else where.rsplit("/", 1)
     name = PurePosixPath(name).name.split(".")[0]
     version = file_hash(where) if local else _remote_version(where)
-    return Source(where, name, base, tuple(columns), read, files, version, notice, length)
+    return Source(where, name, base, tuple(columns), table.rows, files, version, table.notice, table.length)
 
 
-def _reader(
-    kind: str, where: str, encoding: str | None, delimiter: str | None
-) -> tuple[Sequence[str], Read, str, int | None]:
-    """Column names of a file, what reads its rows, what was guessed, and how many rows there are."""
-    if kind == "parquet":
-        with open_bytes(where) as file, pq.ParquetFile(file) as parquet:
-            return (
-                parquet.schema_arrow.names,
-                lambda names: _parquet_rows(where, names),
-                "",
-                parquet.metadata.num_rows,
-            )
+def read_table(where: str, spec: ReadSpec) -> Reader:
+    """Read a file as what its first bytes say it is."""
     with open_bytes(where) as file:
         sample = file.read(SAMPLE_BYTES)
+    if not sample:
+        raise CatalogError(f"{where}: the file is empty")
+    match kind_of(where, sample):
+        case "parquet":
+            return read_parquet(where)
+        case "sheet":
+            return read_sheet(where, spec.sheet)
+        case "xml":
+            return read_feed(where)
+        case "json":
+            return read_document(where)
+        case kind:
+            return _text(where, sample, spec, lines=kind == "jsonl")
+
+
+def _text(where: str, sample: bytes, spec: ReadSpec, lines: bool) -> Reader:
+    """Delimited text, or JSON Lines."""
     if len(sample) == SAMPLE_BYTES:  # up to a whole line, where there is one
         sample = sample[: sample.rfind(b"\n") + 1] or sample
     try:
-        found = codecs.lookup(encoding).name if encoding else detect_encoding(where, sample)
+        found = codecs.lookup(spec.encoding).name if spec.encoding else detect_encoding(where, sample)
     except LookupError as error:
-        raise CatalogError(f"{where}: --encoding {encoding} is none that Python knows: say another") from error
+        raise CatalogError(f"{where}: --encoding {spec.encoding} is none that Python knows: say another") from error
     text = sample.decode(found, errors="catalens.damaged").removeprefix("\ufeff")
     word = next((word for word in re.findall(r"\w+", text) if not word.isascii()), "")[:SHOWN]
-    notice = f"read as {found}{f', as in {word!r}' if word else ''}" if not encoding and found != "utf-8" else ""
-    if kind == "jsonl":
+    notice = f"read as {found}{f', as in {word!r}' if word else ''}" if not spec.encoding and found != "utf-8" else ""
+    if lines:
         known = (row for row in islice(json_rows(where, found), SAMPLE_ROWS) if isinstance(row, Mapping))
         names = list(dict.fromkeys(name for row in known for name in row))
-        return names, lambda _: json_rows(where, found), notice, None
-    sign = delimiter or ("\t" if _suffix(where) == ".tsv" else detect_delimiter(text))
+        return Reader(names, lambda _: json_rows(where, found), notice)
+    sign = spec.delimiter or ("\t" if _suffix(where) == ".tsv" else detect_delimiter(text))
     sign = "\t" if sign == "\\t" else sign
     if len(sign) != 1:
         raise CatalogError(f"{where}: --delimiter {sign!r} is no delimiter: give one sign")
     header = next(csv_records(where, found, sign), None)
     if not isinstance(header, list):
         raise CatalogError(f"{where}: {f'its header cannot be read: {header}' if header else 'the file is empty'}")
-    if not delimiter and (notice or sign not in (",", "\t")):
+    if not spec.delimiter and (notice or sign not in (",", "\t")):
         notice = f"{notice or f'read as {found}'}, divided by {sign!r}"
-    return header, lambda _: csv_rows(where, found, sign), notice, None
-
-
-# Arrow and Parquet -----------------------------------------------------------------------------------------------
-
-
-def batch_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Mapping[Any, Any]]:
-    """Yield the rows of a batch as dicts of Python values."""
-    columns = [_cells(column) for column in batch.itercolumns()]
-    return (dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True))
-
-
-def _parquet_rows(where: str, columns: Collection[str] | None) -> Iterator[Row]:
-    """Rows with all columns, or those named; only these are read, so that damage elsewhere does not matter."""
-    with open_bytes(where) as file, open_parquet(file) as parquet:
-        names = [name for name in parquet.schema_arrow.names if columns is None or name in columns]
-        for group in range(parquet.num_row_groups):
-            cells = [_column(parquet, group, name) for name in names]
-            yield from (dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True))
-
-
-def _column(parquet: pq.ParquetFile, group: int, name: str) -> Iterator[Any]:
-    """Cells of one column of a row group; those that damage makes unreadable are `Unreadable`."""
-    read = 0
-    try:
-        for batch in group_batches(parquet, [group], [name]):
-            yield from _cells(batch.column(batch.schema.get_field_index(name)))
-            read += len(batch)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
-            raise  # a disk or a network that failed
-        reason = f"row group {group + 1} of the file, {first_line(error)[:MAX_REASON]}"
-        yield from repeat(Unreadable(reason), parquet.metadata.row_group(group).num_rows - read)
-
-
-def _cells(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    try:
-        values = column.to_pylist()
-    except Exception:  # a value that Python has no type for, or text that is none
-        values = [_cell(scalar) for scalar in column]
-    kind = column.type.value_type if isinstance(column.type, pa.DictionaryType) else column.type
-    if not (pa.types.is_float16(kind) or pa.types.is_float32(kind)):
-        return values
-    narrow = np.float16 if pa.types.is_float16(kind) else np.float32
-    return [float(str(narrow(value))) if isinstance(value, float) else value for value in values]
-
-
-def _cell(scalar: pa.Scalar) -> Any:
-    try:
-        return scalar.as_py()
-    except Exception as error:
-        return Unreadable(first_line(error)[:MAX_REASON])
+    return Reader(header, lambda _: csv_rows(where, found, sign), notice)
 
 
 # Folders and datasets --------------------------------------------------------------------------------------------
 
 
-def _folder(folder: Path, encoding: str | None, delimiter: str | None) -> Source:
-    """Pictures with metadata files (one in each subfolder perhaps), or any folder that `load_dataset` opens."""
-    tables = sorted(path for name in METADATA for path in folder.rglob(name))
-    if not tables:
-        return _dataset(str(folder))
-    files = _states(tables)
-    parts = []
-    for path in tables:
-        columns, read, *_ = _reader(FORMATS[path.suffix], str(path), encoding, delimiter)
-        if FILE_NAME not in columns:
+def _folder(folder: Path, spec: ReadSpec) -> Source:
+    """Pictures with metadata files (one in each subfolder perhaps), or any folder that `datasets` opens."""
+    found = sorted(path for name in METADATA for path in folder.rglob(name))
+    if not found:
+        return _dataset(str(folder), spec)
+    files, tables = _states(found), {}
+    for path in found:
+        table = read_table(str(path), spec)
+        if FILE_NAME not in table.columns:
             raise CatalogError(f"{path}: has no column {FILE_NAME!r} that names the pictures")
-        parts.append((path.parent.relative_to(folder).as_posix(), columns, read))
+        tables[path.parent.relative_to(folder)] = table
 
     def rows(columns: Collection[str] | None) -> Iterator[Row]:
-        for inner, _, read in parts:
-            for row in read(columns):
-                if inner != "." and isinstance(row, Mapping):
+        for inner, table in tables.items():
+            split = split_named(inner.parts[0] if inner.parts else "")
+            for row in table.rows(columns):
+                if isinstance(row, Mapping):
                     name = row.get(FILE_NAME)
-                    row = {**row, FILE_NAME: f"{inner}/{name}"} if name and isinstance(name, str) else row
+                    path = {FILE_NAME: (inner / name).as_posix()} if name and isinstance(name, str) else {}
+                    row = {**row, **path, OWN_SPLIT: split}
                 yield row
 
-    columns = dict.fromkeys(name for _, names, _ in parts for name in names)
-    version = _version_of(tables, folder)
-    return Source(str(folder), folder.resolve().name, str(folder), tuple(columns), rows, files, version)
+    columns = dict.fromkeys(name for table in tables.values() for name in table.columns)
+    name, splits = folder.resolve().name, [split_named(inner.parts[0]) for inner in tables if inner.parts]
+    version = _version_of(found, folder)
+    return Source(str(folder), name, str(folder), tuple(columns), rows, files, version, splits=_all(splits))
 
 
-def _dataset(where: str) -> Source:
+def _dataset(where: str, spec: ReadSpec) -> Source:
     """A dataset of the Hugging Face hub, or a folder of files in a form that `datasets` knows."""
-    from datasets import Image, load_dataset_builder
+    from datasets import Dataset, load_dataset_builder, load_from_disk
 
     here = Path(where).is_dir()
     name = PurePosixPath(Path(where).resolve().name if Path(where).exists() else where).name
+    files: tuple[tuple[Path, object], ...] = ()
     try:
-        builder = load_dataset_builder(str(Path(where).absolute()) if here else where)  # "." has no name
-        data_files = (builder.config.data_files or {}).values()
-        paths = [str(path) for some in data_files for path in some]
-        local = here and all(Path(path).is_file() for path in paths)
-        files = _states(map(Path, paths) if local else [])
-        if local:
-            version = _version_of(map(Path, paths), Path(where))
+        if here and any((Path(where) / mark).is_file() for mark in SAVED):
+            paths = sorted(Path(where).rglob("*.arrow"))
+            files, version = _states(paths), _version_of(paths, Path(where))
+            saved = load_from_disk(where)
+            splits: Mapping[Any, Any] = {"": saved} if isinstance(saved, Dataset) else saved
         else:
-            marks = [getattr(some, "origin_metadata", "") for some in data_files]
-            version = _digest([str(builder.hash), *paths, *map(str, marks)])
-        if local and paths and builder.name == "parquet":  # read as single files are
-            readers = [_reader("parquet", path, None, None) for path in paths]
-            columns = dict.fromkeys(name for names, *_ in readers for name in names)
-            length = sum(length or 0 for *_, length in readers)
-
-            def file_rows(columns: Collection[str] | None) -> Iterator[Row]:
-                for _, read, *_ in readers:
-                    yield from read(columns)
-
-            return Source(where, name, where, tuple(columns), file_rows, files, version, length=length)
-        splits: Mapping[Any, Any] = builder.as_streaming_dataset()  # type: ignore[assignment]
-        parts = []
-        for part in splits.values():
-            for column, feature in (part.features or {}).items():
-                if isinstance(feature, Image):
-                    part = part.cast_column(column, Image(decode=False))
-            parts.append((part, list(part.column_names or next(iter(part)))))
+            # "." has no name
+            builder = load_dataset_builder(str(Path(where).absolute()) if here else where, spec.config)
+            data_files = (builder.config.data_files or {}).values()
+            paths = [Path(path) for some in data_files for path in some]
+            if here and all(path.is_file() for path in paths):
+                files, version = _states(paths), _version_of(paths, Path(where))
+            else:
+                marks = [getattr(some, "origin_metadata", "") for some in data_files]
+                version = _digest([str(builder.hash), *map(str, paths), *map(str, marks)])
+            if files and builder.name == "parquet":  # read as single files are
+                tables = {
+                    str(split): [read_parquet(path) for path in some]
+                    for split, some in builder.config.data_files.items()
+                }
+                return _pooled(where, name, tables, files, version)
+            splits = builder.as_streaming_dataset()  # type: ignore[assignment]
+        tables = {str(split): [_dataset_table(part)] for split, part in splits.items()}
     except Exception as error:
+        names = _configs(where) if "onfig" in str(error) else []
         raise CatalogError(
-            f"{where}: neither a file or folder here nor a Hugging Face dataset that can be read "
+            f"{where}: has several configurations: say which with --config: {', '.join(names)}"
+            if len(names) > 1
+            else f"{where}: neither a file or folder here nor a Hugging Face dataset that can be read "
             f"({first_line(error)})"
         ) from error
+    return _pooled(where, name, tables, files, version)
+
+
+def _configs(where: str) -> list[str]:
+    from datasets import get_dataset_config_names
+
+    try:
+        return get_dataset_config_names(where)
+    except Exception:  # whatever the hub raises: there is an error to be shown already
+        return []
+
+
+def _dataset_table(part: Any) -> Reader:
+    """The rows of a split, its pictures not decoded."""
+    from datasets import Image
+
+    for column, feature in (part.features or {}).items():
+        if isinstance(feature, Image):
+            part = part.cast_column(column, Image(decode=False))
+    columns = list(part.column_names or next(iter(part)))
+    labels = labels_of(part.features or {})
+
+    def rows(names: Collection[str] | None) -> Iterator[Row]:
+        wanted = part if names is None else part.select_columns([name for name in columns if name in names])
+        for table in wanted.with_format("arrow").iter(DATASET_ROWS):
+            yield from named(batch_rows(table), labels)
+
+    return Reader(columns, rows, length=part.num_rows if hasattr(part, "num_rows") else None)
+
+
+def _pooled(
+    where: str,
+    name: str,
+    tables: Mapping[str, Sequence[Reader]],
+    files: tuple[tuple[Path, object], ...],
+    version: str,
+) -> Source:
+    """One table of the files of all splits."""
 
     def rows(columns: Collection[str] | None) -> Iterator[Row]:
-        for part, names in parts:
-            wanted = part if columns is None else part.select_columns([name for name in names if name in columns])
-            for table in wanted.with_format("arrow").iter(DATASET_ROWS):
-                yield from batch_rows(table)
+        for split, some in tables.items():
+            for table in some:
+                for row in table.rows(columns):
+                    yield row if isinstance(row, str) else {**row, OWN_SPLIT: split_named(split)}
 
-    names = dict.fromkeys(column for _, columns in parts for column in columns)
-    return Source(where, name, where, tuple(names), rows, files, version)
+    every = [table for some in tables.values() for table in some]
+    columns = dict.fromkeys(column for table in every for column in table.columns)
+    length = None if any(table.length is None for table in every) else sum(table.length or 0 for table in every)
+    splits = _all([split_named(split) for split, some in tables.items() if some])
+    return Source(where, name, where, tuple(columns), rows, files, version, length=length, splits=splits)
+
+
+def split_named(name: str) -> str | None:
+    """The split that a dataset calls so; None of another name."""
+    known = {"train": "train", "training": "train", "test": "test", "validation": "validation"}
+    return (known | dict.fromkeys(("val", "valid", "dev", "eval"), "validation")).get(name.lower())
+
+
+def _all(splits: Sequence[str | None]) -> tuple[str, ...]:
+    """Own splits of a source, where each row has one and there is more than one."""
+    found = dict.fromkeys(split for split in splits if split)
+    return tuple(found) if None not in splits and len(found) > 1 else ()
 
 
 # Versions --------------------------------------------------------------------------------------------------------

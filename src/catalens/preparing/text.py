@@ -21,10 +21,11 @@ import itertools
 import json
 import re
 import unicodedata
+import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import chardet
@@ -52,6 +53,7 @@ INSIDE_WORDS = frozenset("’·®™")  # noqa: RUF001
 DAMAGED = "\udcff"
 """Stands for bytes that are not of the encoding: half a character, so that no text that holds it is accepted."""
 
+TABLES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".xls", ".ods", ".xml")
 MAX_DIGITS = 100
 """Digits from which a whole number in JSON is read as a double: nothing of use is as large."""
 DELIMITERS = ",;\t|"
@@ -76,11 +78,46 @@ class _Reading:
         return [word for word in re.findall(r'[^\s;,|"]+', self.text) if not word.isascii()]
 
 
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""Compressions by the first bytes of a file."""
+
+
 def open_bytes(path: str) -> IO[bytes]:
-    """Open a local path or URL for reading, decompressed where its name says so."""
+    """Open a local path or URL for reading, decompressed where its first bytes say so, whatever it is called.
+
+    Of a zip archive the one table in it is opened; CatalogError where there are several, or none.
+    """
     if "://" not in path and Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
         raise OSError(errno.EISDIR, "Is a folder, a pipe or a device")
-    return fsspec.open(path, "rb", compression="infer").open()  # type: ignore[return-value]
+    opened: Any = fsspec.open(path, "rb").open()
+    file = opened if opened.seekable() else io.BufferedReader(opened)
+    head = file.peek(8)[:8] if hasattr(file, "peek") else _peek(file)
+    if name := next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None):
+        return fsspec.compression.compr[name](file, mode="rb")
+    return _member(path, file) if head.startswith(b"PK\x03\x04") else file
+
+
+def _peek(file: IO[bytes]) -> bytes:
+    head = file.read(8)
+    file.seek(0)
+    return head
+
+
+def _member(path: str, file: IO[bytes]) -> IO[bytes]:
+    """The table in a zip archive; the archive itself where it is a workbook."""
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile as error:
+        raise CatalogError(f"{path}: a damaged zip archive ({error})") from error
+    names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
+    if {"[Content_Types].xml", "content.xml"} & set(names):
+        file.seek(0)
+        return file
+    tables = [name for name in names if PurePosixPath(name).suffix.lower() in TABLES]
+    if len(tables) != 1:
+        found = ", ".join(map(repr, tables[:10])) if tables else "none"
+        raise CatalogError(f"{path}: one table is read from a zip archive, and it holds {found}: unpack it")
+    return archive.open(tables[0])
 
 
 def detect_encoding(where: str, sample: bytes) -> str:
