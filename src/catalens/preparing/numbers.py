@@ -68,6 +68,17 @@ class Numbers(Frozen):
             return None
         return self.read(float(text) if re.search(r"[.eE]", text) else int(text))
 
+    def refusal(self, value: object, column: str) -> str:
+        """Say why a value is no number, and by which flag it would be."""
+        if isinstance(value, int) and not isinstance(value, bool):
+            return f"not a number in {column!r}: larger than {MAX_WHOLE:,}, beyond which digits are lost"
+        reason = f"not a number in {column!r}: {str(value)[:SHOWN]!r}"
+        parts = _parts(value) if isinstance(value, str) else None
+        if parts and parts[1] and self.currency and self.currency not in parts[1]:
+            return f"{reason}: another currency than {self.currency}, that of the other rows"
+        other: Sign = "," if self.decimal == "." else "."
+        return reason + (f"; try --decimal {other}" if self.model_copy(update={"decimal": other}).read(value) is not None else "")
+
 
 def plain(text: str, decimal: Sign) -> str | None:
     """Digits without groups and with a point, as Python reads them; None where they are not of this way.
@@ -75,6 +86,8 @@ def plain(text: str, decimal: Sign) -> str | None:
     Groups are of three digits, the first one of up to three that does not begin with 0, or as in India of two before
     the last three: 1,29,999.
     """
+    if decimal == "." and NUMBER.fullmatch(text):
+        return text
     comma = "," if decimal == "." else "."
     whole, point, fraction = text.partition(decimal)
     used = {sign for sign in whole if not sign.isdigit() and sign not in "+-"}

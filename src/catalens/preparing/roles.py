@@ -1,0 +1,254 @@
+"""Columns by what they are for, given by the user or guessed from their names and cells.
+
+    imageurl,product_code,title,category3_code,full_price
+      -> picture `imageurl`, product `product_code`, text `title`, category `category3_code`, number `full_price`
+    Handle,Title,Type,Variant Price,Image Src,Cost per item
+      -> picture `Image Src`, product `Handle`, text `Title`, category `Type`, number `Variant Price`
+
+A name counts by its words, in any case and with any signs between them. A cell counts by what it holds: a picture's
+address is known by its ending, and one without an ending only in a column that is called like pictures.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from catalens.catalog.storage import is_missing
+from catalens.config import Kind
+from catalens.errors import RecipeError
+from catalens.preparing.addresses import PICTURE_NAME, filled, pictures_of
+from catalens.preparing.columns import SHOWN, Unreadable, names_of, storable
+from catalens.preparing.nested import paths_of
+from catalens.preparing.numbers import Numbers
+
+# Names as shops write them, the best first; each word of one stands in the column's name, one after the other.
+PICTURES = (
+    *("local image path", "main image url", "main image", "image src", "image url", "image link", "image", "images"),
+    *("img", "picture", "photo", "photos", "pictures", "bild", "bilder", "foto", "fotos", "imagen", "immagine"),
+    *("afbeelding", "zdjecie", "obraz", "kep", "file name", "filename", "imageurl", "imagelink", "thumbnail"),
+)
+PRODUCTS = (
+    *("product code", "item group id", "handle", "parent sku", "product id", "productid", "sku", "asin", "uniq id"),
+    *("article id", "item id", "code", "article", "style", "model number", "artikelnummer", "referenz", "reference"),
+    *("gtin", "ean", "upc", "barcode", "id", "key", "name", "file name"),
+)
+TITLES = (
+    *("title", "titel", "titulo", "titre", "titolo", "product title", "product name", "product display name"),
+    *("item name", "prod name", "name", "nombre", "nom", "nome", "bezeichnung", "product", "label", "description"),
+)
+CATEGORIES = (
+    *("category", "kategorie", "categorie", "categoria", "categories", "category name", "product type", "article type"),
+    *("product category", "google product category", "taxonomy", "item type", "type", "department", "class", "label"),
+)
+NUMBERS = (
+    *("full price", "price", "sale price", "regular price", "list price", "preis", "prix", "precio", "prezzo", "prijs"),
+    *("cena", "pris", "hind", "ar", "amount", "msrp", "rrp", "cost"),
+)
+SPECIAL_NAMES = {"additional", "compare", "cost", "shipping", "tax", "unit", "old", "discount", "min", "max", "alt", "meta", "seo"}
+"""Words by which a column is another than the one of its name: `Cost per item`, `additional_image_link`."""
+FOLDERS = ("", "images", "image", "img", "photos", "pictures", "pics")
+ENDINGS = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a table by what they are for; what is left out is guessed.
+
+    Each is a column's name, or a path into its nested cells (`item_name[0].value`); `image` may be a template of
+    paths, `images/{id}.jpg`.
+    """
+
+    image: str | None = None
+    id: str | None = None
+    fields: Mapping[str, Kind] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some first rows of a table, with the values inside nested cells as columns of their own."""
+
+    columns: Sequence[str]
+    rows: Sequence[Mapping[Any, Any]]
+    base: str = ""
+    """Local folder that paths are relative to."""
+
+    def values(self, name: str) -> list[Any]:
+        """Cells of a column that hold something."""
+        found = (row.get(name) for row in self.rows)
+        return [value for value in found if not is_missing(value) and not isinstance(value, Unreadable)]
+
+
+def words_of(name: str) -> list[str]:
+    """Words of a column's name: `Variant Price`, `variant_price` and `variantPrice` have the same."""
+    name = re.sub(r"\[[^\]]*\]|\.value\b", " ", name)
+    split = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d])(?=\d)|(?<=\d)(?=[^\W\d])", " ", name)
+    return re.findall(r"[^\W_]+", split.lower())
+
+
+def ranked(columns: Sequence[str], names: Sequence[str], last: bool = False) -> list[str]:
+    """Columns that bear one of the names, the best first; of numbered ones the first, or the `last`."""
+    found: dict[str, tuple[int, ...]] = {}
+    for column in columns:
+        words = words_of(column)
+        plain = [word for word in words if not word.isdigit()]
+        numbers = [int(word[:9]) for word in words if word.isdigit()]
+        special = len(SPECIAL_NAMES & set(plain))
+        for index, name in enumerate(names):
+            wanted = name.split()
+            if plain == wanted or "".join(plain) == "".join(wanted):
+                rank = (special, 0, index)
+            elif _within(wanted, plain):
+                rank = (special, 1 + len(plain) - len(wanted), index)
+            else:
+                continue
+            number = numbers[0] if numbers else 0
+            rank = (*rank, -number if last else number)
+            found[column] = min(found.get(column, rank), rank)
+    return sorted(found, key=lambda column: found[column])
+
+
+def _within(wanted: Sequence[str], words: Sequence[str]) -> bool:
+    return any(list(words[at : at + len(wanted)]) == list(wanted) for at in range(len(words) - len(wanted) + 1))
+
+
+def guess_columns(sample: Sample, given: Columns, numbers: Mapping[str, Numbers] | None = None) -> Columns:
+    """Complete what is given by what names and values tell.
+
+    Fields are guessed only where none is given: a title, a category and a number, as many as there are. Raises
+    RecipeError where a column for the picture, the product or any field cannot be told.
+    """
+    taken = {given.image, given.id, *given.fields}
+    free = [name for name in sample.columns if storable(name) == name and name not in taken]
+    picture = given.image or guess_image(sample, free)
+    free = [name for name in free if name != picture]
+    product = given.id or guess_id(sample, free)
+    if product is None:
+        raise RecipeError(f"no column names the product: say which with --id; columns are {names_of(sample.columns)}")
+    if given.fields:
+        return Columns(picture, product, given.fields)
+    free = [name for name in free if name != product]
+    fields: dict[str, Kind] = {}
+    if title := _pick(sample, ranked(free, TITLES), _are_titles):
+        fields[title] = "text"
+    free = [name for name in free if name not in fields]
+    if category := _pick(sample, ranked(free, CATEGORIES, last=True), _are_categories):
+        fields[category] = "category"
+    free = [name for name in free if name not in fields]
+    if number := _pick(sample, ranked(free, NUMBERS), _are_numbers):
+        fields[number] = "number"
+    if not fields:
+        raise RecipeError(
+            "no column to learn is known by its name: say which with --text, --category and --number; "
+            f"columns are {names_of(sample.columns)}"
+        )
+    return Columns(picture, product, fields)
+
+
+def guess_image(sample: Sample, free: Sequence[str]) -> str:
+    """The column of the pictures; RecipeError where it cannot be told."""
+    called = ranked(free, PICTURES)
+    sure = {name: _share(sample, name, _is_picture) for name in free}
+    addresses = {name: _share(sample, name, _is_address) for name in called}
+    best = [name for name in called if sure[name] >= 0.5] or [name for name in called if addresses[name] >= 0.5]
+    best = best or sorted((name for name in free if sure[name] >= 0.5), key=lambda name: -sure[name])
+    if best:
+        filled_ones = [name for name in best if len(sample.values(name)) * 2 >= len(sample.rows)]
+        return (filled_ones or best)[0]
+    if template := _template(sample, free):
+        return template
+    maybe = [name for name in free if _share(sample, name, _is_address) >= 0.5]
+    hint = f"; {names_of(maybe)} holds addresses that do not end as pictures do" if maybe else ""
+    raise RecipeError(
+        f"no column holds pictures: say which with --image{hint}; columns are {names_of(sample.columns)}"
+    )
+
+
+def _template(sample: Sample, free: Sequence[str]) -> str | None:
+    """`images/{id}.jpg` where the cells of a column name the files beside the table."""
+    if not sample.base or "://" in sample.base:
+        return None
+    for name in ranked(free, PRODUCTS):
+        for folder in FOLDERS:
+            for ending in ENDINGS:
+                for cell in (f"{{{name}}}", f"{{{name}[:3]}}/{{{name}}}"):
+                    template = f"{folder}/{cell}.{ending}".lstrip("/")
+                    paths = [path for row in sample.rows[:20] if (path := filled(template, row))]
+                    if paths and sum((Path(sample.base) / path).is_file() for path in paths) * 2 > len(paths):
+                        return template
+    return None
+
+
+def guess_id(sample: Sample, free: Sequence[str]) -> str | None:
+    """The column that names the product; None where there is none."""
+    return _pick(sample, ranked(free, PRODUCTS), lambda found: _mostly(map(_is_id, found)))
+
+
+def expand(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]], base: str = "") -> Sample:
+    """A sample in which the plain values of nested cells are columns."""
+    from catalens.preparing.nested import value_at
+
+    names: list[str] = []
+    more = [dict(row) for row in rows]
+    for column in columns:
+        for path in paths_of(column, (row.get(column) for row in rows)):
+            names.append(path)
+            for row in more if path != column else ():
+                row[path] = value_at(row.get(column), path[len(column) :])
+        if column not in names:
+            names.append(column)
+    return Sample(names, more, base)
+
+
+def _pick(sample: Sample, names: Sequence[str], fits: Callable[[list[Any]], bool]) -> str | None:
+    for name in names:
+        found = sample.values(name)
+        if len(found) * 5 >= len(sample.rows) and fits(found):
+            return name
+    return None
+
+
+def _share(sample: Sample, name: str, fits: Callable[[Any], bool]) -> float:
+    found = sample.values(name)
+    return sum(map(fits, found)) / len(found) if found else 0.0
+
+
+def _mostly(fits: Iterable[bool]) -> bool:
+    """Require four of five: a few bad cells are no reason against a column."""
+    counted = list(fits)
+    return sum(counted) >= 0.8 * len(counted)
+
+
+def _are_titles(found: list[Any]) -> bool:
+    return _mostly(isinstance(value, str) and any(map(str.isalpha, value)) for value in found)
+
+
+def _are_categories(found: list[Any]) -> bool:
+    plain = [value for value in found if isinstance(value, str | int)]
+    return _mostly(isinstance(value, str | int) for value in found) and len(set(plain)) <= max(2, len(found) // 2)
+
+
+def _are_numbers(found: list[Any]) -> bool:
+    """Numbers by at least one way of writing; which one is told from all cells later."""
+    return _mostly(any(way.read(value) is not None for way in (Numbers(), Numbers(decimal=","))) for value in found)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and value.is_integer())
+
+
+def _is_picture(value: Any) -> bool:
+    """Bytes, or an address or path that ends as pictures do."""
+    first = next(iter(pictures_of(value)), None)
+    return isinstance(first, bytes) or bool(first and PICTURE_NAME.search(first))
+
+
+def _is_address(value: Any) -> bool:
+    first = next(iter(pictures_of(value)), None)
+    return isinstance(first, str) and (first.startswith("//") or "://" in first)
+
+
+def shown(value: object) -> str:
+    """A cell, cut for a message."""
+    return str(value)[:SHOWN]
