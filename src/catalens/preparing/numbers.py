@@ -13,7 +13,7 @@ sign, an ISO 4217 code or a word.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
@@ -49,6 +49,8 @@ class Numbers(Frozen):
     """Sign before the fraction; the other one may group digits."""
     currency: str = ""
     """ISO 4217 code that may stand beside a number; empty: any."""
+    mixed: bool = False
+    """Some cells are written the other way, so that one that both ways read, to two numbers, is none."""
 
     def read(self, value: object) -> float | int | None:
         """A number, whole where it is written whole (so that its text has no point), or None where it is none."""
@@ -63,6 +65,8 @@ class Numbers(Frozen):
         digits, currencies = parts
         if currencies and self.currency and self.currency not in currencies:
             return None
+        if self.mixed and _kind(value)[0] == "either":
+            return None
         text = plain(digits, self.decimal)
         if text is None or len(text) > MAX_DIGITS:
             return None
@@ -76,8 +80,12 @@ class Numbers(Frozen):
         parts = _parts(value) if isinstance(value, str) else None
         if parts and parts[1] and self.currency and self.currency not in parts[1]:
             return f"{reason}: another currency than {self.currency}, that of the other rows"
+        if self.mixed and isinstance(value, str) and _kind(value)[0] == "either":
+            return f"{reason}: it could be two, and the column is written both ways"
         other: Sign = "," if self.decimal == "." else "."
-        return reason + (f"; try --decimal {other}" if self.model_copy(update={"decimal": other}).read(value) is not None else "")
+        return reason + (
+            f"; try --decimal {other}" if self.model_copy(update={"decimal": other}).read(value) is not None else ""
+        )
 
 
 def plain(text: str, decimal: Sign) -> str | None:
@@ -116,52 +124,54 @@ def tell_numbers(column: str, cells: Iterable[object], decimal: Sign | None = No
 
     Raises RecipeError where cells could be one number or another.
     """
-    only: Counter[Sign] = Counter()
-    total, unclear, clear_prices, example = 0, 0, 0, ""
-    currencies: Counter[frozenset[str]] = Counter()
+    kinds: Counter[tuple[str, frozenset[str]]] = Counter()
+    example = ""
     for cell in cells:
-        if not isinstance(cell, str) or (parts := _parts(cell)) is None:
-            continue
-        digits, marks = parts
-        english, continental = plain(digits, "."), plain(digits, ",")
-        if english is None and continental is None:
-            continue
-        total += 1
-        currencies[marks] += bool(marks)
-        if english is None or continental is None:
-            only["," if english is None else "."] += 1
-        elif float(english) != float(continental):
-            unclear += 1
-            clear_prices += bool(marks) and not marks & THREE_DIGITS
-            example = example or cell.strip()
-    currency = _main(currencies)
+        if isinstance(cell, str) and cell.strip():
+            kind, marks = _kind(cell)
+            kinds[kind, marks] += 1
+            example = example or (cell.strip() if kind == "either" else "")
+    counts = Counter[str]()
+    for (kind, _), count in kinds.items():
+        counts[kind] += count
+    currency = _main(kinds)
     if decimal is None:
-        decimal = "," if only[","] > only["."] else "."
-        if unclear and not (only["."] or only[","]):
-            if clear_prices < unclear:
+        decimal = "," if counts[","] > counts["."] else "."
+        if counts["either"] and not counts["."] and not counts[","]:
+            if any(kind == "either" and (not marks or marks & THREE_DIGITS) for kind, marks in kinds):
                 english, continental = (Numbers(decimal=sign).read(example) for sign in (".", ","))
                 raise RecipeError(
                     f"column {column!r}: {example[:SHOWN]!r} could be {english} or {continental}: say which with "
                     "--decimal . or --decimal ,"
                 )
             # no price of these currencies has three digits after the point: they are a group
-            decimal = "," if "." in str(_digits(example)) else "."
-    read = only[decimal] + (total - only["."] - only[","])
-    if not total or (decimal == "." and not (only["."] or currency or unclear)):
-        return Told(Numbers(decimal=decimal, currency=currency))
-    evidence = f"{column}: {read} of {total} read with --decimal {decimal}" + (f", in {currency}" if currency else "")
-    return Told(Numbers(decimal=decimal, currency=currency), evidence)
+            decimal = "," if "." in (_parts(example) or ("",))[0] else "."
+        mixed = bool(counts["."] and counts[","])
+    else:
+        mixed = False
+    numbers = Numbers(decimal=decimal, currency=currency, mixed=mixed)
+    if not (counts["."] or counts[","] or counts["either"] or currency):
+        return Told(numbers)
+    fits = {decimal, "both"} | (set() if mixed else {"either"})
+    read = sum(n for (kind, marks), n in kinds.items() if kind in fits and (not marks or currency in marks))
+    evidence = f"{column}: {read} of {counts.total()} read with --decimal {decimal}"
+    return Told(numbers, evidence + (f", in {currency}" if currency else ""))
 
 
-def _digits(text: str) -> str | None:
-    parts = _parts(text)
-    return parts[0] if parts else None
+def _kind(cell: str) -> tuple[str, frozenset[str]]:
+    """The ways that read a cell: `.` or `,` alone, `both` to one number, `either` to two; and its currencies."""
+    if (parts := _parts(cell)) is None:
+        return "none", frozenset()
+    english, continental = plain(parts[0], "."), plain(parts[0], ",")
+    if english is None or continental is None:
+        return ("," if continental else "." if english else "none"), parts[1]
+    return ("both" if float(english) == float(continental) else "either"), parts[1]
 
 
-def _main(counts: Counter[frozenset[str]]) -> str:
+def _main(counts: Mapping[tuple[str, frozenset[str]], int]) -> str:
     """The currency that most marks may stand for; of those that share a sign, the usual one."""
     votes: Counter[str] = Counter()
-    for marks, count in counts.items():
+    for (_, marks), count in counts.items():
         votes.update(dict.fromkeys(marks, count))
     return max(votes, key=lambda code: (votes[code], code in USUAL, code), default="")
 

@@ -39,14 +39,48 @@ TITLES = (
     *("item name", "prod name", "name", "nombre", "nom", "nome", "bezeichnung", "product", "label", "description"),
 )
 CATEGORIES = (
-    *("category", "kategorie", "categorie", "categoria", "categories", "category name", "product type", "article type"),
+    *(
+        "category",
+        "kategorie",
+        "categorie",
+        "categoria",
+        "categories",
+        "category name",
+        "product type",
+        "article type",
+    ),
     *("product category", "google product category", "taxonomy", "item type", "type", "department", "class", "label"),
 )
 NUMBERS = (
-    *("full price", "price", "sale price", "regular price", "list price", "preis", "prix", "precio", "prezzo", "prijs"),
+    *(
+        "full price",
+        "price",
+        "sale price",
+        "regular price",
+        "list price",
+        "preis",
+        "prix",
+        "precio",
+        "prezzo",
+        "prijs",
+    ),
     *("cena", "pris", "hind", "ar", "amount", "msrp", "rrp", "cost"),
 )
-SPECIAL_NAMES = {"additional", "compare", "cost", "shipping", "tax", "unit", "old", "discount", "min", "max", "alt", "meta", "seo"}
+SPECIAL_NAMES = {
+    "additional",
+    "compare",
+    "cost",
+    "shipping",
+    "tax",
+    "unit",
+    "old",
+    "discount",
+    "min",
+    "max",
+    "alt",
+    "meta",
+    "seo",
+}
 """Words by which a column is another than the one of its name: `Cost per item`, `additional_image_link`."""
 FOLDERS = ("", "images", "image", "img", "photos", "pictures", "pics")
 ENDINGS = ("jpg", "jpeg", "png", "webp")
