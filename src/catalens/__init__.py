@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from catalens.inference import load_predictor
     from catalens.mimicking.mimic import mimic_catalog as mimic
     from catalens.pipeline import evaluate, train
-    from catalens.preparing.columns import Columns
     from catalens.preparing.prepare import PrepareSpec, prepare
+    from catalens.preparing.roles import Columns
     from catalens.sampling.sample import sample_catalog as sample
 
 __version__ = "0.1.0"
@@ -48,7 +48,7 @@ __all__ = [
 _HOMES = {
     "CatalensError": "errors",
     "Catalog": "catalog.storage",
-    "Columns": "preparing.columns",
+    "Columns": "preparing.roles",
     "PrepareSpec": "preparing.prepare",
     "Recipe": "config",
     "check": "checking.check:check_catalog",

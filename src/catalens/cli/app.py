@@ -48,9 +48,19 @@ class Terminal(Console):
 
 console = Terminal(stderr=True)
 
-Image = Annotated[str | None, typer.Option(help="Column with URLs, paths or bytes of pictures; else guessed.")]
+Image = Annotated[
+    str | None,
+    typer.Option(
+        help="Column with URLs, paths or bytes of pictures, or a path like 'images/{id}.jpg'; else guessed."
+    ),
+]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of a CSV; else detected.")]
 Delimiter = Annotated[str | None, typer.Option(help="Delimiter of a CSV; else detected.")]
+Quote = Annotated[str | None, typer.Option(help="Quotes of a CSV: double, or none where they are text.")]
+Sheet = Annotated[str | None, typer.Option(help="Sheet of a workbook; else the first with cells.")]
+Config = Annotated[str | None, typer.Option(help="Configuration of a Hugging Face dataset.")]
+ImageRoot = Annotated[str | None, typer.Option(help="Folder or URL of the pictures; else that of the table.")]
+UserAgent = Annotated[str | None, typer.Option(help="Name by which servers are asked; some refuse unknown ones.")]
 PrivateHosts = Annotated[bool, typer.Option(help="Also fetch from loopback and private addresses.")]
 AcceptError = Annotated[
     str | None,

@@ -2,18 +2,23 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
 import catalens
 from catalens.cli.app import (
+    Config,
     Delimiter,
     Encoding,
     Image,
+    ImageRoot,
     PrivateHosts,
+    Quote,
+    Sheet,
     Terminal,
+    UserAgent,
     answer,
     app,
     console,
@@ -79,7 +84,7 @@ def sample(
 def prepare(
     source: Annotated[
         str,
-        typer.Argument(help="A .csv, .tsv, .parquet or .jsonl file or URL, a folder of pictures, or a dataset's id."),
+        typer.Argument(help="A CSV, workbook, feed, JSON or Parquet file or URL, a folder of pictures, a dataset."),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder to make; else catalogs/<name of the source>.")] = None,
     image: Image = None,
@@ -87,7 +92,11 @@ def prepare(
     text: Annotated[list[str] | None, typer.Option(help="Text column to learn; repeatable.")] = None,
     category: Annotated[list[str] | None, typer.Option(help="Category column to learn; repeatable.")] = None,
     number: Annotated[list[str] | None, typer.Option(help="Number column to learn; repeatable.")] = None,
-    splits: Annotated[str, typer.Option(help="Shares of train, validation and test.")] = "0.8,0.1,0.1",
+    splits: Annotated[
+        str | None, typer.Option(help="Shares of train, validation and test; else the source's own, or 0.8,0.1,0.1.")
+    ] = None,
+    pictures: Annotated[str, typer.Option(help="Of several pictures in a cell: first, or each as a row.")] = "first",
+    image_root: ImageRoot = None,
     max_bad: Annotated[str, typer.Option(help="Largest share of rows that may be left out.")] = "5%",
     retry: Annotated[str | None, typer.Option(metavar="failed", help="Ask again for pictures that failed.")] = None,
     max_side: Annotated[int | None, typer.Option(min=16, help="Make larger pictures smaller, in pixels.")] = None,
@@ -99,21 +108,27 @@ def prepare(
     rate: Annotated[float, typer.Option(min=0.5, help="Most requests a second to one host.")] = 50,
     allow_private_hosts: PrivateHosts = False,
     ignore_noai: Annotated[bool, typer.Option(help="Fetch what a server marks as noai or noimageai.")] = False,
-    decimal: Annotated[str, typer.Option(help="Sign before the digits after the point in numbers.")] = ".",
-    thousands: Annotated[str, typer.Option(help="Sign between groups of digits in numbers.")] = "",
+    decimal: Annotated[str | None, typer.Option(help="Sign before the fraction of numbers; else told.")] = None,
+    thousands: Annotated[str | None, typer.Option(help="Sign between groups of digits; else told by them.")] = None,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
+    quote: Quote = None,
+    sheet: Sheet = None,
+    config: Config = None,
+    user_agent: UserAgent = None,
 ) -> None:
     """Make a catalogue of a table: pictures fetched and checked, near-duplicates tied, split by product, stored.
 
     A run that was stopped goes on from where it was; a second run, also of a table or flags that have changed, asks
     only for pictures that it has not seen.
     """
-    asked = {"fractions": fractions_of(splits), "max_bad": share_of(max_bad), "max_side": max_side}
-    asked |= {"strip_metadata": strip_metadata, "encoding": encoding, "delimiter": delimiter}
-    asked["numbers"] = {"decimal": decimal, "thousands": thousands}
+    asked: dict[str, Any] = {"fractions": fractions_of(splits) if splits else None, "max_bad": share_of(max_bad)}
+    asked |= {"max_side": max_side, "strip_metadata": strip_metadata, "image_root": image_root}
+    asked["table"] = {"encoding": encoding, "delimiter": delimiter, "quote": quote, "sheet": sheet, "config": config}
+    asked["table"] |= {"decimal": decimal, "thousands": thousands, "pictures": pictures}
     asked["download"] = {"concurrency": concurrency, "per_host": per_host, "per_host_rate": rate}
     asked["download"] |= {"allow_private_hosts": allow_private_hosts, "obey_noai": not ignore_noai}
+    asked["download"] |= {"user_agent": user_agent} if user_agent else {}
     columns = _columns_of(image, id, {"text": text, "category": category, "number": number})
     if retry not in (None, "failed"):
         raise RecipeError(f"--retry {retry}: the only choice is failed")

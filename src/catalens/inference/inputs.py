@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Literal
 
 from catalens.catalog.storage import SPLITS, Catalog, is_missing
-from catalens.config import Frozen
 from catalens.errors import CatalogError, RecipeError
-from catalens.preparing.columns import PICTURE_NAME, guess_id, guess_image, picture_reason, read_id, read_picture
+from catalens.preparing.addresses import PICTURE_NAME, TEMPLATE, filled, pictures_of
+from catalens.preparing.columns import picture_reason, read_id, storable
 from catalens.preparing.journal import TableRow
-from catalens.preparing.sources import Row, is_table, open_source
+from catalens.preparing.roles import expand, guess_id, guess_image
+from catalens.preparing.sources import ReadSpec, Row, is_table, open_source
+from catalens.preparing.table import picture_columns
 
 
-class InputSpec(Frozen):
+class InputSpec(ReadSpec):
     """Settings of reading a table or a catalogue; pictures as files need none of it."""
 
     image: str | None = None
@@ -33,8 +35,6 @@ class InputSpec(Frozen):
     """Column of the id; guessed where unset, and the row's number where no column is one."""
     split: str | None = None
     """Split of a catalogue; unset: all of it."""
-    encoding: str | None = None
-    delimiter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def open_input(where: Sequence[str], spec: InputSpec, notice: Callable[[str], No
             _refuse_options(spec, ("split",), f"{where[0]} is a table")
             opened = _table(where[0], spec, notice)
         else:
-            _refuse_options(spec, ("image", "id", "encoding", "delimiter"), f"{where[0]} is a catalogue")
+            _refuse_options(spec, ("image", "id", *ReadSpec.model_fields), f"{where[0]} is a catalogue")
             opened = _catalogue(where[0], spec)
     except OSError as error:
         raise CatalogError(f"{error.filename or where[0]}: cannot be read ({error.strerror or error})") from error
@@ -87,18 +87,20 @@ def _refuse_options(spec: InputSpec, names: Sequence[str], reason: str) -> None:
 
 
 def _table(where: str, spec: InputSpec, notice: Callable[[str], None]) -> Input:
-    source = open_source(where, spec.encoding, spec.delimiter)
+    source = open_source(where, spec)
     if source.notice:
         notice(source.notice)
-    first = source.first(spec.image, spec.id)
-    image = spec.image or guess_image(source.columns, first)
-    id = spec.id or guess_id([name for name in source.columns if name != image], first)
+    first = source.first(spec.id, *picture_columns(spec.image, source))
+    sample = expand(source.columns, first, "" if "://" in source.base else source.base)
+    image = spec.image or guess_image(sample, sample.columns)
+    id = spec.id or guess_id(sample, [name for name in sample.columns if name != image])
+    wanted = [*picture_columns(image, source), *([id] if id else [])]
     if not (spec.image and spec.id):
         flags = shlex.join(["--image", image, *(["--id", id] if id else [])])
         notice(f"guessed from names and values: {flags}{'' if id else '; ids are row numbers'}")
 
     def rows() -> Iterator[TableRow]:
-        for number, row in enumerate(source.rows([image, *([id] if id else [])]), start=1):
+        for number, row in enumerate(source.rows(wanted), start=1):
             yield _row(number, row, image, id)
 
     base = source.base if "://" in source.base else str(Path(source.base).absolute())
@@ -108,10 +110,17 @@ def _table(where: str, spec: InputSpec, notice: Callable[[str], None]) -> Input:
 def _row(number: int, row: Row, image: str, id: str | None) -> TableRow:
     if isinstance(row, str):
         return TableRow(number, "", {}, "", reason=f"row {number}: {row}")
-    cell = row.get(id) if id else None
-    picture, embedded = read_picture(row.get(image))
-    reason = picture_reason(row.get(image), image)
-    return TableRow(number, "" if is_missing(cell) else read_id(cell), {}, picture, embedded, reason)
+    cell, picture = row.get(id) if id else None, row.get(image)
+    if image not in row and TEMPLATE.search(image):
+        picture = filled(image, row)
+    name = "" if is_missing(cell) else read_id(cell)
+    match pictures_of(picture):
+        case [bytes() as data, *_]:
+            return TableRow(number, name, {}, "", data)
+        case [str() as address, *_]:
+            return TableRow(number, name, {}, storable(address))
+        case _:
+            return TableRow(number, name, {}, "", reason=picture_reason(picture, image))
 
 
 def _catalogue(where: str, spec: InputSpec) -> Input:

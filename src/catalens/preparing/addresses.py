@@ -106,11 +106,13 @@ def _address(text: str) -> str:
 
 
 def filled(template: str, row: Mapping[Any, Any]) -> str | None:
-    """A path with the row's cells in its braces; None where one is missing."""
-    values = {name: row.get(name) for name in TEMPLATE.findall(template)}
-    if any(value is None or value == "" for value in values.values()):
-        return None
-    plain = {
-        name: str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for name, v in values.items()
-    }
-    return TEMPLATE.sub(lambda found: plain[found.group(1)], template)
+    """A path with the row's cells, or their first signs (`{id[:3]}`), in its braces; None where one is missing."""
+    path = template
+    for inside in TEMPLATE.findall(template):
+        name, _, cut = inside.partition("[:")
+        cell = row.get(name)
+        if cell is None or cell == "":
+            return None
+        text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+        path = path.replace(f"{{{inside}}}", text[: int(cut.rstrip("]"))] if cut else text)
+    return path

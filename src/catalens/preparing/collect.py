@@ -10,6 +10,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -30,6 +31,13 @@ from catalens.preparing.journal import EMBEDDED, Record, TableJournal, Wanted
 from catalens.preparing.text import open_bytes
 from catalens.progress import Progress, silent
 
+HOST = re.compile(
+    r"(www\.|[\w-]+(\.[\w-]+)*\.(com|net|org|shop|store|io|co|de|fr|es|it|nl|pl|se|uk|eu|ch|at|be|cz)/)\S+"
+)
+"""An address without its `https://`."""
+STORES = ("s3", "gs", "gcs", "az", "abfs", "hf", "oss")
+"""Schemes of stores of objects, read through fsspec."""
+LEAVES = "picture path leaves the folder of the table: name another with --image-root"
 AHEAD = 16
 """Rows under way for each connection, so that one slow host does not keep the others waiting."""
 
@@ -155,9 +163,12 @@ async def _received(
 
 def _url(picture: str, base: str) -> str | None:
     """URL of a picture of the web; None of a file."""
-    if urlsplit(base).scheme in ("http", "https"):
+    if picture.lower().startswith(("http://", "https://")):
+        return picture
+    if urlsplit(base).scheme in ("http", "https") and "://" not in picture:
         return urljoin(f"{base}/", picture)
-    return picture if picture.lower().startswith(("http://", "https://")) else None
+    named = HOST.match(picture) and "://" not in base and not (Path(base) / picture).exists()
+    return f"https://{picture}" if named else None
 
 
 def _local(base: str) -> str:
@@ -168,9 +179,13 @@ def _local(base: str) -> str:
 def _read(picture: str, spec: CollectSpec) -> bytes | str:
     """A file below the table's folder, here or on the table's own file system; or why it cannot be had."""
     base, largest = _local(spec.base), spec.download.max_bytes
-    if "://" in base:
-        if "://" in picture or picture.startswith("/") or ".." in picture.split("/"):
-            return "picture path leaves the table's folder"
+    if (scheme := urlsplit(picture).scheme) in STORES and "://" in picture:
+        opened = partial(open_bytes, picture)
+    elif "://" in picture:
+        return f"picture address begins with {scheme}://, which is not fetched"
+    elif "://" in base:
+        if picture.startswith("/") or ".." in picture.split("/"):
+            return LEAVES
         opened = partial(open_bytes, f"{base}/{picture}")
     else:
         folder = Path(base).resolve()
@@ -179,13 +194,15 @@ def _read(picture: str, spec: CollectSpec) -> bytes | str:
         except (ValueError, RuntimeError, OSError):  # a null character, a circle of links, a name too long
             return "picture path is none"
         if not inside.is_relative_to(folder):
-            return "picture path leaves the table's folder"
+            return LEAVES
         opened = partial(_open_file, inside)
     try:
         with opened() as file:
             data = file.read(largest + 1)
     except ValueError:
         return "picture path is none"
+    except ImportError as error:
+        return f"picture cannot be read: {first_line(error)}"
     except OSError as error:
         return f"picture cannot be read: {error.strerror or first_line(error)}"
     return data if len(data) <= largest else f"too large: more than {largest:,} bytes"

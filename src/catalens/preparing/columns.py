@@ -54,26 +54,11 @@ def read_id(cell: object) -> str:
     return storable("" if _kind(cell) else str(cell).strip())
 
 
-def read_picture(cell: object) -> tuple[str, bytes | None]:
-    """URL or path, as text that can be stored, and bytes, of a picture's cell; `picture_reason` says why of none."""
-    if isinstance(cell, Mapping):
-        data = cell.get("bytes")
-        return read_picture(cell.get("path"))[0], data if isinstance(data, bytes) else None
-    if isinstance(cell, bytes):
-        return "", cell
-    return ("" if is_missing(cell) or _kind(cell) else storable(str(cell).strip())), None
-
-
-def picture_reason(cell: object, column: str) -> str | None:
-    """Explain why a cell names no picture; None where it names one."""
-    picture, embedded = read_picture(cell)
-    if embedded is not None:
-        return None
-    path = cell.get("path") if isinstance(cell, Mapping) else cell
-    if isinstance(cell, Mapping) and not {"bytes", "path"} & set(cell):
-        return f"an object in {column!r}, not a picture"
-    reason = None if is_missing(path) else _no_text(path, column, "a picture", max_chars=None)
-    return reason or (None if picture else f"no value in {column!r}")
+def picture_reason(cell: object, column: str) -> str:
+    """Explain why a cell names no picture."""
+    if isinstance(cell, Mapping | list | tuple | set) and cell:
+        return f"{_kind(cell)} in {column!r} that names no picture"
+    return _no_text(cell, column, "a picture", max_chars=None) or f"no value in {column!r}"
 
 
 def storable(text: str) -> str:

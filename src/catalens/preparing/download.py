@@ -104,10 +104,12 @@ class Downloader:
         All hosts on the way are judged by what came in the end. The turn that brings a body is `held`.
         """
         url, status, outcome = None, None, checked_url(text)
-        asked: dict[URL, Host] = {}
+        asked: dict[tuple[URL, frozenset[tuple[str, str]]], Host] = {}
+        cookies: defaultdict[str | None, dict[str, str]] = defaultdict(dict)  # by host, within this way alone
         clock = asyncio.get_running_loop().time
         while isinstance(outcome, URL):
-            if outcome in asked:
+            step = outcome, frozenset(cookies[outcome.host].items())
+            if step in asked:
                 outcome = Failure("redirect loop: it leads back to where it came from", counts=True)
             elif len(asked) > self.spec.max_redirects:
                 outcome = Failure(f"too many redirects: more than {self.spec.max_redirects}", counts=True)
@@ -115,13 +117,14 @@ class Downloader:
                 url = outcome
                 async with AsyncExitStack() as turn:
                     waiting = self._pacer.turn((url.host, url.port), urgent=bool(asked))
-                    asked[url] = host = await turn.enter_async_context(waiting)
+                    asked[step] = host = await turn.enter_async_context(waiting)
                     if host.given_up:
                         silence = f"nothing that could be used came for {self.spec.host_patience:g} s"
                         status, outcome = None, Failure(f"host given up: {silence}", counts=True)
                         continue
                     asked_at = clock()
-                    status, outcome, pause = await ask(self._session, url, self.spec)
+                    status, outcome, pause, given = await ask(self._session, url, self.spec, cookies[url.host])
+                    cookies[url.host] |= given
                     if status in SLOW_DOWN:
                         host.objected(asked_at, pause, clock())
                     if isinstance(outcome, bytes):

@@ -7,8 +7,8 @@
 
 A table must not make this machine ask its own network. A name is checked by the addresses that it resolves to, and
 again at the moment of connecting, by the very address that the socket is given: an answer of DNS that changes in
-between (rebinding) gains nothing. TLS certificates are verified; no cookie is kept; proxies and credentials in the
-environment (`HTTPS_PROXY`, `.netrc`) are not used, because what stands behind a proxy cannot be checked from here.
+between (rebinding) gains nothing. TLS certificates are verified; no cookie outlives its redirect; proxies and credentials
+in the environment (`HTTPS_PROXY`, `.netrc`) are not used, because what stands behind a proxy cannot be checked from here.
 
 A reason is `stable words: details`, one line; summaries count by what stands before its first colon:
 
@@ -28,7 +28,7 @@ import ipaddress
 import re
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -220,6 +220,8 @@ class Answer(NamedTuple):
     """A body, the target of a redirect, or why there is neither."""
     retry_after: float | None = None
     """Seconds that a 429 or 503 asks to wait, where it says so."""
+    cookies: Mapping[str, str] = {}
+    """Cookies that a redirect sets, for what its host is asked next on the way."""
 
 
 def checked_url(text: str, base: URL | None = None) -> URL | Failure:
@@ -251,7 +253,9 @@ def checked_url(text: str, base: URL | None = None) -> URL | Failure:
     return url.with_fragment(None) if url.raw_fragment else url
 
 
-async def ask(session: aiohttp.ClientSession, url: URL, spec: DownloadSpec) -> Answer:
+async def ask(
+    session: aiohttp.ClientSession, url: URL, spec: DownloadSpec, cookies: Mapping[str, str] | None = None
+) -> Answer:
     """Send one request, follow no redirect, and read what comes, unless it is too large or takes too long.
 
     Never raises: what a server or the way to it does wrong is a Failure.
@@ -259,7 +263,7 @@ async def ask(session: aiohttp.ClientSession, url: URL, spec: DownloadSpec) -> A
     status = None
     too_large = Failure(f"too large: more than {spec.max_bytes / 2**20:.3g} MB")
     try:
-        async with session.get(url, allow_redirects=False) as response:
+        async with session.get(url, allow_redirects=False, cookies=cookies) as response:
             status = response.status
             if (decided := _from_headers(url, response, spec)) is not None:
                 return decided
@@ -284,7 +288,7 @@ def _from_headers(url: URL, response: aiohttp.ClientResponse, spec: DownloadSpec
         if directive := forbidding_directive(headers.getall("X-Robots-Tag", ()), name):
             return Answer(status, Failure(f"noai: X-Robots-Tag says {directive}"))
     if status in REDIRECTS and (target := headers.get("Location")):
-        return Answer(status, checked_url(target, url))
+        return Answer(status, checked_url(target, url), cookies={m.key: m.value for m in response.cookies.values()})
     if status == 200:
         return None
     failure = Failure(f"HTTP {status}", again=status in TRANSIENT, counts=status in SLOW_DOWN)

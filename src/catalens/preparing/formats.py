@@ -53,10 +53,10 @@ class Reader:
 
 
 def kind_of(where: str, head: bytes) -> str:
-    """Tell `parquet`, `sheet`, `xml`, `json`, `jsonl` or `text` from the first bytes; CatalogError of what is no table."""
+    """Tell `parquet`, `sheet`, `xml`, `json`, `jsonl` or `text` from the first bytes; CatalogError of no table."""
     if head.startswith(b"PAR1"):
         return "parquet"
-    if head.startswith(b"\xd0\xcf\x11\xe0") or head.startswith(b"PK\x03\x04"):
+    if head.startswith((b"\xd0\xcf\x11\xe0", b"PK\x03\x04")):
         return "sheet"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if re.match(rb"<!doctype html|<html", text, flags=re.IGNORECASE):
@@ -177,7 +177,7 @@ def _children(element: Element) -> dict[str, Any]:
 def read_document(where: str) -> Reader:
     """Read the first list of objects of a JSON document."""
     with open_bytes(where) as file:
-        opened = ""
+        opened, was_list = "", False
         for prefix, event, _ in ijson.parse(file):
             if event == "start_map" and prefix == (f"{opened}.item" if opened else "item") and was_list:
                 break

@@ -22,7 +22,7 @@ from catalens.catalog.pictures import PictureFacts
 from catalens.config import Kind
 from catalens.journal import Journal, read_object
 
-ROWS = "(number INTEGER PRIMARY KEY, id TEXT, fields TEXT, source TEXT, picture INTEGER, reason TEXT)"
+ROWS = "(number INTEGER PRIMARY KEY, id TEXT, fields TEXT, source TEXT, picture INTEGER, reason TEXT, split TEXT)"
 SCHEMA = f"""
 CREATE TABLE catalogues (manifest TEXT PRIMARY KEY);
 CREATE TABLE rows {ROWS};
@@ -34,6 +34,7 @@ CREATE TABLE received (picture INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE stored (picture INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE splits (id TEXT, sha256 BLOB, split TEXT, PRIMARY KEY (id, sha256)) WITHOUT ROWID;
 """
+SPLIT_ADDED = "ALTER TABLE rows ADD COLUMN split TEXT;"
 FACTS_ADDED = """
 ALTER TABLE pictures ADD COLUMN facts TEXT;
 UPDATE pictures SET made = NULL WHERE reason IS NULL;
@@ -56,6 +57,8 @@ class TableRow:
     embedded: bytes | None = None
     reason: str | None = None
     """Why it cannot be used, whatever its picture is."""
+    split: str | None = None
+    """Its own split, where the table says one."""
 
 
 class Wanted(NamedTuple):
@@ -92,7 +95,7 @@ class Record:
 class TableJournal(Journal):
     """The rows and pictures of one table, and the catalogues that were made of them."""
 
-    schema, format, upgrades = SCHEMA, 2, {1: FACTS_ADDED}
+    schema, format, upgrades = SCHEMA, 3, {1: FACTS_ADDED, 2: SPLIT_ADDED}
 
     def __contains__(self, manifest: object) -> bool:
         return self.one("SELECT 1 FROM catalogues WHERE manifest = ?", manifest) is not None
@@ -114,7 +117,7 @@ class TableJournal(Journal):
                 for row, key in batch:
                     picture = None if key is None else self._picture(key, row)
                     values = (row.number, row.id, json.dumps(row.fields), row.picture, picture, row.reason)
-                    self.database.execute("INSERT INTO fresh VALUES (?, ?, ?, ?, ?, ?)", values)
+                    self.database.execute("INSERT INTO fresh VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, row.split))
         with self.transaction():
             self.database.execute("DROP TABLE rows")
             self.database.execute("ALTER TABLE fresh RENAME TO rows")
@@ -144,6 +147,10 @@ class TableJournal(Journal):
     def total(self) -> int:
         """Rows of the table."""
         return self.one("SELECT count(*) FROM rows")[0]
+
+    def spare(self, reason: str) -> int:
+        """Rows that are left out for a reason that is no fault."""
+        return self.one("SELECT count(*) FROM rows WHERE reason = ?", reason)[0]
 
     # Pictures
 
@@ -198,23 +205,24 @@ class TableJournal(Journal):
 
     def keys_of_pictures(
         self, kinds: Mapping[str, Kind]
-    ) -> Iterator[tuple[str, Mapping[str, Any], PictureFacts, str | None]]:
-        """Id, fields, facts of the picture and earlier split of every row with a picture, in order.
+    ) -> Iterator[tuple[str, Mapping[str, Any], PictureFacts, str | None, str | None]]:
+        """Id, fields, facts of the picture, own and earlier split of every row with a picture, in order.
 
         `kinds` are of the fields; a row that no preparation has assigned yet has no split.
         """
         found = self.database.execute(
-            "SELECT number, id, fields, sha256, facts, split FROM rows LEFT JOIN pictures USING (picture) "
+            "SELECT number, id, fields, sha256, facts, rows.split, splits.split "
+            "FROM rows LEFT JOIN pictures USING (picture) "
             "LEFT JOIN splits USING (id, sha256) "
             "WHERE rows.reason IS NULL AND pictures.reason IS NULL ORDER BY number"
         )
         types = {name: int | float if kind == "number" else str for name, kind in kinds.items()}
-        for number, id, text, sha256, known, split in found:
+        for number, id, text, sha256, known, own, earlier in found:
             fields, facts = read_object(text), _facts(known)
             whole = fields.keys() == types.keys() and all(isinstance(fields[name], types[name]) for name in types)
             if not (whole and isinstance(id, str) and sha256 == bytes.fromhex(facts.sha256)):
                 raise sqlite3.DatabaseError(f"row {number} is broken")
-            yield id, fields, facts, split
+            yield id, fields, facts, own, earlier
 
     def assign(self, splits: Iterable[str | None], shares: Mapping[str, Any]) -> None:
         """Note the split of every row with a picture, in order, and the shares asked for; earlier ones go."""

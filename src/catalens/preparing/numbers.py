@@ -5,9 +5,9 @@
     "₹1,29,999", "₹899"            ->  groups, since a price has no three digits after the point
     "1.299", "2.499", "89"         ->  an error that asks: 1299 or 1.299?
 
-There are two ways: the point divides off the fraction and commas group, or the other way round. Spaces and apostrophes
-group in both. A cell that only one of them can read is evidence for it. Beside the digits may stand one currency, as a
-sign, an ISO 4217 code or a word.
+There are two ways: the point divides off the fraction and commas group, or the other way round. Spaces and
+apostrophes group in both. A cell that only one of them can read is evidence for it. Beside the digits may stand one
+currency, as a sign, an ISO 4217 code or a word.
 """
 
 import math

@@ -12,16 +12,15 @@ order. The work folder stays, so that a later run, also of a table or flags that
 that it has not seen; it may be removed.
 """
 
-import shlex
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from catalens.catalog.duplicates import near_pairs
 from catalens.catalog.folder import manifest, occupied, recover, refuse_taken
@@ -32,23 +31,14 @@ from catalens.catalog.storage import (
     CatalogCard,
     CatalogWriter,
     RejectedRow,
-    Roles,
-    refuse_double_roles,
 )
-from catalens.errors import CatalogError, TooManyBadRowsError, first_line
+from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.files import locked, writing
 from catalens.preparing.collect import CollectSpec, collect, picture_key
-from catalens.preparing.columns import (
-    Columns,
-    Numbers,
-    guess_columns,
-    picture_reason,
-    read_picture,
-    read_values,
-    storable,
-)
 from catalens.preparing.journal import TableJournal, TableRow
-from catalens.preparing.sources import Row, Source, open_source
+from catalens.preparing.roles import Columns
+from catalens.preparing.sources import Source, open_source
+from catalens.preparing.table import NO_PICTURE, Table, TableSpec, local_base
 from catalens.progress import Progress, silent
 
 MAX_SOURCE = 200
@@ -63,13 +53,13 @@ Notice = Callable[[str], None]
 class PrepareSpec(CollectSpec):
     """Settings of `prepare`; `base` is that of the source."""
 
-    fractions: dict[str, float] = Field(default_factory=lambda: dict(DEFAULT_FRACTIONS))
-    """Shares of train, validation and test."""
+    fractions: dict[str, float] | None = None
+    """Shares of train, validation and test; unset: the splits that the source has, or 0.8, 0.1, 0.1."""
     max_bad: float = 0.05
     """Largest share of rows that may be left out."""
-    numbers: Numbers = Numbers()
-    encoding: str | None = None
-    delimiter: str | None = None
+    table: TableSpec = TableSpec()
+    image_root: str | None = None
+    """Folder or URL that picture paths are relative to, in the place of the table's."""
 
 
 def prepare(
@@ -90,22 +80,11 @@ def prepare(
     row is left, with what was fetched kept.
     """
     spec, given = spec or PrepareSpec(), columns or Columns()
-    source = where if isinstance(where, Source) else open_source(where, spec.encoding, spec.delimiter)
-    if source.notice:
-        notice(source.notice)
+    source = where if isinstance(where, Source) else open_source(where, spec.table)
     out = Path("catalogs") / source.name if out is None else Path(out)
-    first = source.first(given.image, given.id, *given.fields)
-    columns = guess_columns(source.columns, first, given, spec.numbers)
-    flags = {columns.image: "--image", columns.id: "--id"}
-    flags |= {name: f"--{kind}" for name, kind in columns.fields.items()}
-    guessed = [name for name in flags if name not in (given.image, given.id, *given.fields)]
-    if guessed:
-        words = shlex.join(str(word) for name in guessed for word in (flags[name], name))
-        notice(f"guessed from names and values: {words}")
-    roles = Roles(id=str(columns.id), fields=dict(columns.fields))
-    refuse_double_roles(roles)
+    table = Table.of(source, given, spec.table, notice)
     with _held_journal(out) as journal:
-        work = _Work(out, source, str(columns.image), roles, spec, journal, notice)
+        work = _Work(out, table, spec, journal, notice)
         work.read(progress)
         if retry_failed:
             notice(f"{journal.forget_failed()} rows failed before and are asked for again")
@@ -147,23 +126,26 @@ class _Work:
     def __init__(
         self,
         out: Path,
-        source: Source,
-        image: str,
-        roles: Roles,
+        table: Table,
         spec: PrepareSpec,
         journal: TableJournal,
         notice: Notice,
     ) -> None:
-        base = source.base if "://" in source.base else str(Path(source.base).absolute())
-        self.spec = spec.model_copy(update={"base": base})
-        self.out, self.source, self.image, self.roles = out, source, image, roles
-        self.journal, self._notice = journal, notice
-        self._asked = {
-            "version": source.version,
-            "image": image,
-            "roles": roles.model_dump(mode="json"),
-            **spec.model_dump(mode="json", include={"numbers", "encoding", "delimiter"}),
-        }
+        self.table, self.source, self.roles = table, table.source, table.roles
+        self.spec = spec.model_copy(update={"base": local_base(table.source, spec.image_root)})
+        self.out, self.journal, self._notice = out, journal, notice
+        self._asked = table.asked
+        source, own = table.source, table.source.splits
+        self.shares = dict(spec.fractions or DEFAULT_FRACTIONS)
+        self.keeps_splits = bool(own) and spec.fractions is None
+        if self.keeps_splits:
+            notice(f"splits are those of {source.where}: {', '.join(own)}; --splits draws others")
+            if "validation" not in own:  # training has to choose its best checkpoint by something
+                rest = self.shares["train"] + self.shares["validation"]
+                self.shares = {name: self.shares[name] / rest for name in ("train", "validation")} | {"test": 0.0}
+                notice("validation rows are drawn from its train rows")
+        elif own:
+            notice(f"splits of {source.where} ({', '.join(own)}) are pooled, and drawn anew by --splits")
         here = "://" not in source.where and Path(source.where).exists()
         where = str(Path(source.where).absolute()) if here else source.where
         if (before := journal.state("table")) not in ({}, {"where": where}):
@@ -190,11 +172,13 @@ class _Work:
         return {
             "rows": self._asked,
             "made": self.spec.made,
-            "fractions": [[split, share] for split, share in self.spec.fractions.items()],  # their order counts
+            "fractions": [[split, share] for split, share in self.shares.items()],  # their order counts
+            "keeps_splits": self.keeps_splits,
         }
 
     def _few(self, bad: int) -> bool:
-        return bad <= self.spec.max_bad * self.journal.total()
+        spare = self.journal.spare(NO_PICTURE)
+        return bad - spare <= self.spec.max_bad * (self.journal.total() - spare)
 
     def read(self, progress: Progress) -> None:
         """Read the table into the journal, unless it is there as it is now."""
@@ -211,9 +195,10 @@ class _Work:
         """Rows with the keys of their pictures, some at a time."""
         batch: list[tuple[TableRow, str | None]] = []
         read = size = 0
-        columns = [self.image, self.roles.id, *self.roles.fields]
-        for read, cells in enumerate(self.source.rows(columns), start=1):
-            row = self._row(read, cells)
+        largest = self.spec.download.max_bytes
+        for read, row in enumerate(self.table.rows(), start=1):
+            if row.embedded is not None and len(row.embedded) > largest:
+                row = replace(row, fields={}, embedded=None, reason=f"too large: more than {largest:,} bytes")
             key = None if row.reason else picture_key(row.picture, row.embedded, self.spec.base)
             batch.append((row, key))
             size += len(row.embedded or b"")
@@ -226,37 +211,29 @@ class _Work:
         if self.source.changed():
             raise CatalogError(f"{self.source.where} changed while it was read: give the same command again")
 
-    def _row(self, number: int, row: Row) -> TableRow:
-        """A row that can be kept, whatever the table holds."""
-        if isinstance(row, str):
-            return TableRow(number, "", {}, "", reason=storable(row))
-        try:
-            id, fields, reason = read_values(row, self.roles, self.spec.numbers)
-            picture, embedded = read_picture(row.get(self.image))
-            reason = reason or picture_reason(row.get(self.image), self.image)
-        except Exception as error:  # cells may hold anything, and make their reading raise anything
-            return TableRow(number, "", {}, "", reason=storable(f"cannot be read: {first_line(error)}"))
-        largest = self.spec.download.max_bytes
-        if reason is None and embedded is not None and len(embedded) > largest:
-            reason = f"too large: more than {largest:,} bytes"
-        if reason is not None:
-            return TableRow(number, id, {}, picture, reason=storable(reason))
-        return TableRow(number, id, fields, picture, embedded)
-
     def write(self, progress: Progress) -> CatalogCard:
         """Assign splits and write the catalogue, in the place of an earlier one."""
         total = self.journal.total()
-        ties, names, integers, before = self._keys()
-        shares = dict(self.spec.fractions)
-        kept = before if self.journal.state("shares") == shares else ()  # other shares are asked for: all anew
+        ties, names, integers, own, before = self._keys()
+        shares = self.shares
+        kept = before if self.journal.state("shares") == shares else [None] * len(own)  # other shares: all anew
+        if self.keeps_splits:
+            drawn = "validation" not in self.source.splits
+            earlier = [None if split == "test" else split for split in kept] if drawn else own
+            kept = [two if one == "train" else one for one, two in zip(own, earlier, strict=True)]
         assigned = assign_splits(ties, shares, kept, self._notice)
+        if self.keeps_splits:  # a row like one of another split stays where the source has it
+            assigned = [
+                one if one and two != one and (one, two) != ("train", "validation") else two
+                for one, two in zip(own, assigned, strict=True)
+            ]
         self._refuse_many(total, assigned)
         splits = iter(assigned)
         provenance = {
             "command": "prepare",
             "table": Path(self.source.where).name if "://" not in self.source.where else self.source.where,
             "version": self.source.version,
-            "image_column": self.image,
+            "image_column": self.table.image,
             "fractions": shares,
         }
         floats = [name for name in self.roles.columns("number") if name not in integers]
@@ -301,17 +278,19 @@ class _Work:
             + ("; rows that are tied share an id or a picture: " + TIED_FIX if tied else "")
         )
 
-    def _keys(self) -> tuple[Ties, list[str], list[str], list[str | None]]:
-        """Ties of all rows with a picture; names of their categories; whole number columns; their earlier splits."""
+    def _keys(self) -> tuple[Ties, list[str], list[str], list[str | None], list[str | None]]:
+        """Of all rows with a picture: ties, names of categories, whole number columns, own and earlier splits."""
         products, contents, categories, prints = array("Q"), array("Q"), array("q"), bytearray()
         column, numbers = self.roles.leading, self.roles.columns("number")
         numbered: dict[str, int] = {}
         broken: set[str] = set()
+        owned: list[str | None] = []
         splits: list[str | None] = []
-        for id, fields, facts, split in self.journal.keys_of_pictures(self.roles.fields):
+        for id, fields, facts, own, split in self.journal.keys_of_pictures(self.roles.fields):
             products.append(key(id))
             contents.append(int(facts.sha256[:16], 16))
             prints += bytes.fromhex(facts.fingerprint)
+            owned.append(own)
             splits.append(split)
             categories.append(numbered.setdefault(fields[column], len(numbered)) if column else 0)
             broken |= {name for name in numbers if not isinstance(fields[name], int)}
@@ -321,4 +300,4 @@ class _Work:
             near_pairs(np.array(prints, np.uint8).reshape(-1, 32)),
             np.array(categories, np.intp),
         )
-        return ties, [*numbered], [name for name in numbers if name not in broken], splits
+        return ties, [*numbered], [name for name in numbers if name not in broken], owned, splits

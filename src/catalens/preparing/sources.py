@@ -47,7 +47,7 @@ TABLES = (
     *(".csv", ".tsv", ".txt", ".parquet", ".pq", ".jsonl", ".ndjson", ".json", ".xml"),
     *(".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"),
 )
-"""Endings of the names of tables, before `.gz`, `.zip` and the like; a file is read as what it is, not as it is called."""
+"""Endings of the names of tables, before `.gz`, `.zip` and the like; a file is read as what it is."""
 SAMPLE_BYTES = 2**18
 """Beginning of a text table that tells its encoding and delimiter."""
 FIRST_BYTES = 2**26

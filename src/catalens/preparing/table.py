@@ -1,0 +1,182 @@
+"""A source read as products: which columns are what, how numbers are written, one row for each picture.
+
+    table = Table.of(open_source("products_export.csv"), Columns(), TableSpec(), print)
+      guessed from names and values: --image 'Image Src' --id Handle --text Title --number 'Variant Price'
+      Variant Price: 60 of 60 read with --decimal .
+    for row in table.rows():  TableRow(1, "item-0", {"Title": "Item 0", "Variant Price": 10.0}, "https://...")
+
+What an export says once for a product, on its first row, is said for its other rows, too.
+"""
+
+import re
+import shlex
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from catalens.catalog.storage import Roles, is_missing, refuse_double_roles
+from catalens.config import Kind
+from catalens.errors import RecipeError, first_line
+from catalens.preparing.addresses import TEMPLATE, filled, pictures_of
+from catalens.preparing.columns import picture_reason, read_id, read_values, storable
+from catalens.preparing.journal import TableRow
+from catalens.preparing.numbers import Numbers, Sign, tell_numbers
+from catalens.preparing.roles import Columns, Sample, expand, guess_columns
+from catalens.preparing.sources import OWN_SPLIT, ReadSpec, Row, Source
+
+REMEMBERED = 2**16
+"""Products whose texts and categories are kept for rows that lack them."""
+NO_PICTURE = "no picture of its own"
+"""Reason against a further row of a product that has a picture in another one; it is not counted as bad."""
+Notice = Callable[[str], None]
+
+
+class TableSpec(ReadSpec):
+    """Settings of reading a table as products."""
+
+    decimal: Sign | None = None
+    """Sign before the fraction of numbers; unset: told from all cells of a column."""
+    thousands: str | None = None
+    """Sign between groups of digits; it tells the other one."""
+    pictures: Literal["first", "each"] = "first"
+    """Of several in a cell: the first, or a row for each."""
+
+    @model_validator(mode="after")
+    def _signs_differ(self) -> "TableSpec":
+        if self.thousands and self.thousands == self.decimal:
+            raise ValueError(f"--thousands and --decimal are both {self.decimal!r}: give two signs")
+        if self.thousands and (len(self.thousands) > 1 or self.thousands.isalnum() or self.thousands in "-+"):
+            raise ValueError(f"--thousands {self.thousands!r}: give one sign, such as , or . or a space")
+        return self
+
+    @property
+    def point(self) -> Sign | None:
+        """The decimal sign, as far as it is said."""
+        others: dict[str | None, Sign] = {",": ".", ".": ","}
+        return self.decimal or others.get(self.thousands)
+
+
+@dataclass
+class Table:
+    """The products of a source."""
+
+    source: Source
+    image: str
+    """Column of the picture, or a template of paths."""
+    roles: Roles
+    numbers: Mapping[str, Numbers]
+    spec: TableSpec
+    _known: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
+
+    @classmethod
+    def of(cls, source: Source, given: Columns, spec: TableSpec, notice: Notice) -> "Table":
+        """Complete what is given by what the source holds; `notice` hears all that is guessed, with the evidence.
+
+        Raises CatalogError where a column is not there, RecipeError where a role or a number cannot be told.
+        """
+        if source.notice:
+            notice(source.notice)
+        first = source.first(given.id, *given.fields, *picture_columns(given.image, source))
+        sample = expand(source.columns, first, "" if "://" in source.base else source.base)
+        columns = guess_columns(sample, given)
+        flags = {columns.image: "--image", columns.id: "--id"}
+        flags |= {name: f"--{kind}" for name, kind in columns.fields.items()}
+        guessed = [name for name in flags if name not in (given.image, given.id, *given.fields)]
+        if guessed:
+            words = shlex.join(str(word) for name in guessed for word in (flags[name], name))
+            notice(f"guessed from names and values: {words}")
+        roles = Roles(id=str(columns.id), fields=dict(columns.fields))
+        refuse_double_roles(roles)
+        table = cls(source, str(columns.image), roles, {}, spec)
+        table.numbers = {name: table._told(name, sample, notice) for name in roles.columns("number")}
+        return table
+
+    def _told(self, name: str, sample: Sample, notice: Notice) -> Numbers:
+        """The way of a number column; all of its cells are read where they are text."""
+        if not any(isinstance(value, str) for value in sample.values(name)):
+            return Numbers()
+        cells = (row.get(name) for row in self.source.rows([name]) if isinstance(row, Mapping))
+        told = tell_numbers(name, cells, self.spec.point)
+        if told.evidence:
+            notice(told.evidence)
+        return told.numbers
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All that the rows depend on, as JSON."""
+        return {
+            "version": self.source.version,
+            "image": self.image,
+            "roles": self.roles.model_dump(mode="json"),
+            "numbers": {name: way.model_dump(mode="json") for name, way in self.numbers.items()},
+            **self.spec.model_dump(mode="json"),
+        }
+
+    def rows(self) -> Iterator[TableRow]:
+        """Rows that can be kept, in the table's order, numbered as they come."""
+        wanted = [*picture_columns(self.image, self.source), self.roles.id, *self.roles.fields]
+        number = 0
+        for row in self.source.rows([*wanted, *([OWN_SPLIT] if self.source.splits else [])]):
+            split = row.get(OWN_SPLIT) if isinstance(row, Mapping) else None
+            for one in self._rows(row):
+                number += 1
+                yield TableRow(number, *one, split)
+
+    def _rows(self, row: Row) -> list[tuple[str, dict[str, Any], str, bytes | None, str | None]]:
+        """Id, fields, picture, bytes and reason of each row to make of one of the table, whatever it holds."""
+        if isinstance(row, str):
+            return [("", {}, "", None, storable(row))]
+        try:
+            cell: Any = row.get(self.image)
+            if self.image not in self.source.columns and TEMPLATE.search(self.image):
+                cell = filled(self.image, row)
+            row = self._completed(row)
+            id, fields, reason = read_values(row, self.roles, self.numbers)
+            pictures = pictures_of(cell)
+            if not pictures:
+                known = id in self._known and is_missing(cell)
+                reason = NO_PICTURE if known else reason or picture_reason(cell, self.image)
+            elif reason is None:
+                self._remember(id, fields)
+        except Exception as error:  # cells may hold anything, and make their reading raise anything
+            return [("", {}, "", None, storable(f"cannot be read: {first_line(error)}"))]
+        if reason is not None or not pictures:
+            first = next((one for one in pictures if isinstance(one, str)), "")
+            return [(id, {}, storable(first), None, storable(reason or ""))]
+        taken = pictures if self.spec.pictures == "each" else pictures[:1]
+        return [
+            (id, fields, "", one, None) if isinstance(one, bytes) else (id, fields, storable(one), None, None)
+            for one in taken
+        ]
+
+    def _completed(self, row: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        """A row with the texts and categories that an earlier row of its product has and this one lacks."""
+        kinds: Mapping[str, Kind] = self.roles.fields
+        lacking = [name for name, kind in kinds.items() if kind != "number" and is_missing(row.get(name))]
+        known = self._known.get(read_id(row.get(self.roles.id))) if lacking else None
+        return {**row, **{name: known[name] for name in lacking}} if known else row
+
+    def _remember(self, id: str, fields: dict[str, Any]) -> None:
+        if id not in self._known:
+            self._known[id] = {name: value for name, value in fields.items() if isinstance(value, str)}
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+
+
+def picture_columns(image: str | None, source: Source) -> list[str]:
+    """The column of the picture, or those that a template names: `images/{article_id[:3]}/{article_id}.jpg`."""
+    if image is None or image in source.columns or not TEMPLATE.search(image):
+        return [image] if image else []
+    return [re.sub(r"\[:\d+\]$", "", inside) for inside in TEMPLATE.findall(image)]
+
+
+def local_base(source: Source, root: str | None) -> str:
+    """The folder or URL that picture paths are relative to, as an absolute path."""
+    base = root or source.base
+    if root and "://" not in root and not Path(root).is_dir():
+        raise RecipeError(f"--image-root {root}: there is no such folder")
+    return base if "://" in base else str(Path(base).absolute())
