@@ -165,7 +165,7 @@ def check(
 
 def _columns_of(image: str | None, id: str | None, fields: dict[Kind, list[str] | None]) -> "catalens.Columns":
     kinds: list[tuple[str, Kind]] = [(name, kind) for kind, names in fields.items() for name in names or []]
-    names = [name for name in (image, id, *(name for name, _ in kinds)) if name]
+    names = [name for name in (image if image != id else None, id, *(name for name, _ in kinds)) if name]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise RecipeError(f"column {twice!r} has two roles: give each column one of --image, --id, --text, ...")
     return catalens.Columns(image, id, dict(kinds))

@@ -3,6 +3,7 @@
     item_name[0].value                   of  {"item_name": [{"language_tag": "en_US", "value": "Rivet Sofa"}, ...]}
     item_name[language_tag=en_US].value  the first object whose `language_tag` is `en_US`
     dimensions.width.value               of  {"dimensions": {"width": {"value": 12.5, "unit": "cm"}}}
+    item_group_id|id                     the first of several that holds something
 
 A column that is itself called like that is meant before a path.
 """
@@ -13,8 +14,23 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from catalens.catalog.storage import is_missing
+
 STEP = re.compile(r"\.(?P<key>[^.\[\]]+)|\[(?P<index>\d+)\]|\[(?P<name>[^\]=]+)=(?P<value>[^\]]*)\]")
 MAX_DEPTH = 4
+
+
+def paths_in(name: str, columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Columns and the paths inside them that a name stands for, the first one first; empty where one is not there."""
+    parts = [name] if root_of(name, columns) else name.split("|")
+    roots = [(root_of(part, columns), part) for part in parts]
+    return [] if None in dict(roots) else [(str(root), part[len(str(root)) :]) for root, part in roots]
+
+
+def value_of(row: Mapping[Any, Any], paths: Sequence[tuple[str, str]]) -> Any:
+    """The first value at one of the paths in a row that is none of nothing."""
+    found = (value_at(row.get(root), path) for root, path in paths)
+    return next((value for value in found if not is_missing(value)), None)
 
 
 def root_of(name: str, columns: Sequence[str]) -> str | None:

@@ -34,6 +34,8 @@ PRODUCTS = (
     *("article id", "item id", "code", "article", "style", "model number", "artikelnummer", "referenz", "reference"),
     *("gtin", "ean", "upc", "barcode", "id", "key", "name", "file name"),
 )
+GROUPS = ("parent", "parent sku", "item group id", "group id", "variant group")
+"""Names of columns that only the variants of a product have."""
 TITLES = (
     *("title", "titel", "titulo", "titre", "titolo", "product title", "product name", "product display name"),
     *("item name", "prod name", "name", "nombre", "nom", "nome", "bezeichnung", "product", "label", "description"),
@@ -157,7 +159,7 @@ def guess_columns(sample: Sample, given: Columns, numbers: Mapping[str, Numbers]
     free = [name for name in sample.columns if storable(name) == name and name not in taken]
     picture = given.image or guess_image(sample, free)
     free = [name for name in free if name != picture]
-    product = given.id or guess_id(sample, free)
+    product = given.id or guess_id(sample, free) or _file_name(sample, picture)
     if product is None:
         raise RecipeError(f"no column names the product: say which with --id; columns are {names_of(sample.columns)}")
     if given.fields:
@@ -215,8 +217,19 @@ def _template(sample: Sample, free: Sequence[str]) -> str | None:
 
 
 def guess_id(sample: Sample, free: Sequence[str]) -> str | None:
-    """The column that names the product; None where there is none."""
-    return _pick(sample, ranked(free, PRODUCTS), lambda found: _mostly(map(_is_id, found)))
+    """The column that names the product, or two where the first is not of all rows; None where there is none."""
+    called = [name for name in ranked(free, PRODUCTS) if _mostly(map(_is_id, sample.values(name)))]
+    groups = [name for name in ranked(free, GROUPS) if name not in called[:1] and sample.values(name)]
+    best = next((name for name in called if len(sample.values(name)) * 5 >= len(sample.rows)), None)
+    if best and len(sample.values(best)) < len(sample.rows):
+        whole = [name for name in called if len(sample.values(name)) == len(sample.rows)]
+        return f"{best}|{whole[0]}" if whole else best
+    return f"{groups[0]}|{best}" if best and groups else best
+
+
+def _file_name(sample: Sample, picture: str) -> str | None:
+    """The pictures' own column, where it names files: by the imagefolder convention nothing else names a row."""
+    return picture if _share(sample, picture, lambda value: isinstance(value, str)) == 1 else None
 
 
 def expand(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]], base: str = "") -> Sample:

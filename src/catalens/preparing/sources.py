@@ -40,7 +40,7 @@ from catalens.preparing.formats import (
     read_parquet,
     read_sheet,
 )
-from catalens.preparing.nested import root_of, value_at
+from catalens.preparing.nested import paths_in, value_of
 from catalens.preparing.text import csv_records, csv_rows, detect_delimiter, detect_encoding, json_rows, open_bytes
 
 TABLES = (
@@ -95,14 +95,14 @@ class Source:
         Raises CatalogError where the table breaks off.
         """
         number = 0
-        roots = {name: root_of(name, self.columns) or name for name in columns or () if name not in self.columns}
-        wanted = None if columns is None else {roots.get(name, name) for name in columns}
+        known = set(self.columns)
+        paths = {name: paths_in(name, self.columns) for name in columns or () if name not in known}
+        wanted = None if columns is None else {*columns, *(root for some in paths.values() for root, _ in some)}
         try:
             for row in self.read(wanted):
                 number += 1
-                if roots and isinstance(row, Mapping):
-                    inside = {name: value_at(row.get(root), name[len(root) :]) for name, root in roots.items()}
-                    row = {**inside, **row}
+                if paths and isinstance(row, Mapping):
+                    row = {**{name: value_of(row, some) for name, some in paths.items() if some}, **row}
                 yield row
         except CatalensError:
             raise
@@ -120,7 +120,7 @@ class Source:
     def first(self, *named: str | None) -> list[Mapping[Any, Any]]:
         """Some first rows; CatalogError where there are none, or where a column that is `named` is not there."""
         for name in named:
-            if name and root_of(name, self.columns) is None:
+            if name and name not in self.columns and not paths_in(name, self.columns):
                 raise CatalogError(f"{self.where}: no column {name!r}; its columns are {names_of(self.columns)}")
         rows: list[Mapping[Any, Any]] = []
         reason, held = "", 0
@@ -243,12 +243,13 @@ def _text(where: str, sample: bytes, spec: ReadSpec, lines: bool) -> Reader:
     sign = "\t" if sign == "\\t" else sign
     if len(sign) != 1:
         raise CatalogError(f"{where}: --delimiter {sign!r} is no delimiter: give one sign")
-    header = next(csv_records(where, found, sign), None)
+    quoted = spec.quote != "none"
+    header = next(csv_records(where, found, sign, quoted), None)
     if not isinstance(header, list):
         raise CatalogError(f"{where}: {f'its header cannot be read: {header}' if header else 'the file is empty'}")
     if not spec.delimiter and (notice or sign not in (",", "\t")):
         notice = f"{notice or f'read as {found}'}, divided by {sign!r}"
-    return Reader(header, lambda _: csv_rows(where, found, sign), notice)
+    return Reader(header, lambda _: csv_rows(where, found, sign, quoted), notice)
 
 
 # Folders and datasets --------------------------------------------------------------------------------------------

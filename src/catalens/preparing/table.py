@@ -83,12 +83,10 @@ class Table:
         first = source.first(given.id, *given.fields, *picture_columns(given.image, source))
         sample = expand(source.columns, first, "" if "://" in source.base else source.base)
         columns = guess_columns(sample, given)
-        flags = {columns.image: "--image", columns.id: "--id"}
-        flags |= {name: f"--{kind}" for name, kind in columns.fields.items()}
-        guessed = [name for name in flags if name not in (given.image, given.id, *given.fields)]
-        if guessed:
-            words = shlex.join(str(word) for name in guessed for word in (flags[name], name))
-            notice(f"guessed from names and values: {words}")
+        flags = [("--image", columns.image, given.image), ("--id", columns.id, given.id)]
+        flags += [(f"--{kind}", name, given.fields.get(name)) for name, kind in columns.fields.items()]
+        if guessed := [str(word) for flag, name, said in flags if not said for word in (flag, name)]:
+            notice(f"guessed from names and values: {shlex.join(guessed)}")
         roles = Roles(id=str(columns.id), fields=dict(columns.fields))
         refuse_double_roles(roles)
         table = cls(source, str(columns.image), roles, {}, spec)

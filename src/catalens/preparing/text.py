@@ -59,7 +59,7 @@ MAX_DIGITS = 100
 DELIMITERS = ",;\t|"
 MAX_RECORD = 2**20
 """Characters of a record of several lines; a longer one is a quote that is never closed."""
-NOT_CLOSED = "a quote that is not closed"
+NOT_CLOSED = "a quote that is not closed: --quote none reads quotes as text"
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
 """A line that Excel writes above the header to say the delimiter."""
 
@@ -219,9 +219,9 @@ def detect_delimiter(sample: str) -> str:
     return max(DELIMITERS, key=lambda sign: (plain.count(sign), -DELIMITERS.index(sign)))
 
 
-def csv_rows(where: str, encoding: str, delimiter: str) -> Iterator[Mapping[Any, Any] | str]:
+def csv_rows(where: str, encoding: str, delimiter: str, quoted: bool = True) -> Iterator[Mapping[Any, Any] | str]:
     """Yield the rows of a CSV by column, or why one cannot be read."""
-    found = csv_records(where, encoding, delimiter)
+    found = csv_records(where, encoding, delimiter, quoted)
     header = next(found)
     for cells in found:
         if isinstance(cells, list):
@@ -231,10 +231,10 @@ def csv_rows(where: str, encoding: str, delimiter: str) -> Iterator[Mapping[Any,
             yield cells
 
 
-def csv_records(where: str, encoding: str, delimiter: str) -> Iterator[list[str] | str]:
+def csv_records(where: str, encoding: str, delimiter: str, quoted: bool = True) -> Iterator[list[str] | str]:
     """Yield the records of a CSV, the header first, as `records` does."""
     with open_bytes(where) as file:
-        yield from records(_lines(file, encoding), delimiter)
+        yield from records(_lines(file, encoding), delimiter, quoted)
 
 
 def json_rows(where: str, encoding: str) -> Iterator[Mapping[Any, Any] | str]:
@@ -256,10 +256,14 @@ def _lines(file: IO[bytes], encoding: str) -> Iterator[str]:
         yield from text
 
 
-def records(lines: Iterable[str], delimiter: str) -> Iterator[list[str] | str]:
-    """Yield the cells of each record, the header's first, or why it cannot be read; blank lines are left out."""
+def records(lines: Iterable[str], delimiter: str, quoted: bool = True) -> Iterator[list[str] | str]:
+    """Yield the cells of each record, the header's first, or why it cannot be read; blank lines are left out.
+
+    Quotes are text where cells are not `quoted`.
+    """
     source, width = _Lines(lines), 0
-    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    how = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(source, delimiter=delimiter, strict=True, quoting=how)
     while True:
         source.taken, source.length = [], 0
         try:
@@ -268,7 +272,7 @@ def records(lines: Iterable[str], delimiter: str) -> Iterator[list[str] | str]:
             return
         except csv.Error as error:
             closed = not str(error).startswith(("unexpected end", NOT_CLOSED))
-            cells, reason = [], f"a stray quote: {error}" if closed else NOT_CLOSED
+            cells, reason = [], f"a stray quote: {error}; --quote none reads quotes as text" if closed else NOT_CLOSED
         if width and len(source.taken) > 1 and (reason or _are_rows(source.taken, delimiter, width)):
             reason = NOT_CLOSED
             source.again.extendleft(reversed(source.taken[1:]))
