@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from catalens.catalog.storage import SPLITS, Catalog, Roles
-from catalens.preparing.columns import Columns, Numbers, Unreadable, picture_reason, read_values
+from catalens.preparing.columns import Unreadable, picture_reason, read_values
+from catalens.preparing.formats import batch_rows
 from catalens.preparing.prepare import PrepareSpec, prepare
-from catalens.preparing.sources import batch_rows, open_source
+from catalens.preparing.roles import Columns
+from catalens.preparing.sources import open_source
 
 ROLES = Roles(id="sku", fields={"title": "text", "kind": "category", "price": "number"})
 LATE = pa.array([2**60], pa.timestamp("ms"))
@@ -94,9 +96,7 @@ def test_a_column_that_nobody_asked_for_may_hold_anything(tmp_path: Path, of_a_d
     assert len(source.first("title")) == 3
     assert isinstance(source.first()[0]["seen"], Unreadable)
     wanted = [ROLES.id, *ROLES.fields]
-    assert [read_values(row, ROLES, Numbers())[2] for row in source.rows(wanted) if isinstance(row, dict)] == [
-        None
-    ] * 3
+    assert [read_values(row, ROLES, {})[2] for row in source.rows(wanted) if isinstance(row, dict)] == [None] * 3
     assert all("seen" not in row for row in source.rows(wanted))
 
 
@@ -104,9 +104,7 @@ def test_a_bad_cell_of_a_used_column_is_its_row_s_reason(tmp_path: Path):
     names = [b"Lamp", b"Half \xf0\x9f", b"Hat"]
     half = pa.Array.from_buffers(pa.string(), 3, pa.array(names, pa.binary()).buffers())
     path = parquet(tmp_path / "shop.parquet", shop(3).set_column(1, "title", half))
-    reasons = [
-        read_values(row, ROLES, Numbers())[2] for row in open_source(str(path)).rows() if isinstance(row, dict)
-    ]
+    reasons = [read_values(row, ROLES, {})[2] for row in open_source(str(path)).rows() if isinstance(row, dict)]
     assert reasons[0] is reasons[2] is None
     assert str(reasons[1]).startswith("cannot be read in 'title': ")
 
@@ -183,7 +181,7 @@ def test_whatever_parquet_holds_a_row_is_values_or_a_reason(
     assert len(rows) == 3
     for row in rows:
         assert isinstance(row, dict)
-        id, values, reason = read_values(row, ROLES, Numbers())
+        id, values, reason = read_values(row, ROLES, {})
         assert (reason is None) == bool(values)
         id.encode()
         assert picture_reason(row["photo"], "photo") is None or "photo" in str(picture_reason(row["photo"], "photo"))
@@ -193,7 +191,7 @@ def test_whatever_parquet_holds_a_row_is_values_or_a_reason(
     "value", [datetime.date(2026, 1, 2), datetime.timedelta(1), decimal.Decimal("1.50"), True], ids=repr
 )
 def test_other_scalars_are_text(value: object):
-    assert read_values({"sku": value, "title": value, "kind": value, "price": 1}, ROLES, Numbers())[1] == {
+    assert read_values({"sku": value, "title": value, "kind": value, "price": 1}, ROLES, {})[1] == {
         "title": str(value),
         "kind": str(value),
         "price": 1,

@@ -23,9 +23,9 @@ from catalens.catalog.storage import SPLITS, Catalog, CatalogWriter, Roles, grou
 from catalens.cli import app
 from catalens.errors import CatalensError, CatalogError, TooManyBadRowsError
 from catalens.preparing import prepare as preparing
-from catalens.preparing.columns import Columns
 from catalens.preparing.journal import TableJournal
 from catalens.preparing.prepare import PrepareSpec, prepare
+from catalens.preparing.roles import Columns
 from catalens.sampling.sample import sample_catalog
 
 HEADER = ["sku", "title", "category", "price", "photo"]
@@ -734,7 +734,7 @@ def test_no_more_pictures_are_in_memory_than_connections(
 PEAK = """
 import resource, sys
 from catalens.preparing.prepare import PrepareSpec, prepare
-from catalens.preparing.columns import Columns
+from catalens.preparing.roles import Columns
 prepare(sys.argv[1], sys.argv[2], Columns("photo", "sku", {"title": "text"}), PrepareSpec(max_bad=1.0))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

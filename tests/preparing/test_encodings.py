@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from catalens.errors import CatalogError
-from catalens.preparing.sources import open_source
+from catalens.preparing.sources import ReadSpec, open_source
 from catalens.preparing.text import detect_encoding
 
 WORDS = {
@@ -107,7 +107,8 @@ def test_two_readings_are_shown_and_asked_about(tmp_path: Path):
     with pytest.raises(CatalogError, match=r"'Nińo'.*'Niño'.*say which with --encoding") as caught:
         open_source(str(path))
     assert caught.value.exit_code == 3
-    assert next(open_source(str(path), "cp1252").rows()) == {"sku": "1", "title": "Niño azul", "photo": "a.jpg"}
+    row = next(open_source(str(path), ReadSpec(encoding="cp1252")).rows())
+    assert row == {"sku": "1", "title": "Niño azul", "photo": "a.jpg"}
 
 
 @pytest.mark.parametrize("title", ["12 €", "20 °C, ½ l", "Air® – new", "Größe 8", "Café", "Müller’s", "„rot“ «x»"])  # noqa: RUF001

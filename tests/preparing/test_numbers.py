@@ -1,5 +1,7 @@
 """Numbers as tables write them, and the way of a column told from all of its cells."""
 
+# ruff: noqa: RUF001 - signs that look alike are what is tested
+
 import math
 import re
 from decimal import Decimal

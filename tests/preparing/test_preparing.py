@@ -17,9 +17,9 @@ from PIL import Image
 import catalens
 from catalens.catalog.storage import SPLITS, Catalog, CatalogCard, Roles
 from catalens.errors import CatalogError, TooManyBadRowsError
-from catalens.preparing.columns import Columns
 from catalens.preparing.prepare import PrepareSpec
 from catalens.preparing.prepare import prepare as prepare_source
+from catalens.preparing.roles import Columns
 
 ROLES = Roles(id="code", fields={"title": "text", "kind": "category", "price": "number"})
 HEADER = ["code", "title", "kind", "price", "photo"]

@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 
 from catalens.catalog.storage import SPLITS, Catalog, Roles
 from catalens.errors import CatalogError
-from catalens.preparing.columns import Columns, Numbers, Unreadable, picture_reason, read_picture, read_values
+from catalens.preparing.columns import Unreadable, picture_reason, read_values
 from catalens.preparing.prepare import PrepareSpec, prepare
-from catalens.preparing.sources import open_source
+from catalens.preparing.roles import Columns
+from catalens.preparing.sources import ReadSpec, open_source
 
 BURBERRY = "DBQ/Burberry.Product.prices.United.States"
 ROWS = [
@@ -61,7 +62,7 @@ def test_longer_texts_tell_their_encoding(tmp_path: Path):
     assert list(source.rows()) == rows
     assert source.notice == "read as cp1251, as in 'Красная', divided by ';'"
     (tmp_path / "said.csv").write_bytes(text(rows).encode("koi8-r"))
-    assert list(open_source(str(tmp_path / "said.csv"), encoding="koi8-r").rows()) == rows
+    assert list(open_source(str(tmp_path / "said.csv"), ReadSpec(encoding="koi8-r")).rows()) == rows
 
 
 def test_jsonl_with_broken_lines(tmp_path: Path):
@@ -96,7 +97,7 @@ def test_pictures_beside_a_table_elsewhere(tmp_path: Path):
     rows.append(rows[0] | {"sku": "evil", "photo": "../../etc/passwd"})
     memory.pipe("/shop/table.csv", text(rows).encode())
     _, card = prepare("memory://shop/table.csv", tmp_path / "out", spec=PrepareSpec(max_bad=0.5))
-    assert (sum(card.rows.values()), card.left_out) == (2, {"picture path leaves the table's folder": 1})
+    assert (sum(card.rows.values()), card.left_out) == (2, {"picture path leaves the folder of the table": 1})
 
 
 def stored(out: Path) -> dict[str, dict]:
@@ -178,7 +179,7 @@ def test_a_dataset_with_an_image_column(tmp_path: Path, drawn: Path):
         ("nobody/no-such-dataset", "neither a file or folder here nor a Hugging Face dataset"),
         ("shop.csv", "there is no such file"),
         ("http://127.0.0.1:9/shop.csv", "cannot be read"),
-        ("shop/of/mine", "give a .csv"),
+        ("shop/of/mine", "there is no such file: give a table"),
         ("s3", "neither a file or folder here"),
         ("nothing://x/y.csv", "cannot be read"),
     ],
@@ -328,7 +329,7 @@ def test_a_revision_of_the_hub_is_the_version(monkeypatch: pytest.MonkeyPatch):
         def as_streaming_dataset(self) -> dict[str, datasets.IterableDataset]:
             return {"train": datasets.Dataset.from_dict({"sku": [revision]}).to_iterable_dataset()}
 
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda where: Builder())
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda where, config: Builder())
     old = version("nobody/shop")
     revision = "2"
     assert version("nobody/shop") != old
@@ -425,8 +426,8 @@ def test_no_cell_of_json_ends_a_table(tmp_path: Path, column: str):
 )
 def test_what_is_no_text_is_named(cell: object, reason: str):
     row = {"sku": "1", "title": cell, "kind": "BAGS", "price": 5}
-    assert read_values(row, ROLES, Numbers()) == ("1", {}, reason)
-    id = read_values(row | {"sku": cell, "title": "Bag"}, ROLES, Numbers())
+    assert read_values(row, ROLES, {}) == ("1", {}, reason)
+    id = read_values(row | {"sku": cell, "title": "Bag"}, ROLES, {})
     assert id[2] == reason.replace("'title'", "'sku'").replace("a text", "an id")
     id[0].encode()
 
@@ -450,15 +451,15 @@ CELLS = st.recursive(
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(("sku", "title", "kind", "price", "photo"), CELLS)))
 def test_whatever_a_row_holds_it_is_values_or_a_reason_that_can_be_stored(row: dict[str, object]):
-    id, values, reason = read_values(row, ROLES, Numbers())
+    id, values, reason = read_values(row, ROLES, {})
     assert (reason is None) == bool(values)
     json.dumps([id, values, reason], ensure_ascii=False).encode()
     if reason is None:
         assert isinstance(values["price"], float) or abs(values["price"]) <= 2**53
-    picture, embedded = read_picture(row.get("photo"))
-    why = picture_reason(row.get("photo"), "photo")
-    assert (why is None) == (bool(picture) or embedded is not None) or (why or "").startswith("not text in 'photo'")
-    f"{picture} {why}".encode()
+    pictures = pictures_of(row.get("photo"))
+    why = "" if pictures else picture_reason(row.get("photo"), "photo")
+    assert bool(why) != bool(pictures)
+    json.dumps([*map(repr, pictures), why]).encode()
 
 
 @settings(max_examples=60)
@@ -493,7 +494,7 @@ def test_columns_of_jsonl_are_those_of_all_first_rows(tmp_path: Path):
 def test_an_encoding_that_nobody_knows_is_named(tmp_path: Path):
     (tmp_path / "shop.csv").write_text("sku,title\n1,Bag\n")
     with pytest.raises(CatalogError, match="--encoding klingon is none that Python knows"):
-        open_source(str(tmp_path / "shop.csv"), encoding="klingon")
+        open_source(str(tmp_path / "shop.csv"), ReadSpec(encoding="klingon"))
 
 
 def test_guessed_flags_can_be_pasted(tmp_path: Path):

@@ -172,7 +172,7 @@ def open_source(where: str, spec: ReadSpec | None = None) -> Source:
         raise
     except Exception as error:  # whatever a file system, a server or a parser raises
         raise CatalogError(f"{where}: cannot be read ({first_line(error)})") from error
-    raise CatalogError(f"{where}: there is no such file, and it is no id of a Hugging Face dataset")
+    raise CatalogError(f"{where}: there is no such file: give a table, a folder or the id of a Hugging Face dataset")
 
 
 def is_table(where: str) -> bool:
@@ -274,7 +274,7 @@ def _folder(folder: Path, spec: ReadSpec) -> Source:
                 if isinstance(row, Mapping):
                     name = row.get(FILE_NAME)
                     path = {FILE_NAME: (inner / name).as_posix()} if name and isinstance(name, str) else {}
-                    row = {**row, **path, OWN_SPLIT: split}
+                    row = {**row, **path, **_own(split, columns)}
                 yield row
 
     columns = dict.fromkeys(name for table in tables.values() for name in table.columns)
@@ -365,13 +365,18 @@ def _pooled(
         for split, some in tables.items():
             for table in some:
                 for row in table.rows(columns):
-                    yield row if isinstance(row, str) else {**row, OWN_SPLIT: split_named(split)}
+                    yield row if isinstance(row, str) else {**row, **_own(split_named(split), columns)}
 
     every = [table for some in tables.values() for table in some]
     columns = dict.fromkeys(column for table in every for column in table.columns)
     length = None if any(table.length is None for table in every) else sum(table.length or 0 for table in every)
     splits = _all([split_named(split) for split, some in tables.items() if some])
     return Source(where, name, where, tuple(columns), rows, files, version, length=length, splits=splits)
+
+
+def _own(split: str | None, columns: Collection[str] | None) -> dict[str, str | None]:
+    """The split of a row, where it is asked for."""
+    return {OWN_SPLIT: split} if columns and OWN_SPLIT in columns else {}
 
 
 def split_named(name: str) -> str | None:
