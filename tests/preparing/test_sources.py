@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from catalens.catalog.storage import SPLITS, Catalog, Roles
 from catalens.errors import CatalogError
+from catalens.preparing.addresses import pictures_of
 from catalens.preparing.columns import Unreadable, picture_reason, read_values
 from catalens.preparing.prepare import PrepareSpec, prepare
 from catalens.preparing.roles import Columns

@@ -52,7 +52,7 @@ def pictures_of(cell: Any) -> list[str | bytes]:
         return next((found for key in keys if (found := pictures_of(cell[key]))), [])
     if isinstance(cell, Sequence) and not isinstance(cell, str):
         return [picture for item in cell for picture in pictures_of(item)]
-    return _of_text(str(cell).strip()) if isinstance(cell, str) or cell else []
+    return _of_text(str(cell).strip()) if isinstance(cell, str | int) and not isinstance(cell, bool) else []
 
 
 def _of_text(text: str) -> list[str | bytes]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from catalens.catalog.storage import is_missing
 
-STEP = re.compile(r"\.(?P<key>[^.\[\]]+)|\[(?P<index>\d+)\]|\[(?P<name>[^\]=]+)=(?P<value>[^\]]*)\]")
+STEP = re.compile(r"\.(?P<key>[^.|\[\]]+)|\[(?P<index>\d+)\]|\[(?P<name>[^\]=]+)=(?P<value>[^\]]*)\]")
 MAX_DEPTH = 4
 
 
