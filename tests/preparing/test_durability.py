@@ -601,7 +601,7 @@ def test_a_pipe_or_a_device_is_a_bad_picture(tmp_path: Path):
     rejected = pq.read_table(tmp_path / "out/rejected.parquet").to_pylist()
     assert [r["reason"] for r in rejected] == [
         "picture cannot be read: Is a pipe or a device",
-        "picture path leaves the table's folder",
+        "picture path leaves the folder of the table",
         "picture cannot be read: Is a directory",
     ]
     assert sum(card.rows.values()) == 9
@@ -636,7 +636,7 @@ def test_links_do_not_lead_out_of_a_folder_that_is_given_as_a_url(tmp_path: Path
     (path.parent / "link.png").symlink_to(tmp_path / "secret.png")
     write(path, [row(n, "link.png" if n == 2 else f"{n}.png") for n in range(12)])
     _, card = prepare(f"file://{path}", tmp_path / "out", COLUMNS, PrepareSpec(max_bad=0.5))
-    assert card.left_out == {"picture path leaves the table's folder": 1}
+    assert card.left_out == {"picture path leaves the folder of the table": 1}
     assert sum(card.rows.values()) == 11
 
 

@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -124,6 +125,14 @@ def refuse_double_roles(roles: Roles) -> None:
         raise CatalogError(f"column {twice!r} has two roles in the catalogue: rename it in the table")
 
 
+def kind_of_reason(reason: str) -> str:
+    """The words by which reasons are counted: of `stable words: details` the first, of a picture what is wrong."""
+    first, _, rest = reason.partition(": ")
+    return (
+        re.split(r"[:(;]| in one of ", rest)[0].strip() if first in ("picture", "picture cannot be read") else first
+    )
+
+
 class CatalogWriter:
     """Writes a catalogue row by row, with memory bounded by one row group a split.
 
@@ -197,7 +206,7 @@ class CatalogWriter:
 
     def reject(self, row: RejectedRow) -> None:
         """Record a row that is not in the catalogue."""
-        self._reasons[row.reason.split(":")[0]] += 1
+        self._reasons[kind_of_reason(row.reason)] += 1
         with writing(self.folder):
             self._rejected.add(row.model_dump())
 

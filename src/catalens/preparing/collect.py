@@ -23,6 +23,7 @@ from typing import IO
 from urllib.parse import unquote, urljoin, urlsplit
 
 from catalens.catalog.pictures import storable_picture
+from catalens.catalog.storage import kind_of_reason
 from catalens.config import Frozen
 from catalens.errors import PictureError, first_line
 from catalens.preparing.download import Downloader, Fetched
@@ -70,7 +71,7 @@ def collect(journal: TableJournal, spec: CollectSpec, progress: Progress = silen
         journal.record(wanted.number, record, spec.made)
         done += 1
         if record.reason:
-            failures[record.reason.split(":")[0]] += 1
+            failures[kind_of_reason(record.reason)] += 1
         progress("pictures", done, total, ", ".join(f"{count} {reason}" for reason, count in failures.most_common(3)))
 
     asyncio.run(_collect(journal, spec, take))

@@ -31,6 +31,7 @@ from catalens.catalog.storage import (
     CatalogCard,
     CatalogWriter,
     RejectedRow,
+    kind_of_reason,
 )
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.files import locked, writing
@@ -196,7 +197,7 @@ class _Work:
         batch: list[tuple[TableRow, str | None]] = []
         read = size = 0
         largest = self.spec.download.max_bytes
-        for read, row in enumerate(self.table.rows(), start=1):
+        for read, row in enumerate(self.table.rows(self._notice), start=1):
             if row.embedded is not None and len(row.embedded) > largest:
                 row = replace(row, fields={}, embedded=None, reason=f"too large: more than {largest:,} bytes")
             key = None if row.reason else picture_key(row.picture, row.embedded, self.spec.base)
@@ -265,7 +266,7 @@ class _Work:
             return
         counts, some = Counter({TIED: tied} if tied else {}), []
         for row, *_ in self.journal.results(failed=True):
-            counts[str(row.reason).split(":")[0]] += 1
+            counts[kind_of_reason(str(row.reason))] += 1
             if len(some) < 5:
                 shown = f" ({row.picture[:MAX_SOURCE]})" if row.picture else ""
                 some.append(f"row {row.number} ({row.id}): {row.reason}{shown}")

@@ -71,6 +71,7 @@ class Table:
     numbers: Mapping[str, Numbers]
     spec: TableSpec
     _known: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
+    _completions: int = 0
 
     @classmethod
     def of(cls, source: Source, given: Columns, spec: TableSpec, notice: Notice) -> "Table":
@@ -80,7 +81,7 @@ class Table:
         """
         if source.notice:
             notice(source.notice)
-        first = source.first(given.id, *given.fields, *picture_columns(given.image, source))
+        first = source.first(*picture_columns(given.image, source), given.id, *given.fields)
         sample = expand(source.columns, first, "" if "://" in source.base else source.base)
         columns = guess_columns(sample, given)
         flags = [("--image", columns.image, given.image), ("--id", columns.id, given.id)]
@@ -114,15 +115,21 @@ class Table:
             **self.spec.model_dump(mode="json"),
         }
 
-    def rows(self) -> Iterator[TableRow]:
-        """Rows that can be kept, in the table's order, numbered as they come."""
+    def rows(self, notice: Notice = lambda text: None) -> Iterator[TableRow]:
+        """Rows that can be kept, in the table's order; at their end `notice` hears what was completed and left out."""
+        spare = 0
         wanted = [*picture_columns(self.image, self.source), self.roles.id, *self.roles.fields]
         number = 0
         for row in self.source.rows([*wanted, *([OWN_SPLIT] if self.source.splits else [])]):
             split = row.get(OWN_SPLIT) if isinstance(row, Mapping) else None
             for one in self._rows(row):
                 number += 1
+                spare += one[4] == NO_PICTURE
                 yield TableRow(number, *one, split)
+        if self._completions:
+            notice(f"rows with texts or categories of an earlier row of their product: {self._completions}")
+        if spare:
+            notice(f"rows left out, and not counted as bad, whose product has a picture in another row: {spare}")
 
     def _rows(self, row: Row) -> list[tuple[str, dict[str, Any], str, bytes | None, str | None]]:
         """Id, fields, picture, bytes and reason of each row to make of one of the table, whatever it holds."""
@@ -156,7 +163,10 @@ class Table:
         kinds: Mapping[str, Kind] = self.roles.fields
         lacking = [name for name, kind in kinds.items() if kind != "number" and is_missing(row.get(name))]
         known = self._known.get(read_id(row.get(self.roles.id))) if lacking else None
-        return {**row, **{name: known[name] for name in lacking}} if known else row
+        if not known:
+            return row
+        self._completions += 1
+        return {**row, **{name: known[name] for name in lacking}}
 
     def _remember(self, id: str, fields: dict[str, Any]) -> None:
         if id not in self._known:
