@@ -128,9 +128,9 @@ def refuse_double_roles(roles: Roles) -> None:
 def kind_of_reason(reason: str) -> str:
     """The words by which reasons are counted: of `stable words: details` the first, of a picture what is wrong."""
     first, _, rest = reason.partition(": ")
-    return (
-        re.split(r"[:(;]| in one of ", rest)[0].strip() if first in ("picture", "picture cannot be read") else first
-    )
+    if first not in ("picture", "picture cannot be read"):
+        return first
+    return re.split(r"[:(;]| in one of ", rest)[0].strip()
 
 
 class CatalogWriter:

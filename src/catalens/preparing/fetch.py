@@ -7,8 +7,9 @@
 
 A table must not make this machine ask its own network. A name is checked by the addresses that it resolves to, and
 again at the moment of connecting, by the very address that the socket is given: an answer of DNS that changes in
-between (rebinding) gains nothing. TLS certificates are verified; no cookie outlives its redirect; proxies and credentials
-in the environment (`HTTPS_PROXY`, `.netrc`) are not used, because what stands behind a proxy cannot be checked from here.
+between (rebinding) gains nothing. TLS certificates are verified; no cookie outlives its redirect; proxies and
+credentials in the environment (`HTTPS_PROXY`, `.netrc`) are not used, because what stands behind a proxy cannot be
+checked from here.
 
 A reason is `stable words: details`, one line; summaries count by what stands before its first colon:
 

@@ -116,7 +116,7 @@ class Table:
         }
 
     def rows(self, notice: Notice = lambda text: None) -> Iterator[TableRow]:
-        """Rows that can be kept, in the table's order; at their end `notice` hears what was completed and left out."""
+        """Rows that can be kept, in the table's order; at their end `notice` hears what was completed."""
         spare = 0
         wanted = [*picture_columns(self.image, self.source), self.roles.id, *self.roles.fields]
         number = 0
