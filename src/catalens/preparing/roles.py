@@ -273,7 +273,7 @@ def _are_titles(found: list[Any]) -> bool:
 
 def _are_categories(found: list[Any]) -> bool:
     plain = [value for value in found if isinstance(value, str | int)]
-    return _mostly(isinstance(value, str | int) for value in found) and len(set(plain)) <= max(2, len(found) // 2)
+    return _mostly(isinstance(value, str | int) for value in found) and len(set(plain)) <= max(2, 0.7 * len(found))
 
 
 def _are_numbers(found: list[Any]) -> bool:
