@@ -125,15 +125,6 @@ def check_gradients(parameters: Iterable[tuple[str, torch.nn.Parameter]], spec: 
             )
 
 
-def use_liger(model: Any) -> None:
-    """Liger kernels for the norms and gated products of the text layers; RecipeError where it is not installed."""
-    try:
-        from liger_kernel.transformers import apply_liger_kernel_to_phi3  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise RecipeError("training.liger needs liger-kernel: pip install 'catalens[liger]'") from error
-    apply_liger_kernel_to_phi3(rope=False, fused_linear_cross_entropy=False, model=model)  # both are ours
-
-
 def _targets(model: Any, spec: TrainingSpec) -> list[str]:
     """Full names of the linear modules (and embeddings) to adapt."""
     adapted = {part for part, asked in spec.resolved_parts.items() if asked.train == "adapted"}
