@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from catalens.inference import Prediction, Predictor
 
-LINGER = 0.005
-"""Seconds that a picture waits for others to share its batch."""
+LINGER = 0.005  # seconds that a picture waits for others to share its batch
 logger = logging.getLogger(__name__)
 
 
