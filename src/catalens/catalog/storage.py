@@ -16,11 +16,12 @@ import hashlib
 import json
 import math
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
@@ -41,6 +42,8 @@ GROUP_BYTES = 16 * 2**20
 GROUP_ROWS = 1000
 BATCH_ROWS = 256
 BUFFER_BYTES = 2**18
+GROUPS_KEPT = 2
+"""Row groups in memory of which pictures are read."""
 REJECTED = pa.schema([("row", pa.int64()), ("id", pa.string()), ("url", pa.string()), ("reason", pa.string())])
 EXTENSIONS = {b"\xff\xd8": "jpg", b"\x89P": "png", b"RI": "webp", b"GI": "gif", b"BM": "bmp"}
 
@@ -259,6 +262,18 @@ class Catalog:
         except ValidationError as error:
             raise CatalogError(f"{path}: not a catalogue of format 1: prepare the table again") from error
 
+    def files(self, split: str) -> list[Path]:
+        """Files of a split, in order."""
+        return sorted((self.folder / "data").glob(f"{split}-*.parquet"))
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn whatever reading the files raises into one sentence."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            raise CatalogError(f"{self.folder}/data: cannot be read ({error}): prepare the table again") from error
+
     def rows(self, split: str, columns: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """All that `batches` yields, in one list."""
         return [row for batch in self.batches(split, columns) for row in batch]
@@ -283,8 +298,8 @@ class Catalog:
         if missing := [name for name in wanted if name not in known]:
             raise CatalogError(f"{self.folder}: no column {missing[0]!r}; columns are {', '.join(known)}")
         found = 0
-        try:
-            for file in sorted((self.folder / "data").glob(f"{split}-*.parquet")):
+        with self.reading():
+            for file in self.files(split):
                 with open_parquet(file) as parquet:
                     for batch in group_batches(parquet, range(parquet.num_row_groups), wanted):
                         rows = batch.to_pylist()
@@ -293,12 +308,50 @@ class Catalog:
                                 row[roles.image] = (row[roles.image] or {}).get("bytes") or b""
                         found += len(rows)
                         yield rows
-        except (OSError, pa.ArrowException) as error:
-            raise CatalogError(f"{self.folder}/data: cannot be read ({error}): prepare the table again") from error
         if found != (counted := self.card.rows[split]):
             raise CatalogError(
                 f"{self.folder}/data: {found} {split} rows, but {counted} in catalog.json: prepare the table again"
             )
+
+
+class Pictures(Sequence[bytes]):
+    """Encoded pictures of a split, by row; each is read when it is asked for, with its row group.
+
+    Raises CatalogError where they cannot be read.
+    """
+
+    def __init__(self, catalog: Catalog, split: str) -> None:
+        self._catalog, self._column = catalog, f"{catalog.card.roles.image}.bytes"
+        self._groups: list[tuple[Path, int]] = []
+        self._ends: list[int] = []
+        with catalog.reading():
+            for file in catalog.files(split):
+                with open_parquet(file) as parquet:
+                    for number in range(parquet.num_row_groups):
+                        self._groups.append((file, number))
+                        rows = parquet.metadata.row_group(number).num_rows
+                        self._ends.append(rows + (self._ends[-1] if self._ends else 0))
+        self._read = lru_cache(GROUPS_KEPT)(self._group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_read": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._read = lru_cache(GROUPS_KEPT)(self._group)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, row: Any) -> Any:
+        group = bisect_right(self._ends, row)
+        return self._read(group)[row - self._ends[group]].as_py() or b""
+
+    def _group(self, group: int) -> pa.Array:
+        file, number = self._groups[group]
+        with self._catalog.reading(), open_parquet(file) as parquet:
+            column = parquet.read_row_group(number, [self._column], use_threads=False).column(0)
+        return column.combine_chunks().field("bytes")
 
 
 def open_parquet(file: Path | IO[bytes]) -> pq.ParquetFile:

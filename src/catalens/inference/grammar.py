@@ -93,9 +93,9 @@ class Constraint:
             tokens.append(self.vocabulary.end)
         return tokens
 
-    def refused(self, answer: str) -> str | None:
-        """Find the column at which a rendered answer cannot go on; None where all can be written."""
-        tokens, matcher = self._tokens(answer), self.start()
+    def refused(self, tokens: list[int]) -> str | None:
+        """Find the column at which an answer, without its end, cannot go on; None where all can be written."""
+        matcher = self.start()
         taken = matcher.try_consume_tokens(tokens)
         if taken == len(tokens) and matcher.is_accepting():
             return None

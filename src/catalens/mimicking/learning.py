@@ -66,7 +66,7 @@ class Survey(Scan):
         self.add(split, row, look_at(image, decode=len(self) % max(1, self.total // DECODED) == 0))
         if len(self) % max(1, self.total // MEASURED) == 0:
             try:
-                example = self._encoder.example(row, self._encoder.image(image))
+                example = self._encoder.example(self._encoder.answer_ids(row), self._encoder.image(image))
             except (PromptError, PictureError):
                 return  # as in training, which names it
             self.costs.append(Needs(len(example["input_ids"]), len(example["image"].pixels)))

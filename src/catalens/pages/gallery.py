@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsBytes
 
 from markupsafe import Markup
 from rapidfuzz.distance import Levenshtein
@@ -241,7 +241,7 @@ def _text(field: FieldSpec, value: Any) -> str:
     return exact_number(float(value)) if field.kind == "number" else shown(value)
 
 
-def _side(pictures: Sequence[bytes]) -> int:
+def _side(pictures: Sequence[SupportsBytes]) -> int:
     """The largest side at which all pictures together fit into `PICTURE_BYTES`, as some of them say."""
     some = pictures[:: max(1, len(pictures) // SAMPLED)]
     for side in SIDES[:-1]:

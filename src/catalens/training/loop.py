@@ -47,11 +47,11 @@ Figures = Mapping[str, Figure]
 class Score(Protocol):
     """Scorer of a model by free generation on a fixed sample of validation rows."""
 
-    def __call__(self, model: Any, processor: Any) -> tuple[Figures, Sequence[LoggedExample]]:
+    def __call__(self, model: Any, validation: ProductDataset) -> tuple[Figures, Sequence[LoggedExample]]:
         """Figures, and some of the rows with what was written about them; in every process the same."""
         ...
 
-    def image_use(self, model: Any, processor: Any) -> tuple[ImageUse, Figures]:
+    def image_use(self, model: Any, validation: ProductDataset) -> tuple[ImageUse, Figures]:
         """Verdict on the score with other products' pictures, and the figures with them."""
         ...
 
@@ -73,7 +73,7 @@ class Loop:
         self.spec, self.meter = run.recipe.training, run.meter
         self.plan, self.validation_plan = run.plans
         set_seed(self.spec.seed)
-        self.family = run.data.train.encoder.family
+        self.family = run.data["train"].encoder.family
         self.accelerator = accelerator = start_accelerator(self.spec, self.family)
         run.model.config.use_cache = False
         steps = len(self.plan)
@@ -105,7 +105,7 @@ class Loop:
         """
         started, first, total = time.perf_counter(), self.state.step, len(self.plan)
         optimizer, schedule = self.training.optimizer, self.training.schedule
-        loader = self._loader(self.run.data.train, self.plan, first, loader_workers(self.spec.workers))
+        loader = self._loader(self.run.data["train"], self.plan, first, loader_workers(self.spec.workers))
         batches, rows = iter(loader), iter(loader.batch_sampler or ())
         self.meter.start()
         for _ in range(first, total):
@@ -204,7 +204,7 @@ class Loop:
         for name, figure in scores.items():
             lines[f"validation/{name}"] = figure["value"]
             lines |= {f"validation/{name}/{end}": figure[end] for end in ("low", "high") if end in figure}
-        seconds, rows = time.perf_counter() - started, len(self.run.data.validation)
+        seconds, rows = time.perf_counter() - started, len(self.run.data["validation"])
         lines["validation/runtime"] = round(seconds, 4)
         lines["validation/samples_per_second"] = round(rows / seconds, 3)
         self._record(lines | {"train/epoch": self._epoch})
@@ -226,7 +226,7 @@ class Loop:
         """Mean loss of all answer tokens of the validation rows."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        for batch in self._loader(self.run.data.validation, self.validation_plan):
+        for batch in self._loader(self.run.data["validation"], self.validation_plan):
             labels = int((batch["labels"] != IGNORED).sum())
             inputs = send_to_device(batch, self.accelerator.device)
             loss = self.model(**inputs, num_items_in_batch=1).loss  # the sum over the labels
@@ -246,7 +246,7 @@ class Loop:
         always = self.spec.best_by != "loss" or self.state.step == len(self.plan)
         if not broadcast(always or not self._last or share <= self.spec.evaluation_budget):
             return {}
-        figures, shown = self.score(self.model, self.run.processor)
+        figures, shown = self.score(self.model, self.run.data["validation"])
         self.tracker.examples(shown, self.state.step)
         self._last = time.monotonic() - now
         self._scored += self._last
@@ -296,7 +296,7 @@ class Loop:
 
     @property
     def _epoch(self) -> float:
-        return self._seen[self.state.step - 1] / len(self.run.data.train)
+        return self._seen[self.state.step - 1] / len(self.run.data["train"])
 
 
 def start_accelerator(spec: TrainingSpec, family: Family) -> Accelerator:
