@@ -9,7 +9,7 @@ from catalens.catalog.pictures import open_picture
 from catalens.catalog.storage import Catalog, CatalogWriter, Roles
 from catalens.checkpoint import load_processor
 from catalens.config import PromptSpec
-from catalens.data import IGNORED, Collator, Encoder, Examples, ProductDataset, load_examples
+from catalens.data import IGNORED, Collator, Encoder, Examples, load_examples
 from catalens.errors import CatalogError, CheckpointError, PictureError, TooManyBadRowsError, TrainingError
 from catalens.features import FeatureCache
 
@@ -25,11 +25,11 @@ def examples(drawn, encoder) -> Examples:
 
 
 @pytest.fixture
-def dataset(examples, encoder) -> ProductDataset:
-    return ProductDataset(examples, encoder, FeatureCache(encoder, 0, features=False))
+def dataset(drawn, encoder) -> Examples:
+    return load_examples(Catalog(drawn), encoder, "train", FeatureCache(encoder, 0, features=False))
 
 
-def made(dataset: ProductDataset, count: int = 6) -> list[dict]:
+def made(dataset: Examples, count: int = 6) -> list[dict]:
     return [dataset[index] for index in range(count)]
 
 
@@ -38,7 +38,7 @@ def text_of(row) -> str:
 
 
 def test_labels_cover_the_answer_and_its_end_only(encoder, dataset):
-    example, row = dataset[0], dataset.examples.rows[0]
+    example, row = dataset[0], dataset.rows[0]
     learnt = example["input_ids"][example["labels"] != IGNORED]
     assert encoder.tokenizer.decode(learnt) == text_of(row)
     before = example["input_ids"][: len(example["input_ids"]) - len(learnt)]
@@ -46,7 +46,7 @@ def test_labels_cover_the_answer_and_its_end_only(encoder, dataset):
 
 
 def test_what_is_trained_continues_what_is_generated_from(encoder, dataset):
-    example, row = dataset[0], dataset.examples.rows[0]
+    example, row = dataset[0], dataset.rows[0]
     chat, size = encoder.family.chat(encoder.prompt.question), [example["image"].hd_size]
     prompt = encoder.family.token_ids(encoder.processor, chat, size)
     assert example["input_ids"].tolist() == encoder.family.token_ids(encoder.processor, chat + text_of(row), size)
@@ -79,7 +79,7 @@ def test_rows_have_the_place_of_their_pictures_and_no_bytes(drawn, examples):
     stored = [row["image"] for row in Catalog(drawn).rows("train")]
     assert list(map(bytes, examples.pictures)) == stored
     again = pickle.loads(pickle.dumps(examples))
-    assert len(pickle.dumps(examples)) < 300 * len(stored)
+    assert len(pickle.dumps(examples.rows)) < 300 * len(stored)
     assert [bytes(picture) for picture in again.pictures] == stored
     assert len(set(examples.pictures)) == len(set(stored))
     assert all(picture.size == open_picture(bytes(picture)).size for picture in examples.pictures)
@@ -90,9 +90,7 @@ def test_a_picture_that_went_bad_names_its_row(encoder, dataset):
         raise PictureError("cannot be decoded (broken data)")
 
     dataset.images = broken
-    with pytest.raises(
-        TrainingError, match=rf"row \(.*{dataset.examples.rows[0]['product_code']}.*\): pic.*--resume"
-    ):
+    with pytest.raises(TrainingError, match=rf"row \(.*{dataset.rows[0]['product_code']}.*\): pic.*--resume"):
         dataset[0]
 
 
@@ -149,7 +147,7 @@ def test_tokens_that_do_not_read_back_count_as_well(catalog, titles, monkeypatch
     decode = titles.tokenizer.decode
     monkeypatch.setattr(titles.tokenizer, "decode", lambda ids: decode(ids).replace("Hat", "hat"))
     found = load_examples(catalog(*["Bag"] * 3, "Hat", *["Bag"] * 16), titles, "test")
-    assert len(found.rows) == len(found.ends) == 19
+    assert len(found.rows) == len(found.lengths()) == 19
     assert [reason.partition(";")[0] for reason in found.bad] == [
         "test row 4 (P3): the tokenizer does not give back 'Product: Hat<|end|>'"
     ]

@@ -13,7 +13,7 @@ from catalens import features
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import load_model, load_processor
 from catalens.config import PromptSpec, TrainingSpec
-from catalens.data import Collator, Encoder, Examples, ProductDataset, load_examples
+from catalens.data import Collator, Encoder, Examples, load_examples
 from catalens.errors import TrainingError
 from catalens.features import Estimate, FeatureCache
 from catalens.model.modeling import Phi3VImageEmbedding
@@ -31,13 +31,14 @@ def encoder() -> Encoder:
     return Encoder(load_processor("tiny"), PromptSpec())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def examples(drawn, encoder) -> Examples:
     found = load_examples(Catalog(drawn), encoder, "train")
-    return Examples(found.roles, found.rows[:20], [], found.tokens, found.ends[:20])
+    del found.rows[20:]
+    return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def pictures(examples):
     return examples.pictures
 
@@ -71,8 +72,8 @@ def test_pictures_are_decoded_once_while_they_fit(encoder, examples, monkeypatch
         decoded.clear()
         for picture in examples.pictures[:3]:
             images.look(bytes(picture))
-        dataset = ProductDataset(examples, encoder, images)
-        first, again = ([dataset[index] for index in range(3)] for _ in range(2))
+        examples.images = images
+        first, again = ([examples[index] for index in range(3)] for _ in range(2))
         assert len(decoded) == expected
         assert all(torch.equal(a["image"].pixels, b["image"].pixels) for a, b in zip(first, again, strict=True))
 
@@ -84,8 +85,8 @@ def test_cached_features_train_like_pictures(encoder, examples):
     collate = Collator(encoder.family, encoder.tokenizer.pad_token_id)
     losses = []
     for source in (FeatureCache(encoder, 0, features=False), cache):
-        dataset = ProductDataset(examples, encoder, source)
-        batch = collate([dataset[index] for index in range(len(dataset))])
+        examples.images = source
+        batch = collate([examples[index] for index in range(len(examples))])
         losses.append(model(**batch).loss)
     assert "crop_features" in batch
     assert "pixel_values" not in batch
@@ -142,7 +143,8 @@ def test_workers_that_are_not_forked_read_the_cache_without_a_model(encoder, exa
     """As Python 3.14 starts them by default."""
     cache = cache_of(encoder)
     cache.fill(pictures, lambda done: None)
-    dataset = ProductDataset(examples, encoder, cache)
+    dataset = examples
+    dataset.images = cache
     wanted = [dataset[index]["image"].features for index in range(len(dataset))]  # shards are open from here on
     assert len(pickle.dumps(cache)) < 10**6  # the tiny model's weights are seven times that
     loader = DataLoader(

@@ -9,9 +9,10 @@ read; of their pictures they have the place alone. Legend: T tokens of a row, A 
 
 import hashlib
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -117,47 +118,75 @@ class Encoder:
         return self.family.token_ids(self.processor, self._chat + answer, [self._tile])
 
 
-@dataclass
-class Examples:
-    """Rows of a split that a model can learn from and be judged by."""
+class Examples(Dataset[dict[str, Any]]):
+    """Rows of a split that a model can learn from and be judged by.
 
-    roles: Roles
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """Id and fields, and in the image column a `Picture`."""
-    bad: list[str] = field(default_factory=list)
-    """Reasons against the other rows."""
-    tokens: "array[int]" = field(default_factory=lambda: array("i"))
-    """Of all answers, one after the other."""
-    ends: "array[int]" = field(default_factory=lambda: array("q"))
-    """Where each answer ends in them."""
+    As a dataset it has the examples of a training, whose pictures are `images`, by a call with a `Picture`. Example
+    `~i` is example `i` without labels: it fills a place and teaches nothing. TrainingError, with the row's id, where
+    a picture cannot be read any more.
+    """
+
+    def __init__(self, encoder: Encoder, roles: Roles, images: Any = None) -> None:
+        self.encoder, self.roles, self.images = encoder, roles, images
+        self.rows: list[dict[str, Any]] = []
+        """Id and fields, and in the image column a `Picture`."""
+        self.bad: list[str] = []
+        """Reasons against the other rows."""
+        self._tokens, self._ends = array("i"), array("q", [0])  # of all answers, one after the other
 
     def add(self, row: dict[str, Any], answer_ids: Sequence[int]) -> None:
         """Take a row in."""
         self.rows.append(row)
-        self.tokens.extend(answer_ids)
-        self.ends.append(len(self.tokens))
+        self._tokens.extend(answer_ids)
+        self._ends.append(len(self._tokens))
 
-    def answer_ids(self, row: int) -> "array[int]":
+    def answer_ids(self, row: int) -> list[int]:
         """Tokens [A] of a row's answer and its end."""
-        return self.tokens[self.ends[row - 1] if row else 0 : self.ends[row]]
+        return self._tokens[self._ends[row] : self._ends[row + 1]].tolist()
 
     @property
     def pictures(self) -> list[Picture]:
         """The rows' pictures."""
         return [row[self.roles.image] for row in self.rows]
 
+    def __len__(self) -> int:
+        return len(self.rows)
 
-def load_examples(
-    catalog: Catalog, encoder: Encoder, split: str, look: Callable[[bytes], object] = open_picture
-) -> Examples:
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        place = ~index if index < 0 else index
+        row = self.rows[place]
+        try:
+            example = self.encoder.example(self.answer_ids(place), self.images(row[self.roles.image]))
+        except (PictureError, CatalogError) as error:
+            shown = ", ".join(str(value) for name, value in row.items() if name != self.roles.image)
+            raise TrainingError(f"row ({shown}): picture {error}: see to it, and go on with --resume") from error
+        return example | {"labels": torch.full_like(example["labels"], IGNORED)} if index < 0 else example
+
+    def lengths(self) -> list[int]:
+        """Count the tokens T of each row."""
+        prompts = (len(self.encoder.prompt_ids(size)) for size in self.hd_sizes)
+        return [prompt + end - start for prompt, (start, end) in zip(prompts, pairwise(self._ends), strict=True)]
+
+    def tiles(self) -> list[int]:
+        """Count the tiles of each row's picture."""
+        return [self.encoder.family.num_tiles(self.encoder.processor, size) for size in self.hd_sizes]
+
+    @cached_property
+    def hd_sizes(self) -> list[tuple[int, int]]:
+        """HD sizes (H, W) of the rows' pictures."""
+        by_size = {size: self.encoder.hd_size(size) for size in {one.size for one in self.pictures}}
+        return [by_size[picture.size] for picture in self.pictures]
+
+
+def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = None) -> Examples:
     """Read the rows of a split that are of use, and the reasons against the others.
 
-    The one reader of all stages, so that they have the same rows: text and its tokens read back, the picture decodes.
-    `look` is called with each picture and raises PictureError against it. Raises CatalogError as `Catalog.batches`,
-    and TooManyBadRowsError where more than `MAX_BAD` of the rows are of no use.
+    The one reader of all stages, so that they have the same rows: text and its tokens read back, the picture decodes,
+    as `images.look` has it where there are `images`. Raises CatalogError as `Catalog.batches`, and
+    TooManyBadRowsError where more than `MAX_BAD` of the rows are of no use.
     """
-    roles = catalog.card.roles
-    found, stored, number = Examples(roles), Pictures(catalog, split), 0
+    roles, look = catalog.card.roles, images.look if images else open_picture
+    found, stored, number = Examples(encoder, roles, images), Pictures(catalog, split), 0
     columns = [roles.image, roles.id, *(field.column for field in encoder.prompt.fields)]
     for row in (row for batch in catalog.batches(split, columns) for row in batch):
         number += 1
@@ -176,45 +205,6 @@ def load_examples(
         reasons = "; ".join(found.bad[:3])
         raise TooManyBadRowsError(f"{len(found.bad)} of {number} {split} rows cannot be used: {reasons}")
     return found
-
-
-class ProductDataset(Dataset[dict[str, Any]]):
-    """Training examples. Row `~i` is row `i` without labels: it fills a place and teaches nothing.
-
-    Raises TrainingError, with the row's id, where a picture cannot be read any more.
-    """
-
-    def __init__(self, examples: Examples, encoder: Encoder, images: Callable[[Picture], ImageInputs]) -> None:
-        self.examples, self.encoder, self.images = examples, encoder, images
-
-    def __len__(self) -> int:
-        return len(self.examples.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        place, image = ~index if index < 0 else index, self.examples.roles.image
-        row = self.examples.rows[place]
-        try:
-            example = self.encoder.example(self.examples.answer_ids(place), self.images(row[image]))
-        except (PictureError, CatalogError) as error:
-            shown = ", ".join(str(value) for name, value in row.items() if name != image)
-            raise TrainingError(f"row ({shown}): picture {error}: see to it, and go on with --resume") from error
-        return example | {"labels": torch.full_like(example["labels"], IGNORED)} if index < 0 else example
-
-    def lengths(self) -> list[int]:
-        """Count the tokens T of each row."""
-        answers = (len(self.examples.answer_ids(row)) for row in range(len(self)))
-        prompts = (len(self.encoder.prompt_ids(size)) for size in self.hd_sizes)
-        return [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-
-    def tiles(self) -> list[int]:
-        """Count the tiles of each row's picture."""
-        return [self.encoder.family.num_tiles(self.encoder.processor, size) for size in self.hd_sizes]
-
-    @cached_property
-    def hd_sizes(self) -> list[tuple[int, int]]:
-        """HD sizes (H, W) of the rows' pictures."""
-        by_size = {size: self.encoder.hd_size(size) for size in {one.size for one in self.examples.pictures}}
-        return [by_size[picture.size] for picture in self.examples.pictures]
 
 
 class Collator:

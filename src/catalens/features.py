@@ -51,26 +51,24 @@ class Estimate:
     passes: float  # times that each picture is seen
 
     @property
-    def without(self) -> float:
-        """Seconds of tower in the whole run."""
-        return self.pictures * self.passes * self.computed
-
-    @property
-    def cached(self) -> float:
-        """Seconds of tower, writing and reading in the whole run."""
-        return self.missing * (self.computed + self.written) + self.pictures * self.passes * self.read
+    def seconds(self) -> tuple[float, float]:
+        """Seconds of the whole run for the tower, and for filling and reading the cache."""
+        views = self.pictures * self.passes
+        return views * self.computed, self.missing * (self.computed + self.written) + views * self.read
 
     @property
     def pays(self) -> bool:
         """Tell whether the cache is quicker and fits; half of the free disk is left to others."""
-        return self.cached < self.without and self.missing / self.pictures * self.size < self.free / 2
+        without, cached = self.seconds
+        return cached < without and self.missing / self.pictures * self.size < self.free / 2
 
     def __str__(self) -> str:
         """One line for the terminal."""
+        without, cached = self.seconds
         left = "" if self.missing == self.pictures else f", {self.pictures - self.missing:,} of them there"
         return (
             f"feature cache: {self.pictures:,} pictures{left}, {self.size / 1e9:.2g} GB; "
-            f"tower {self.without:.2g} s in this run, {self.cached:.2g} s with the cache"
+            f"tower {without:.2g} s in this run, {cached:.2g} s with the cache"
         )
 
 

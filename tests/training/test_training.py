@@ -15,7 +15,7 @@ from catalens import metrics
 from catalens.catalog.storage import Catalog, CatalogWriter, Roles
 from catalens.checkpoint import TINY, load_model, load_processor, load_run
 from catalens.config import PartsSpec, PromptSpec, TrackingSpec, load_recipe, make_recipe
-from catalens.data import Collator, Encoder, ProductDataset, load_examples
+from catalens.data import Collator, Encoder, load_examples
 from catalens.devices import allows_tf32
 from catalens.errors import (
     CatalogError,
@@ -242,7 +242,7 @@ def test_every_stage_has_the_same_rows(two_fields, drawn, tmp_path, monkeypatch)
 
     class Watching(Given):
         def __call__(self, model, validation):
-            scored.extend(row["code"] for row in validation.examples.rows)
+            scored.extend(row["code"] for row in validation.rows)
             return super().__call__(model, validation)
 
     train(asked, tmp_path / "run", Watching("title.exact", 0.5))
@@ -269,9 +269,8 @@ def test_a_field_that_the_catalogue_does_not_have(recipe, drawn, tmp_path):
 
 def test_packed_rows_have_the_loss_of_padded_ones(drawn):
     encoder = Encoder(load_processor("tiny"), PromptSpec())
-    rows = load_examples(Catalog(drawn), encoder, "train")
-    dataset = ProductDataset(rows, encoder, FeatureCache(encoder, features=False))
-    examples = [dataset[index] for index in range(8)]
+    rows = load_examples(Catalog(drawn), encoder, "train", FeatureCache(encoder, features=False))
+    examples = [rows[index] for index in range(8)]
     for attention in ("sdpa", "eager"):
         model = load_model("tiny", attention=attention).train()
         losses, gradients = [], []

@@ -323,35 +323,28 @@ class Pictures(Sequence[bytes]):
     def __init__(self, catalog: Catalog, split: str) -> None:
         self._catalog, self._column = catalog, f"{catalog.card.roles.image}.bytes"
         self._groups: list[tuple[Path, int]] = []
-        self._ends: list[int] = []
+        self._ends = [0]
         with catalog.reading():
             for file in catalog.files(split):
                 with open_parquet(file) as parquet:
                     for number in range(parquet.num_row_groups):
                         self._groups.append((file, number))
-                        rows = parquet.metadata.row_group(number).num_rows
-                        self._ends.append(rows + (self._ends[-1] if self._ends else 0))
-        self._read = lru_cache(GROUPS_KEPT)(self._group)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_read": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._read = lru_cache(GROUPS_KEPT)(self._group)
+                        self._ends.append(self._ends[-1] + parquet.metadata.row_group(number).num_rows)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._ends[-1]
 
     def __getitem__(self, row: Any) -> Any:
-        group = bisect_right(self._ends, row)
-        return self._read(group)[row - self._ends[group]].as_py() or b""
+        group = bisect_right(self._ends, row) - 1
+        with self._catalog.reading():
+            pictures = _pictures(*self._groups[group], self._column, self._catalog.card.content_hash)
+        return pictures[row - self._ends[group]].as_py() or b""
 
-    def _group(self, group: int) -> pa.Array:
-        file, number = self._groups[group]
-        with self._catalog.reading(), open_parquet(file) as parquet:
-            column = parquet.read_row_group(number, [self._column], use_threads=False).column(0)
-        return column.combine_chunks().field("bytes")
+
+@lru_cache(GROUPS_KEPT)
+def _pictures(file: Path, number: int, column: str, content_hash: str) -> pa.Array:
+    with open_parquet(file) as parquet:
+        return parquet.read_row_group(number, [column], use_threads=False).column(0).combine_chunks().field("bytes")
 
 
 def open_parquet(file: Path | IO[bytes]) -> pq.ParquetFile:

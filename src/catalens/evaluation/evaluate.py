@@ -27,7 +27,7 @@ from catalens import metrics
 from catalens.catalog.storage import Catalog, Roles
 from catalens.checkpoint import Run, load_model, load_run
 from catalens.config import EvaluationSpec, Recipe
-from catalens.data import Encoded, Encoder, Picture, ProductDataset, load_examples
+from catalens.data import Encoded, Encoder, Examples, Picture, load_examples
 from catalens.devices import compute_dtype, processes
 from catalens.errors import CatalogError
 from catalens.evaluation.calibrating import calibrate, confidence_block, review_block, run_predictor, sampled
@@ -161,34 +161,29 @@ class ValidationScorer:
     """Figures of a model at each validation round of `training`, by free generation on the same validation rows."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.spec, self.most, self.shown = (
-            recipe.evaluation,
-            recipe.training.validation_rows,
-            recipe.tracking.examples,
-        )
+        self.recipe = recipe
 
-    def __call__(self, model: Any, validation: ProductDataset) -> tuple[dict[str, Figure], list[LoggedExample]]:
+    def __call__(self, model: Any, validation: Examples) -> tuple[dict[str, Figure], list[LoggedExample]]:
         """Figures by name, and the first rows with what was written about them."""
         rows, answers = self._write(model, validation)
         shown = [
             LoggedExample(rows.ids[i], bytes(rows.pictures[i]), rows.truths[i], answer.values, answer.error)
-            for i, answer in enumerate(rows.read(answers[: self.shown]))
+            for i, answer in enumerate(rows.read(answers[: self.recipe.tracking.examples]))
         ]
         return flatten(rows.score(rows.values(answers))), shown
 
-    def image_use(self, model: Any, validation: ProductDataset) -> tuple[ImageUse, dict[str, Figure]]:
+    def image_use(self, model: Any, validation: Examples) -> tuple[ImageUse, dict[str, Figure]]:
         """Test whether the model uses the pictures; figures are of other products' pictures."""
         rows, answers = self._write(model, validation)
         found = rows.image_use(rows.values(answers))
         return found["verdict"], flatten(found["shuffled"])
 
-    def _write(self, model: Any, validation: ProductDataset) -> tuple["ScoringRows", list[Completion]]:
-        encoder, examples, spec = validation.encoder, validation.examples, self.spec
-        rows = ScoringRows(encoder, examples.roles, sampled(examples.rows, self.most), spec)
-        images: Any = validation.images
-        writer = Generator(
-            model, encoder.processor, encoder.prompt, spec.batch_size, spec.max_new_tokens, cache=images
-        )
+    def _write(self, model: Any, validation: Examples) -> tuple["ScoringRows", list[Completion]]:
+        encoder, spec, images = validation.encoder, self.recipe.evaluation, validation.images
+        some = sampled(validation.rows, self.recipe.training.validation_rows)
+        rows = ScoringRows(encoder, validation.roles, some, spec)
+        size, longest = spec.batch_size, spec.max_new_tokens
+        writer = Generator(model, encoder.processor, encoder.prompt, size, longest, cache=images)
         return rows, writer.generate(rows.pictures)
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler, set_seed
 
 from catalens.config import TrainingSpec
-from catalens.data import IGNORED, Collator, ProductDataset
+from catalens.data import IGNORED, Collator, Examples
 from catalens.devices import broadcast, compute_dtype, processes
 from catalens.errors import TrainingError
 from catalens.metrics import Figure, ImageUse, higher_is_better
@@ -47,11 +47,11 @@ Figures = Mapping[str, Figure]
 class Score(Protocol):
     """Scorer of a model by free generation on a fixed sample of validation rows."""
 
-    def __call__(self, model: Any, validation: ProductDataset) -> tuple[Figures, Sequence[LoggedExample]]:
+    def __call__(self, model: Any, validation: Examples) -> tuple[Figures, Sequence[LoggedExample]]:
         """Figures, and some of the rows with what was written about them; in every process the same."""
         ...
 
-    def image_use(self, model: Any, validation: ProductDataset) -> tuple[ImageUse, Figures]:
+    def image_use(self, model: Any, validation: Examples) -> tuple[ImageUse, Figures]:
         """Verdict on the score with other products' pictures, and the figures with them."""
         ...
 
@@ -134,7 +134,7 @@ class Loop:
         return self._finish(first, time.perf_counter() - started)
 
     def _loader(
-        self, dataset: ProductDataset, plan: Plan, first: int = 0, workers: int = 0
+        self, dataset: Examples, plan: Plan, first: int = 0, workers: int = 0
     ) -> DataLoader[dict[str, torch.Tensor]]:
         return DataLoader(
             dataset,

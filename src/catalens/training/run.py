@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from catalens.catalog.storage import Catalog
 from catalens.config import Part, Recipe, dump_recipe
-from catalens.data import Encoder, ProductDataset, load_examples
+from catalens.data import Encoder, Examples, load_examples
 from catalens.errors import TrainingError
 from catalens.examples import answer_space
 from catalens.features import FeatureCache
@@ -57,7 +57,7 @@ class PreparedRun:
     catalog: Catalog
     processor: Any
     model: Any  # of any family, or one wrapped by PEFT
-    data: Mapping[str, ProductDataset]
+    data: Mapping[str, Examples]
     """Rows of train and validation."""
     plans: tuple[Plan, Plan]
     """Of training and validation."""
@@ -66,20 +66,17 @@ class PreparedRun:
     console: Console
 
 
-def load_data(
-    catalog: Catalog, encoder: Encoder, images: FeatureCache, console: Console
-) -> dict[str, ProductDataset]:
+def load_data(catalog: Catalog, encoder: Encoder, images: FeatureCache, console: Console) -> dict[str, Examples]:
     """Check every row of train and validation, pictures included.
 
     Raises CatalogError, TooManyBadRowsError, and TrainingError where a split has no row.
     """
-    data: dict[str, ProductDataset] = {}
+    data: dict[str, Examples] = {}
     for split in ("train", "validation"):
-        examples = load_examples(catalog, encoder, split, images.look)
-        if not examples.rows:
+        data[split] = load_examples(catalog, encoder, split, images)
+        if not data[split].rows:
             raise TrainingError(f"{catalog.folder} has no {split} rows: prepare it with other --splits")
-        data[split] = ProductDataset(examples, encoder, images)
-    if bad := [reason for rows in data.values() for reason in rows.examples.bad]:
+    if bad := [reason for examples in data.values() for reason in examples.bad]:
         console.print(f"[yellow]left out {len(bad)} rows[/], such as {escape(bad[0])}")
     return data
 
@@ -102,7 +99,7 @@ def write_metadata(
     coverage = {part: asdict(entry) for part, entry in covered.items()}
     for name, values in (("setup", asdict(run.setup)), ("versions", versions), ("coverage", coverage)):
         (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    bad = [{"split": split, "reason": one} for split, rows in run.data.items() for one in rows.examples.bad]
+    bad = [{"split": split, "reason": one} for split, rows in run.data.items() for one in rows.bad]
     if bad:
         _write_lines(folder / "left_out.jsonl", bad)
     text = dump_recipe(anchored(run.recipe))
@@ -128,12 +125,12 @@ def report_unwritable(folder: Path, run: PreparedRun) -> None:
     """
     prompt, roles, path = run.recipe.prompt, run.catalog.card.roles, folder / "unwritable.jsonl"
     vocabulary = Vocabulary(run.processor, len(run.processor.tokenizer))
-    constraint = Constraint(vocabulary, prompt, answer_space(prompt, run.data["train"].examples.rows))
+    constraint = Constraint(vocabulary, prompt, answer_space(prompt, run.data["train"].rows))
     found = [
         {"split": split, "id": row[roles.id], "field": column, "value": row[column]}
-        for split, rows in run.data.items()
-        for index, row in enumerate(rows.examples.rows)
-        if (column := constraint.refused(rows.examples.answer_ids(index)[:-1].tolist()))
+        for split, examples in run.data.items()
+        for index, row in enumerate(examples.rows)
+        if (column := constraint.refused(examples.answer_ids(index)[:-1]))
     ]
     path.unlink(missing_ok=True)
     if found:

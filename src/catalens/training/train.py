@@ -157,7 +157,7 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     validation = plan_validation(data["validation"].lengths(), recipe.evaluation.batch_size, count)
     if images.features:
         views = sum(len(batch) for step in training for batch in step) + spec.evaluations * len(data["validation"])
-        pictures = list(dict.fromkeys(one for rows in data.values() for one in rows.examples.pictures))
+        pictures = list(dict.fromkeys(one for rows in data.values() for one in rows.pictures))
         fill_where_it_pays(images, pictures, views, wanted is True, console)
     cached, sizes = images.features, encoder.family.sizes(base.config)
     if setup is None:
@@ -212,7 +212,7 @@ def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
     trained = Trained(folder, state.step, best, state.figures, run.meter.overall(), use, seconds)
     model, weights = loop.training.whole()
     if processes().is_main_process:
-        space = answer_space(run.recipe.prompt, run.data["train"].examples.rows)
+        space = answer_space(run.recipe.prompt, run.data["train"].rows)
         save_best(folder / "best", model, run.processor, run.recipe.prompt, space, weights)
         sentence = IMAGE_USE[use] if use else ""
         sentence = f"**{sentence}**" if use == "ignores_image" else sentence
