@@ -182,7 +182,6 @@ class FeatureCache:
     def _computed(
         self, pictures: Sequence[Picture], on_progress: Callable[[int], None]
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """Features of what is missing, in shards."""
         shard: dict[str, torch.Tensor] = {}
         for start in range(0, len(pictures), TOGETHER):
             # after a kill the same pictures share a pass again, and have the same bits

@@ -237,7 +237,6 @@ def _trust(predictor: Predictor, rows: ScoringRows, scored: Sequence[ScoredRow])
 def _baselines(
     catalog: Catalog, encoder: Encoder, rows: ScoringRows, writer: Generator, progress: Progress
 ) -> dict[str, Any]:
-    """Score the most frequent values, and those of the training picture with the nearest features of the tower."""
     train = sampled(load_examples(catalog, encoder, "train").rows, NEIGHBOURS)
     truths = [truth_of(encoder.prompt, row) for row in train]
     own = writer.features(rows.pictures)  # first: the memory has them
@@ -252,7 +251,6 @@ def _baselines(
 
 
 def _before(run: Run, recipe: Recipe, rows: ScoringRows, progress: Progress) -> dict[str, Any]:
-    """Score the base model under the constraints of the run."""
     run.model.to("cpu")  # a GPU need not hold both
     base = load_model(recipe.model, compute_dtype(recipe.training.precision), recipe.training.attention).eval()
     spec = recipe.evaluation

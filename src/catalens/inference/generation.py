@@ -183,7 +183,6 @@ class Generator:
                 on_progress(done)
 
     def _batches(self, pictures: Sequence[Encoded]) -> Iterator[list[int]]:
-        """Indices of pictures that are written about together."""
         chunk, room = CHUNK * self.batch_size, self._cache_tokens()
         for start in range(0, len(pictures), chunk):
             indices = range(start, min(start + chunk, len(pictures)))
@@ -221,7 +220,6 @@ class Generator:
         return MEMORY * (memory - weights) / token
 
     def _encoded(self, picture: Encoded) -> ImageInputs | PictureError:
-        """Decode and cut a picture, unless it is in the cache."""
         try:
             if self._cache:
                 return self._cache(picture)
@@ -347,7 +345,6 @@ class _Decoder:
         return outputs.logits[:, -1].float(), mask
 
     def _choose(self, batch: Sequence[_Row], logits: torch.Tensor) -> None:
-        """Give each row that goes on its next token, and those that must follow."""
         logits[:, self.model.config.image_token_id] = -torch.inf
         if self.constraint:
             allowed = self.constraint.allowed([None if row.done or row.fresh else row.matcher for row in batch])

@@ -73,8 +73,7 @@ class Loop:
         self.spec, self.meter = run.recipe.training, run.meter
         self.plan, self.validation_plan = run.plans
         set_seed(self.spec.seed)
-        self.family = run.data["train"].encoder.family
-        self.accelerator = accelerator = start_accelerator(self.spec, self.family)
+        self.accelerator = accelerator = start_accelerator(self.spec, run.encoder.family)
         run.model.config.use_cache = False
         steps = len(self.plan)
         warmup = math.ceil(steps * self.spec.warmup)
@@ -88,7 +87,7 @@ class Loop:
         self.state = State.load(checkpoint) if checkpoint else State()
         self.model, self.wrapped = self.training.model, self.training.wrapped
         self.accumulation = PlannedBatches(self.plan, 0, accelerator.num_processes).accumulation
-        self.collate = Collator(self.family, run.processor.tokenizer.pad_token_id, self.spec.packing)
+        self.collate = Collator(run.encoder.family, run.encoder.tokenizer.pad_token_id, self.spec.packing)
         self.log_every = max(1, min(10, steps // 20))
         self.validate_every = max(1, math.ceil(steps / self.spec.evaluations))
         self.save_every = math.ceil(steps / self.spec.checkpoints)
@@ -173,7 +172,6 @@ class Loop:
             self._loss += loss.detach()
 
     def _log(self, norm: torch.Tensor, rate: float) -> None:
-        """Log loss, norm of the gradients, learning rates by part and throughput since the last line."""
         total, steps = self._drain(), self.state.step - self._logged
         self._logged = self.state.step
         loss = total / steps
@@ -223,7 +221,6 @@ class Loop:
 
     @torch.no_grad()
     def _validation_loss(self) -> float:
-        """Mean loss of all answer tokens of the validation rows."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
         for batch in self._loader(self.run.data["validation"], self.validation_plan):

@@ -55,7 +55,7 @@ class PreparedRun:
 
     recipe: Recipe
     catalog: Catalog
-    processor: Any
+    encoder: Encoder
     model: Any  # of any family, or one wrapped by PEFT
     data: Mapping[str, Examples]
     """Rows of train and validation."""
@@ -124,7 +124,7 @@ def report_unwritable(folder: Path, run: PreparedRun) -> None:
     number with more digits, a text far longer than those of the training.
     """
     prompt, roles, path = run.recipe.prompt, run.catalog.card.roles, folder / "unwritable.jsonl"
-    vocabulary = Vocabulary(run.processor, len(run.processor.tokenizer))
+    vocabulary = Vocabulary(run.encoder.processor, len(run.encoder.tokenizer))
     constraint = Constraint(vocabulary, prompt, answer_space(prompt, run.data["train"].rows))
     found = [
         {"split": split, "id": row[roles.id], "field": column, "value": row[column]}

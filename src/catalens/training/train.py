@@ -144,8 +144,7 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     spec, count = recipe.training, processes().num_processes
     set_seed(spec.seed)
     set_precision(spec.precision)
-    processor = load_processor(recipe.model, recipe.num_crops)
-    encoder = Encoder(processor, recipe.prompt)
+    encoder = Encoder(load_processor(recipe.model, recipe.num_crops), recipe.prompt)
     base, model = _trainable(recipe)
     images = FeatureCache(encoder, int(spec.picture_cache_gb * 2**30), features=False)
     wanted = spec.feature_cache if setup is None else setup.cached_features
@@ -169,7 +168,7 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     work = Setup.from_spec(spec, cached_features=cached)
     flops = sample_flops(sizes, work, np.array(lengths, float), np.array(tiles, float)).tolist()
     meter = Meter(lengths, flops, device_peak(base.device, compute_dtype(spec.precision)), count, _total)
-    return PreparedRun(recipe, catalog, processor, model, data, (training, validation), setup, meter, console)
+    return PreparedRun(recipe, catalog, encoder, model, data, (training, validation), setup, meter, console)
 
 
 def _trainable(recipe: Recipe) -> tuple[Any, Any]:
@@ -213,7 +212,7 @@ def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
     model, weights = loop.training.whole()
     if processes().is_main_process:
         space = answer_space(run.recipe.prompt, run.data["train"].rows)
-        save_best(folder / "best", model, run.processor, run.recipe.prompt, space, weights)
+        save_best(folder / "best", model, run.encoder.processor, run.recipe.prompt, space, weights)
         sentence = IMAGE_USE[use] if use else ""
         sentence = f"**{sentence}**" if use == "ignores_image" else sentence
         card = model_card(run.recipe, run.catalog, folder.name, trained.figures, (best, state.step), sentence)
@@ -235,7 +234,6 @@ def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
 
 
 def _total(numbers: Sequence[float]) -> list[float]:
-    """Sums over the processes."""
     state = processes()
     summed: Any = reduce(torch.tensor(numbers, dtype=torch.float64, device=state.device), "sum")
     return summed.tolist()
