@@ -90,7 +90,7 @@ def _row(config: Any, num_crops: int) -> dict[str, Any]:
     encoder = Encoder(load_processor(str(parity.FOLDER / "official" / FAMILY), num_crops), PromptSpec())
     (drawn,) = draw_catalog(1, seed=0)
     values = {"title": drawn.title, "category3_code": drawn.category3_code, "full_price": drawn.full_price}
-    return encoder.example(values, encoder.image(drawn.image))
+    return encoder.example(encoder.answer_ids(values), encoder.image(drawn.image))
 
 
 def _report(model: Any, spec: TrainingSpec) -> None:

@@ -19,7 +19,7 @@ BUDGETS = {
     "checking/": 1100,
     "cli/": 620,
     "config/": 570,
-    "evaluation/": 740,
+    "evaluation/": 735,
     "inference/": 1620,
     "mimicking/": 1420,
     "model/": 1310,
@@ -28,7 +28,7 @@ BUDGETS = {
     "sampling/": 428,
     "serving/": 1355,
     "tracking/": 502,
-    "training/": 1540,
+    "training/": 1505,
 }
 """Lines by package, only ever lowered."""
 TOTAL = 19_900

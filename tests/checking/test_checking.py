@@ -471,7 +471,10 @@ def test_tokens_are_those_that_training_makes(tmp_path):
     prompt = make_recipe({"catalog": "", "prompt": PROMPT}).prompt
     for cost in check.costs:
         encoder = Encoder(load_processor("tiny", cost.num_crops), prompt)
-        made = [encoder.example(row, encoder.image(row["image"])) for row in Catalog(tmp_path / "shop").rows("train")]
+        made = [
+            encoder.example(encoder.answer_ids(row), encoder.image(row["image"]))
+            for row in Catalog(tmp_path / "shop").rows("train")
+        ]
         assert cost.epoch_tokens == sum(len(example["input_ids"]) for example in made)
         assert cost.crops == np.mean([len(example["image"].pixels) for example in made])
 

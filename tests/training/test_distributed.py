@@ -254,7 +254,7 @@ def test_a_process_without_pictures_keeps_up(way, drawn, tmp_path):
     encoder = Encoder(load_processor("tiny"), PromptSpec())
     row = Catalog(drawn).rows("train")[0]
     collate = Collator(encoder.family, encoder.tokenizer.pad_token_id)
-    seeing = collate([encoder.example(row, encoder.image(row["image"]))])
+    seeing = collate([encoder.example(encoder.answer_ids(row), encoder.image(row["image"]))])
     ids = torch.tensor(encoder.tokenizer("Product: Red Hat")["input_ids"])
     batches = [seeing, collate([{"input_ids": ids, "labels": ids}])]
     assert "pixel_values" not in batches[1]
