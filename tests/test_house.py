@@ -24,14 +24,14 @@ BUDGETS = {
     "mimicking/": 1419,
     "model/": 1320,
     "pages/": 1944,
-    "preparing/": 2446,
+    "preparing/": 2438,
     "sampling/": 428,
     "serving/": 1354,
     "tracking/": 501,
     "training/": 1493,
 }
 """Lines by package, only ever lowered."""
-TOTAL = 19_061
+TOTAL = 19_053
 RIDDLES = 200
 """Docstrings that ask instead of naming."""
 LONG_FUNCTIONS = 3
