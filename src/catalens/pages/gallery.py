@@ -90,7 +90,7 @@ def gallery(fields: Sequence[FieldSpec], rows: Sequence[Runs], runs: Sequence[st
     if len(rows) > MOST_ROWS:
         rows = [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), MOST_ROWS))]
     orders = _orders(fields, rows)
-    rows = sorted(rows, key=lambda row: -max(_mistake(fields, run) for run in row))
+    rows = sorted(rows, key=lambda row: -_worst_mistake(fields, row))
     side = min(SIDE, max(SMALLEST_SIDE, round((PICTURE_BYTES / PIXEL_BYTES / max(1, len(rows))) ** 0.5)))
     choices = [("Show", _comparing(fields, runs) if len(runs) > 1 else _scoring(fields))]
     choices += [(field.label, _categories(field, rows)) for field in fields if field.kind == "category"]
