@@ -22,8 +22,8 @@ from catalens.checkpoint import load_processor
 from catalens.config import LoraSpec, PromptSpec, TrainingSpec
 from catalens.data import Collator, Encoder
 from catalens.model import REFERENCE
-from catalens.sampling.sample import draw_catalog
-from catalens.training.modules import coverage, make_optimizer, prepare_parts
+from catalens.sampling import draw_catalog
+from catalens.training import coverage, make_optimizer, prepare_parts
 
 FAMILY = "phi3_5_v"
 SPREAD = 0.01

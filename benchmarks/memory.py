@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from catalens.catalog.storage import CatalogWriter, Roles
+from catalens.catalog import CatalogWriter, Roles
 
 SIDE = 24
 """Pixels of a picture; PNG makes 1.8 KB of their noise."""

@@ -26,8 +26,8 @@ from catalens.checkpoint import load_model, load_processor
 from catalens.config import PartSpec, PartsSpec, PromptSpec, TrainingSpec
 from catalens.data import IGNORED, Collator, Encoder
 from catalens.devices import device
-from catalens.sampling.sample import draw_catalog
-from catalens.training.modules import make_optimizer, prepare_parts
+from catalens.sampling import draw_catalog
+from catalens.training import make_optimizer, prepare_parts
 
 COOKBOOK_LENGTH = 512
 OFFICIAL_VOCABULARY = 32064

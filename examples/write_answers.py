@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoProcessor
 
-from catalens.catalog.pictures import open_picture
+from catalens.catalog import open_picture
 from catalens.config import PromptSpec
 from catalens.examples import parse_answer
 from catalens.model import family_of

@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from catalens.catalog.pictures import open_picture
-from catalens.catalog.storage import Catalog, CatalogWriter, Roles
+from catalens.catalog import Catalog, CatalogWriter, Roles, open_picture
 from catalens.checkpoint import load_processor
 from catalens.config import PromptSpec
 from catalens.data import IGNORED, Collator, Encoder, Examples, load_examples

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from catalens import features
-from catalens.catalog.storage import Catalog
+from catalens.catalog import Catalog
 from catalens.checkpoint import load_model, load_processor
 from catalens.config import PromptSpec, TrainingSpec
 from catalens.data import Collator, Encoder, Examples, load_examples

@@ -11,9 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from catalens.catalog import storage
-from catalens.catalog.pictures import picture_facts
-from catalens.catalog.storage import FACTS, SPLITS, Catalog, CatalogWriter, Pictures, RejectedRow, Roles
+from catalens.catalog import SPLITS, Catalog, CatalogWriter, Pictures, RejectedRow, Roles, picture_facts, storage
+from catalens.catalog.storage import FACTS
 from catalens.errors import CatalogError
 
 ROLES = Roles(id="code", fields={"title": "text", "kind": "category", "price": "number", "width": "number"})

@@ -4,14 +4,13 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from catalens.catalog.pictures import open_picture
-from catalens.catalog.storage import Catalog, CatalogWriter
+from catalens.catalog import Catalog, CatalogWriter, open_picture
 from catalens.config import PromptSpec
 from catalens.errors import CatalogError
-from catalens.evaluation.evaluate import evaluate, flatten
-from catalens.evaluation.image_use import blanked
+from catalens.evaluation import blanked, flatten
+from catalens.evaluation.evaluate import evaluate
 from catalens.features import FeatureCache
-from catalens.inference.generation import Generator
+from catalens.inference import Generator
 from catalens.metrics import metrics_of
 from catalens.predictions import Evaluation, truth_of
 

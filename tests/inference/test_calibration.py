@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 
 from catalens.config import FieldSpec, PromptSpec
 from catalens.errors import CheckpointError
-from catalens.evaluation.calibrating import one_a_product
-from catalens.inference.calibration import FILE, Calibration, fit_calibration, load_calibration
-from catalens.inference.records import FieldScore
+from catalens.evaluation import one_a_product
+from catalens.inference import Calibration, FieldScore, fit_calibration, load_calibration
+from catalens.inference.calibration import FILE
 
 TITLE = PromptSpec(fields=(FieldSpec(column="title", label="Product", kind="text"),))
 PRICE = PromptSpec(fields=(FieldSpec(column="price", label="Price", kind="number"),))

@@ -7,15 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from catalens.catalog.pictures import open_picture
-from catalens.catalog.storage import Catalog
+from catalens.catalog import Catalog, open_picture
 from catalens.checkpoint import greedy, load_model, load_processor
 from catalens.config import PromptSpec
 from catalens.data import Encoder
 from catalens.errors import InferenceError, PictureError
 from catalens.examples import answer_space
 from catalens.features import FeatureCache
-from catalens.inference.generation import Generator
+from catalens.inference import Generator
 from catalens.model import REFERENCE, Phi3VConfig, Phi3VForCausalLM
 
 pytestmark = pytest.mark.integration

@@ -15,7 +15,7 @@ from catalens.examples import (
     render_answer,
 )
 from catalens.examples import parse_answer as parse_to
-from catalens.inference.grammar import Constraint, Vocabulary
+from catalens.inference import Constraint, Vocabulary
 from catalens.model import REFERENCE
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "golden" / "official"

@@ -6,10 +6,10 @@ from decimal import Decimal
 
 import pytest
 
-from catalens.catalog.storage import Roles
+from catalens.catalog import Roles
 from catalens.config import from_flags
 from catalens.errors import RecipeError
-from catalens.preparing.columns import (
+from catalens.preparing import (
     Columns,
     Numbers,
     Unreadable,

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from catalens.errors import CatalogError
-from catalens.preparing.sources import open_source
-from catalens.preparing.text import detect_encoding
+from catalens.preparing import detect_encoding, open_source
 
 WORDS = {
     (

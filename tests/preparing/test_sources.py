@@ -23,11 +23,19 @@ from hostile import Hostile, encoded, hostile_server, jpeg, pixels  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalens.catalog.storage import SPLITS, Catalog, Roles
+from catalens import prepare
+from catalens.catalog import SPLITS, Catalog, Roles
 from catalens.errors import CatalogError
-from catalens.preparing.columns import Columns, Numbers, Unreadable, picture_reason, read_picture, read_values
-from catalens.preparing.prepare import PrepareSpec, prepare
-from catalens.preparing.sources import open_source
+from catalens.preparing import (
+    Columns,
+    Numbers,
+    PrepareSpec,
+    Unreadable,
+    open_source,
+    picture_reason,
+    read_picture,
+    read_values,
+)
 
 BURBERRY = "DBQ/Burberry.Product.prices.United.States"
 ROWS = [

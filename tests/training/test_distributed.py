@@ -12,12 +12,13 @@ import torch
 from processes import HANG, torchrun
 from safetensors.torch import load_file
 
-from catalens.catalog.storage import Catalog
+from catalens.catalog import Catalog
 from catalens.checkpoint import load_model, load_processor
 from catalens.config import PromptSpec, TrainingSpec, dump_recipe
 from catalens.data import Collator, Encoder
 from catalens.errors import TrainingError
-from catalens.evaluation.evaluate import evaluate, validation_scorer
+from catalens.evaluation import validation_scorer
+from catalens.evaluation.evaluate import evaluate
 from catalens.training.train import train
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("gloo")]  # in one worker: they share runs

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tracked import artifacts, history, records
 
 from catalens import metrics
-from catalens.catalog.storage import Catalog, CatalogWriter, Roles
+from catalens.catalog import Catalog, CatalogWriter, Roles
 from catalens.checkpoint import TINY, load_model, load_processor, load_run
 from catalens.config import PartsSpec, PromptSpec, TrackingSpec, load_recipe, make_recipe
 from catalens.data import Collator, Encoder, load_examples
@@ -26,11 +26,11 @@ from catalens.errors import (
     TooManyBadRowsError,
     TrainingError,
 )
-from catalens.evaluation.evaluate import evaluate, validation_scorer
+from catalens.evaluation import validation_scorer
+from catalens.evaluation.evaluate import evaluate
 from catalens.features import FeatureCache
-from catalens.training import loop
-from catalens.training.run import anchored
-from catalens.training.train import check_machine, train
+from catalens.training import anchored, check_machine, loop
+from catalens.training.train import train
 
 pytestmark = pytest.mark.integration
 

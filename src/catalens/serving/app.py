@@ -36,7 +36,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from catalens import __version__
 from catalens.config import PromptSpec
 from catalens.examples import Value
-from catalens.inference import Prediction, Predictor
+from catalens.inference.predictor import Predictor
+from catalens.predictions import Prediction
 from catalens.preparing.fetch import Network
 from catalens.serving.batching import Batcher, PredictorError, QueueFullError
 from catalens.serving.page import ModelCard, policy_of, render_index
