@@ -22,7 +22,7 @@ from rich.table import Table
 
 from catalens.config import FieldSpec, PromptSpec
 from catalens.errors import CheckpointError
-from catalens.inference.calibration import Calibration, load_calibration
+from catalens.inference import Calibration, load_calibration
 from catalens.metrics import calibration_error, correctness, interval_coverage, reliability, review_outcome
 
 DRAWS = 100

@@ -22,8 +22,7 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
-from catalens.preparing.download import Downloader
-from catalens.preparing.fetch import DownloadSpec
+from catalens.preparing import Downloader, DownloadSpec
 
 SERVER = Path(__file__).parents[1] / "tests" / "hostile.py"
 

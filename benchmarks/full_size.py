@@ -22,8 +22,8 @@ from catalens.checkpoint import load_processor
 from catalens.config import LoraSpec, PromptSpec, TrainingSpec
 from catalens.data import Collator, Encoder
 from catalens.model import REFERENCE
-from catalens.sampling.sample import draw_catalog
-from catalens.training.modules import coverage, make_optimizer, prepare_parts
+from catalens.sampling import draw_catalog
+from catalens.training import coverage, make_optimizer, prepare_parts
 
 FAMILY = "phi3_5_v"
 SPREAD = 0.01
@@ -90,7 +90,7 @@ def _row(config: Any, num_crops: int) -> dict[str, Any]:
     encoder = Encoder(load_processor(str(parity.FOLDER / "official" / FAMILY), num_crops), PromptSpec())
     (drawn,) = draw_catalog(1, seed=0)
     values = {"title": drawn.title, "category3_code": drawn.category3_code, "full_price": drawn.full_price}
-    return encoder.example(values, encoder.image(drawn.image))
+    return encoder.example(encoder.answer_ids(values), encoder.image(drawn.image))
 
 
 def _report(model: Any, spec: TrainingSpec) -> None:

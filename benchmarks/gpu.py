@@ -37,8 +37,7 @@ from catalens.data import Collator
 from catalens.devices import compute_dtype, device
 from catalens.estimates import Setup, sample_flops, step_memory
 from catalens.model import REFERENCE, ModelSizes
-from catalens.training.modules import make_optimizer, prepare_parts
-from catalens.training.throughput import device_peak
+from catalens.training import device_peak, make_optimizer, prepare_parts
 
 Record = dict[str, Any]
 

@@ -15,9 +15,8 @@ from rounds import ratio, take_turns
 from catalens.checkpoint import load_run, load_untrained
 from catalens.config import PromptSpec
 from catalens.examples import answer_space
-from catalens.inference.generation import Generator
-from catalens.inference.records import Completion
-from catalens.sampling.sample import draw_catalog
+from catalens.inference import Completion, Generator
+from catalens.sampling import draw_catalog
 
 TOGETHER = 64
 WAYS = {

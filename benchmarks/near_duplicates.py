@@ -19,11 +19,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from rich.console import Console
 from rich.table import Table
 
-from catalens.catalog.duplicates import THRESHOLD, fingerprint, near_pairs
-from catalens.catalog.pictures import open_picture
-from catalens.catalog.splits import components
-from catalens.catalog.storage import Catalog
-from catalens.sampling.sample import draw_catalog
+from catalens.catalog import Catalog, components, fingerprint, near_pairs, open_picture
+from catalens.catalog.duplicates import THRESHOLD
+from catalens.sampling import draw_catalog
 
 THRESHOLDS = (16, 20, THRESHOLD, 28, 32)
 

@@ -33,7 +33,7 @@ from catalens.config import TrainingSpec
 from catalens.data import IGNORED, Collator
 from catalens.devices import device
 from catalens.model import REFERENCE
-from catalens.training.modules import make_optimizer, prepare_parts
+from catalens.training import make_optimizer, prepare_parts
 
 Batch = Mapping[str, torch.Tensor]
 ALLOWED = 1e-4

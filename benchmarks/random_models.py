@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from catalens.catalog.pictures import open_picture
+from catalens.catalog import open_picture
 from catalens.data import IGNORED
 from catalens.model import ImageInputs, Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
-from catalens.sampling.sample import draw_catalog
+from catalens.sampling import draw_catalog
 
 SMALL: dict[str, Any] = {
     "hidden_size": 192,

@@ -34,8 +34,8 @@ import aiohttp
 from rich.console import Console
 from rich.table import Table
 
+from catalens.sampling import draw_catalog
 from catalens.sampling.assortment import DEMO
-from catalens.sampling.sample import draw_catalog
 
 ROOT = Path(__file__).parents[1]
 MOST_TRIES = 600

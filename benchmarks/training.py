@@ -26,8 +26,8 @@ from catalens.checkpoint import load_model, load_processor
 from catalens.config import PartSpec, PartsSpec, PromptSpec, TrainingSpec
 from catalens.data import IGNORED, Collator, Encoder
 from catalens.devices import device
-from catalens.sampling.sample import draw_catalog
-from catalens.training.modules import make_optimizer, prepare_parts
+from catalens.sampling import draw_catalog
+from catalens.training import make_optimizer, prepare_parts
 
 COOKBOOK_LENGTH = 512
 OFFICIAL_VOCABULARY = 32064
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     examples = []
     for row in draw_catalog(options.rows, seed=0):
         values = {"title": row.title, "category3_code": row.category3_code, "full_price": row.full_price}
-        examples.append(encoder.example(values, encoder.image(row.image)))
+        examples.append(encoder.example(encoder.answer_ids(values), encoder.image(row.image)))
     collate = Collator(encoder.family, encoder.tokenizer.pad_token_id)
     for vocabulary in (None, options.vocabulary):
         wanted = dict.fromkeys([*ways().values(), *map(without, LEVERS)])

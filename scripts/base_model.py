@@ -19,14 +19,15 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, set_seed
 
-from catalens.catalog.storage import Catalog
+from catalens.catalog import Catalog
 from catalens.checkpoint import DEMO_RECIPE, TINY
 from catalens.config import PromptSpec, Recipe, TrackingSpec, load_recipe, make_recipe
-from catalens.evaluation.evaluate import evaluate, flatten, validation_scorer
+from catalens.evaluation import flatten, validation_scorer
+from catalens.evaluation.evaluate import evaluate
 from catalens.examples import render_answer
 from catalens.model import REFERENCE, Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor, Phi3VProcessor
+from catalens.sampling import sample_catalog
 from catalens.sampling.assortment import BASE
-from catalens.sampling.sample import sample_catalog
 from catalens.training.train import train
 
 SEED = 20_260

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalogue of 80 drawn rows."""
-    from catalens.sampling.sample import sample_catalog
+    from catalens.sampling import sample_catalog
 
     folder = tmp_path_factory.mktemp("catalogs") / "drawn"
     sample_catalog(folder, 80, seed=5, fractions={"train": 0.6, "validation": 0.2, "test": 0.2})
@@ -57,7 +57,7 @@ def recipe(drawn: Path):
 @pytest.fixture(scope="session")
 def run(recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of that recipe."""
-    from catalens.evaluation.evaluate import validation_scorer
+    from catalens.evaluation import validation_scorer
     from catalens.training.train import train
 
     folder = tmp_path_factory.mktemp("runs") / "quick"

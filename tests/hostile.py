@@ -33,7 +33,7 @@ import pytest
 from aiohttp import web
 from PIL import Image
 
-from catalens.preparing.fetch import Network
+from catalens.preparing import Network
 
 Handler = Callable[[web.Request, int], Awaitable[web.StreamResponse]]
 PUBLIC = "93.184.216.34"  # an address that may be spoken to; `Hostile.network` leads it to the server

@@ -19,7 +19,7 @@ from typing import Any
 
 import requests
 
-from catalens.catalog.pictures import open_picture
+from catalens.catalog import open_picture
 from catalens.config import PromptSpec
 from catalens.errors import PictureError
 from catalens.inference import Prediction

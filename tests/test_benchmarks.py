@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import full_size
 import gpu
+import memory
 import original
 import training
 from random_models import SMALL, drawn_rows, official_config, random_model
@@ -142,6 +143,12 @@ def test_full_size(capsys: pytest.CaptureFixture[str]):
     assert "all 8 adapter matrices got a finite gradient and moved" in printed
     assert "adapters on 4 modules" in printed
     assert "GB at the peak" in printed
+
+
+@pytest.mark.integration
+def test_memory_is_measured_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str]):
+    memory.main(["--rows", "30"])
+    assert "100.0%" in capsys.readouterr().out
 
 
 def test_an_adapter_without_a_gradient_is_named():

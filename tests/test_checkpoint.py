@@ -15,7 +15,7 @@ from catalens.config import PromptSpec, Recipe, TrainingSpec, dump_recipe
 from catalens.devices import compute_dtype
 from catalens.errors import CheckpointError
 from catalens.examples import AnswerSchema
-from catalens.training.modules import prepare_parts
+from catalens.training import prepare_parts
 
 
 def test_tiny_is_small_trained_and_complete():

@@ -87,7 +87,7 @@ def test_errors_are_one_sentence_and_an_exit_code(arguments: list[str], code: in
 
 @pytest.mark.integration
 def test_predict_prints_one_json_line_a_picture(run, drawn, tmp_path):
-    from catalens.catalog.storage import Catalog
+    from catalens.catalog import Catalog
 
     good, bad = tmp_path / "good.jpg", tmp_path / "bad.jpg"
     good.write_bytes(Catalog(drawn).rows("test")[0]["image"])

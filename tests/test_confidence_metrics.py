@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from catalens.evaluation.calibrating import confidence_block, review_block
+from catalens.evaluation import confidence_block, review_block
 from catalens.metrics import (
     acceptance,
     calibration_error,

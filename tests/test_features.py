@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from catalens import features
-from catalens.catalog.storage import Catalog
+from catalens.catalog import Catalog
 from catalens.checkpoint import load_model, load_processor
 from catalens.config import PromptSpec, TrainingSpec
-from catalens.data import Collator, DecodedPictures, Encoder, ProductDataset
+from catalens.data import Collator, Encoder, Examples, load_examples
 from catalens.errors import TrainingError
 from catalens.features import Estimate, FeatureCache
+from catalens.model.modeling import Phi3VImageEmbedding
 from catalens.training.train import train
 
 
@@ -26,59 +27,86 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def rows(drawn):
-    return Catalog(drawn).rows("train")[:20]
-
-
-@pytest.fixture(scope="module")
 def encoder() -> Encoder:
     return Encoder(load_processor("tiny"), PromptSpec())
 
 
+@pytest.fixture
+def examples(drawn, encoder) -> Examples:
+    found = load_examples(Catalog(drawn), encoder, "train")
+    del found.rows[20:]
+    return found
+
+
+@pytest.fixture
+def pictures(examples):
+    return examples.pictures
+
+
 def cache_of(encoder: Encoder, model=None, dtype=torch.float32) -> FeatureCache:
-    return FeatureCache(model or load_model("tiny"), DecodedPictures(encoder, 0), dtype)
+    cache = FeatureCache(encoder, 0, features=False)
+    cache.open(model or load_model("tiny"), dtype)
+    return cache
 
 
 def runs_of(monkeypatch) -> list[int]:
     """How many pictures each pass through the tower has."""
     seen: list[int] = []
-    original = FeatureCache._run
-    monkeypatch.setattr(
-        FeatureCache, "_run", lambda self, pictures: seen.append(len(pictures)) or original(self, pictures)
-    )
+    original = Phi3VImageEmbedding.crop_features
+
+    def counted(self, pixels):
+        seen.append(len(pixels))
+        return original(self, pixels)
+
+    monkeypatch.setattr(Phi3VImageEmbedding, "crop_features", counted)
     return seen
 
 
-def test_cached_features_train_like_pictures(encoder, rows):
-    model, pictures = load_model("tiny"), [row["image"] for row in rows]
+def test_pictures_are_decoded_once_while_they_fit(encoder, examples, monkeypatch):
+    decoded = []
+    original = Encoder.image
+    monkeypatch.setattr(Encoder, "image", lambda self, data: decoded.append(1) or original(self, data))
+    size = original(encoder, bytes(examples.pictures[0])).pixels.nbytes
+    for room, expected in ((10 * size, 3), (0, 3 + 6)):
+        images = FeatureCache(encoder, room, features=False)
+        decoded.clear()
+        for picture in examples.pictures[:3]:
+            images.look(bytes(picture))
+        examples.images = images
+        first, again = ([examples[index] for index in range(3)] for _ in range(2))
+        assert len(decoded) == expected
+        assert all(torch.equal(a["image"].pixels, b["image"].pixels) for a, b in zip(first, again, strict=True))
+
+
+def test_cached_features_train_like_pictures(encoder, examples):
+    model = load_model("tiny")
     cache = cache_of(encoder, model)
-    cache.fill(pictures, lambda done: None)
+    cache.fill(examples.pictures, lambda done: None)
     collate = Collator(encoder.family, encoder.tokenizer.pad_token_id)
     losses = []
-    for source in (encoder.image, cache):
-        dataset = ProductDataset(rows, encoder, "image", source)
-        batch = collate([dataset[index] for index in range(len(dataset))])
+    for source in (FeatureCache(encoder, 0, features=False), cache):
+        examples.images = source
+        batch = collate([examples[index] for index in range(len(examples))])
         losses.append(model(**batch).loss)
     assert "crop_features" in batch
     assert "pixel_values" not in batch
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)  # the tower saw other batches
 
 
-def test_each_picture_is_seen_once_by_this_run_and_the_next(encoder, rows, monkeypatch):
-    pictures = [row["image"] for row in rows]
+def test_each_picture_is_seen_once_by_this_run_and_the_next(encoder, pictures, monkeypatch):
     seen, done = runs_of(monkeypatch), []
+    tiles = sum(len(encoder.image(bytes(picture)).pixels) for picture in pictures)
     cache_of(encoder).fill(pictures, done.append)
-    assert sum(seen) == len(pictures)
+    assert sum(seen) == tiles
     assert done == [8, 16, 20]
     again = cache_of(encoder)
     again.fill(pictures, done.append)
-    assert sum(seen) == len(pictures)
+    assert sum(seen) == tiles
     assert all(picture in again for picture in pictures)
 
 
-def test_what_a_kill_left_is_ignored_and_the_rest_goes_on(encoder, rows, monkeypatch):
+def test_what_a_kill_left_is_ignored_and_the_rest_goes_on(encoder, pictures, monkeypatch):
     monkeypatch.setattr(features, "SHARD_BYTES", 1)  # a shard for each pass
-    pictures = [row["image"] for row in rows]
     whole = cache_of(encoder)
     whole.fill(pictures, lambda done: None)
     shards = sorted(whole.folder.glob("*.safetensors"))
@@ -87,7 +115,7 @@ def test_what_a_kill_left_is_ignored_and_the_rest_goes_on(encoder, rows, monkeyp
     shards[0].rename(shards[0].with_name(f".{shards[0].name}.partial"))
     seen = runs_of(monkeypatch)
     cache_of(encoder).fill(pictures, lambda done: None)
-    assert sum(seen) == len(first[shards[0].name])
+    assert sum(seen) == sum(map(len, first[shards[0].name].values()))
     again = load_file(shards[0])
     assert all(torch.equal(again[name], tensor) for name, tensor in first[shards[0].name].items())
 
@@ -102,8 +130,7 @@ def test_other_weights_or_crops_are_another_cache(encoder):
     assert cache_of(encoder, model).folder in folders
 
 
-def test_features_are_of_the_precision_that_the_run_has(encoder, rows):
-    pictures = [row["image"] for row in rows[:2]]
+def test_features_are_of_the_precision_that_the_run_has(encoder, pictures):
     wide, narrow = cache_of(encoder), cache_of(encoder, dtype=torch.bfloat16)
     for cache in (wide, narrow):
         cache.fill(pictures, lambda done: None)
@@ -112,13 +139,13 @@ def test_features_are_of_the_precision_that_the_run_has(encoder, rows):
 
 
 @pytest.mark.integration
-def test_workers_that_are_not_forked_read_the_cache_without_a_model(encoder, rows):
+def test_workers_that_are_not_forked_read_the_cache_without_a_model(encoder, examples, pictures):
     """As Python 3.14 starts them by default."""
-    pictures = [row["image"] for row in rows]
     cache = cache_of(encoder)
     cache.fill(pictures, lambda done: None)
-    dataset = ProductDataset(rows, encoder, "image", cache)
-    wanted = [dataset[index]["image"].features for index in range(len(rows))]  # shards are open from here on
+    dataset = examples
+    dataset.images = cache
+    wanted = [dataset[index]["image"].features for index in range(len(dataset))]  # shards are open from here on
     assert len(pickle.dumps(cache)) < 10**6  # the tiny model's weights are seven times that
     loader = DataLoader(
         dataset, batch_size=None, num_workers=1, multiprocessing_context="forkserver", generator=torch.Generator()
@@ -126,16 +153,16 @@ def test_workers_that_are_not_forked_read_the_cache_without_a_model(encoder, row
     assert all(torch.equal(row["image"].features, features) for row, features in zip(loader, wanted, strict=True))
 
 
-def test_a_copy_of_decoded_pictures_decodes_by_itself(encoder, rows):
-    decoded, data = DecodedPictures(encoder, 2**30), rows[0]["image"]
-    before = len(pickle.dumps(decoded))
-    decoded.look(data)
-    assert len(pickle.dumps(decoded)) == before
-    assert torch.equal(pickle.loads(pickle.dumps(decoded))(data).pixels, decoded(data).pixels)
+def test_a_copy_has_nothing_in_memory_and_decodes_by_itself(encoder, pictures):
+    images, picture = FeatureCache(encoder, features=False), pictures[0]
+    images.look(bytes(picture))
+    copy = pickle.loads(pickle.dumps(images))
+    assert picture in images
+    assert picture not in copy
+    assert torch.equal(copy(picture).pixels, images(picture).pixels)
 
 
-def test_the_estimate_is_of_the_real_thing(encoder, rows):
-    pictures = [row["image"] for row in rows]
+def test_the_estimate_is_of_the_real_thing(encoder, pictures):
     cache = cache_of(encoder)
     before = cache.estimate(pictures, 10)
     assert (before.pictures, before.missing, before.passes) == (len(pictures), len(set(pictures)), 10)
@@ -180,13 +207,13 @@ def test_a_run_says_what_it_decided_and_keeps_to_it(recipe, tmp_path, capsys):
     assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one)
 
 
-def test_a_file_that_cannot_be_written_is_one_sentence(encoder, rows):
+def test_a_file_that_cannot_be_written_is_one_sentence(encoder, pictures):
     cache = cache_of(encoder)
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, usual[1]))  # what a full disk does, to this process alone
     try:
         with pytest.raises(TrainingError, match=r"File too large.*CATALENS_CACHE.*feature_cache=false"):
-            cache.fill([rows[0]["image"]], lambda done: None)
+            cache.fill(pictures[:1], lambda done: None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-    assert rows[0]["image"] not in cache_of(encoder)
+    assert pictures[0] not in cache_of(encoder)

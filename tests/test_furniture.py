@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from catalens.catalog.storage import Catalog
+from catalens import prepare
+from catalens.catalog import Catalog
 from catalens.config import Kind, load_recipe
-from catalens.evaluation.evaluate import evaluate, validation_scorer
-from catalens.preparing.columns import Columns
-from catalens.preparing.prepare import prepare
+from catalens.evaluation import validation_scorer
+from catalens.evaluation.evaluate import evaluate
+from catalens.preparing import Columns
 from catalens.training.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +37,7 @@ def test_every_row_of_the_table_is_in_the_catalogue(furniture: Path):
 
 
 def test_pictures_with_transparency_stand_on_white(furniture: Path):
-    from catalens.catalog.pictures import open_picture
+    from catalens.catalog import open_picture
 
     corners = [open_picture(row["image"]).getpixel((0, 0)) for row in Catalog(furniture).rows("test")]
     assert corners.count((255, 255, 255)) > 0.9 * len(corners)

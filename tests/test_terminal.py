@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from catalens.cli import app, main
 from catalens.cli.app import Terminal
-from catalens.config.characters import visible, visible_json
+from catalens.config import visible, visible_json
 from catalens.errors import CatalensError, CatalogError
 
 ATTACKS = {

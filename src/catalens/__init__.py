@@ -12,15 +12,16 @@
 Each is imported when it is first asked for: `import catalens` alone costs nothing.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from catalens.lazy import exports
 
 if TYPE_CHECKING:
     from catalens.catalog.storage import Catalog
     from catalens.checking.check import check_catalog as check
     from catalens.config import Recipe, load_recipe, make_recipe
     from catalens.errors import CatalensError
-    from catalens.inference import load_predictor
+    from catalens.inference.predictor import load_predictor
     from catalens.mimicking.mimic import mimic_catalog as mimic
     from catalens.pipeline import evaluate, train
     from catalens.preparing.prepare import PrepareSpec, prepare
@@ -45,32 +46,21 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
-    "CatalensError": "errors",
-    "Catalog": "catalog.storage",
-    "Columns": "preparing.roles",
-    "PrepareSpec": "preparing.prepare",
-    "Recipe": "config",
-    "check": "checking.check:check_catalog",
-    "evaluate": "pipeline",
-    "load_predictor": "inference",
-    "load_recipe": "config",
-    "make_recipe": "config",
-    "mimic": "mimicking.mimic:mimic_catalog",
-    "prepare": "preparing.prepare",
-    "sample": "sampling.sample:sample_catalog",
-    "train": "pipeline",
-}
-"""Module of each public name, and its name there where it is another."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    found = getattr(importlib.import_module(f"{__name__}.{module}"), attribute or name)
-    globals()[name] = found
-    return found
+__getattr__, _ = exports(
+    __name__,
+    {
+        "catalog.storage": "Catalog",
+        "checking.check": "check=check_catalog",
+        "config": "Recipe load_recipe make_recipe",
+        "errors": "CatalensError",
+        "inference.predictor": "load_predictor",
+        "mimicking.mimic": "mimic=mimic_catalog",
+        "pipeline": "evaluate train",
+        "preparing.roles": "Columns",
+        "preparing.prepare": "PrepareSpec prepare",
+        "sampling.sample": "sample=sample_catalog",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -199,7 +199,6 @@ def load_untrained(name: str = "tiny") -> Run:
 
 
 def _attention(dtype: torch.dtype) -> str:
-    """The quickest that this machine has."""
     gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() >= AMPERE
     return "flash_attention_2" if gpu and is_flash_attn_2_available() and dtype == torch.bfloat16 else "sdpa"
 

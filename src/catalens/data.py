@@ -1,13 +1,18 @@
 """Product rows -> batches.
 
-    {"image": b"\\xff\\xd8...", "title": "Red Tote Bag", "category3_code": "BAGS", "full_price": 129.0}
+    {"image": Picture(...), "title": "Red Tote Bag", "category3_code": "BAGS", "full_price": 129.0}
 
 becomes input ids with one slot for every picture token, labels on the answer and its end token only, and the tiles of
-the picture, or the features that a frozen tower made of them. Legend: T tokens of a row, B rows.
+the picture, or the features that a frozen tower made of them. Rows are rendered and tokenized once, when they are
+read; of their pictures they have the place alone. Legend: T tokens of a row, A of its answer, B rows.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,15 +20,47 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from catalens.catalog.pictures import open_picture, picture_size
-from catalens.catalog.storage import Catalog
+from catalens.catalog.storage import Catalog, Pictures, Roles
 from catalens.config import PromptSpec
-from catalens.errors import CheckpointError, PictureError, PromptError, TooManyBadRowsError, TrainingError
+from catalens.errors import (
+    CatalogError,
+    CheckpointError,
+    PictureError,
+    PromptError,
+    TooManyBadRowsError,
+    TrainingError,
+)
 from catalens.examples import render_answer
 from catalens.model import Family, ImageInputs, family_of
 
 IGNORED = -100
 MAX_BAD = 0.05
 """Largest share of a split that may be of no use."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A stored picture, whose bytes are read when they are asked for; equal to others of the same bytes."""
+
+    stored: Sequence[bytes]
+    row: int
+    digest: bytes
+    """SHA-256 of its bytes."""
+    size: tuple[int, int]
+    """Width and height in pixels, as it is seen."""
+
+    def __bytes__(self) -> bytes:
+        return self.stored[self.row]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Picture) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+Encoded = bytes | Picture
+"""A picture as a JPEG, a PNG ..., or where it is stored."""
 
 
 class Encoder:
@@ -37,149 +74,98 @@ class Encoder:
         self.family = family_of(processor.model_type)
         self.tokenizer: Any = processor.tokenizer
         self._chat = self.family.chat(prompt.question)
-        self._prompts: dict[tuple[int, int], int] = {}  # tokens before the answer, by HD size
+        self._prompts: dict[tuple[int, int], torch.Tensor] = {}
         self._tile = self.family.hd_size(processor, 1, 1, 1)
-        alone, together = (
-            self.family.token_ids(processor, self._chat + answer, [self._tile])
-            for answer in ("", f"{prompt.fields[0].label}: 1{self.family.end_token}")
-        )
-        if together[: len(alone)] != alone:
+        ids = self._ids(f"{prompt.fields[0].label}: 1{self.family.end_token}")
+        if ids[: len(self.prompt_ids(self._tile))] != self.prompt_ids(self._tile).tolist():
             raise CheckpointError("the tokenizer does not end a token where the prompt ends: use the model's own")
 
-    def answer(self, row: Mapping[str, Any], name: str = "row") -> str:
-        """Render a row's answer with its end; PromptError where it, or its tokens, do not read back."""
-        answer = render_answer(self.prompt, row, name) + self.family.end_token
-        self.check(answer, name)
-        return answer
+    def prompt_ids(self, hd_size: tuple[int, int]) -> torch.Tensor:
+        """Tokens [T - A] before an answer about a picture of this HD size."""
+        if hd_size not in self._prompts:
+            ids = self.family.token_ids(self.processor, self._chat, [hd_size])
+            self._prompts[hd_size] = torch.tensor(ids)
+        return self._prompts[hd_size]
 
-    def check(self, answer: str, name: str) -> None:
-        """Raise PromptError, with the row's name, where the tokens of a rendered answer do not read back."""
-        if self.tokenizer.decode(self.tokenizer(answer, add_special_tokens=False)["input_ids"]).strip() != answer:
+    def answer_ids(self, row: Mapping[str, Any], name: str = "row") -> list[int]:
+        """Tokens [A] of a row's answer and its end; PromptError where it, or they, do not read back."""
+        answer = render_answer(self.prompt, row, name) + self.family.end_token
+        ids = self._ids(answer)[len(self.prompt_ids(self._tile)) :]
+        if self.tokenizer.decode(ids).strip() != answer:
             raise PromptError(f"{name}: the tokenizer does not give back {answer!r}; change the text of the row")
+        return ids
+
+    def text_tokens(self, answer_ids: Sequence[int]) -> int:
+        """Count the tokens of the prompt and an answer, the picture's left out."""
+        prompt = len(self.prompt_ids(self._tile)) - self.family.image_tokens(self.processor, self._tile)
+        return prompt + len(answer_ids)
 
     def image(self, data: bytes) -> ImageInputs:
         """Decode and cut a picture; PictureError where it is none."""
         return self.family.encode_image(self.processor, open_picture(data))
 
-    def hd_size(self, data: bytes) -> tuple[int, int]:
-        """Give the (H, W) of what a picture's tiles are cut from, by its header alone; PictureError."""
-        return self.family.hd_size(self.processor, *picture_size(data))
+    def hd_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Give the (H, W) of what the tiles of a picture of this width and height are cut from."""
+        return self.family.hd_size(self.processor, *size)
 
-    def example(self, row: Mapping[str, Any], image: ImageInputs) -> dict[str, Any]:
-        """Encode a checked row: `input_ids` [T], `labels` [T] and `image`."""
-        size = image.hd_size
-        if size not in self._prompts:
-            self._prompts[size] = len(self.family.token_ids(self.processor, self._chat, [size]))
-        ids = torch.tensor(self._ids(row, size))
-        labels = ids.clone()
-        labels[: self._prompts[size]] = IGNORED
-        return {"input_ids": ids, "labels": labels, "image": image}
+    def example(self, answer_ids: Sequence[int], image: ImageInputs) -> dict[str, Any]:
+        """Put together `input_ids` [T], `labels` [T] and `image`."""
+        prompt, answer = self.prompt_ids(image.hd_size), torch.tensor(answer_ids, dtype=torch.long)
+        labels = torch.cat([torch.full_like(prompt, IGNORED), answer])
+        return {"input_ids": torch.cat([prompt, answer]), "labels": labels, "image": image}
 
-    def length(self, row: Mapping[str, Any], hd_size: tuple[int, int]) -> int:
-        """Count the tokens T of a checked row whose picture has this HD size."""
-        return len(self._ids(row, hd_size))
-
-    def text_tokens(self, answer: str) -> int:
-        """Count the tokens of the prompt and a rendered answer, the picture's left out."""
-        ids = self.family.token_ids(self.processor, self._chat + answer, [self._tile])
-        return len(ids) - self.family.image_tokens(self.processor, self._tile)
-
-    def _ids(self, row: Mapping[str, Any], size: tuple[int, int]) -> list[int]:
-        text = self._chat + render_answer(self.prompt, row) + self.family.end_token
-        return self.family.token_ids(self.processor, text, [size])
+    def _ids(self, answer: str) -> list[int]:
+        return self.family.token_ids(self.processor, self._chat + answer, [self._tile])
 
 
-def load_examples(
-    catalog: Catalog, encoder: Encoder, split: str, look: Callable[[bytes], object] = open_picture
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Read the rows of a split that a model can learn from and be judged by, and the reasons against the others.
+class Examples(Dataset[dict[str, Any]]):
+    """Rows of a split that a model can learn from and be judged by.
 
-    The one reader of all stages, so that they have the same rows: text and its tokens read back, the picture decodes.
-    `look` is called with each picture and raises PictureError against it. Raises CatalogError as `Catalog.rows`, and
-    TooManyBadRowsError where more than `MAX_BAD` of the rows are of no use.
-    """
-    roles = catalog.card.roles
-    rows = catalog.rows(split, [roles.image, roles.id, *(field.column for field in encoder.prompt.fields)])
-    good: list[dict[str, Any]] = []
-    bad: list[str] = []
-    for number, row in enumerate(rows, start=1):
-        name = f"{split} row {number} ({row[roles.id]})"
-        try:
-            encoder.answer(row, name)
-            look(row[roles.image])
-            good.append(row)
-        except PromptError as error:
-            bad.append(str(error))
-        except PictureError as error:
-            bad.append(f"{name}: picture {error}")
-    if len(bad) > MAX_BAD * len(rows):
-        raise TooManyBadRowsError(f"{len(bad)} of {len(rows)} {split} rows cannot be used: {'; '.join(bad[:3])}")
-    return good, bad
-
-
-class DecodedPictures:
-    """Pictures that are decoded once, as long as they fit in `room` bytes; the others again at each call.
-
-    `look` is called with each picture before training, and keeps it; calling the object never does, so that workers
-    of a loader share what is there and keep nothing of their own. Where processes are not forked they share nothing,
-    and a copy decodes.
+    As a dataset it has the examples of a training, whose pictures are `images`, by a call with a `Picture`. Example
+    `~i` is example `i` without labels: it fills a place and teaches nothing. TrainingError, with the row's id, where
+    a picture cannot be read any more.
     """
 
-    def __init__(self, encoder: Encoder, room: int) -> None:
-        self.encoder, self.room = encoder, room
-        self._kept: dict[bytes, ImageInputs] = {}
+    def __init__(self, encoder: Encoder, roles: Roles, images: Any = None) -> None:
+        self.encoder, self.roles, self.images = encoder, roles, images
+        self.rows: list[dict[str, Any]] = []
+        """Id and fields, and in the image column a `Picture`."""
+        self.bad: list[str] = []
+        """Reasons against the other rows."""
+        self._tokens, self._ends = array("i"), array("q", [0])  # of all answers, one after the other
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": {}}
+    def add(self, row: dict[str, Any], answer_ids: Sequence[int]) -> None:
+        """Take a row in."""
+        self.rows.append(row)
+        self._tokens.extend(answer_ids)
+        self._ends.append(len(self._tokens))
 
-    def look(self, data: bytes) -> None:
-        """Decode, and keep where there is room; PictureError where it is no picture."""
-        if data not in self._kept:
-            image = self.encoder.image(data)
-            assert image.pixels is not None
-            if image.pixels.nbytes <= self.room:
-                self._kept[data] = image
-                self.room -= image.pixels.nbytes
+    def answer_ids(self, row: int) -> list[int]:
+        """Tokens [A] of a row's answer and its end."""
+        return self._tokens[self._ends[row] : self._ends[row + 1]].tolist()
 
-    def __call__(self, data: bytes) -> ImageInputs:
-        """Give the picture, kept or decoded."""
-        return self._kept.get(data) or self.encoder.image(data)
-
-    def forget(self) -> None:
-        """Let go of what is kept."""
-        self._kept.clear()
-
-
-class ProductDataset(Dataset[dict[str, Any]]):
-    """Training examples of catalogue rows. Row `~i` is row `i` without labels: it fills a place and teaches nothing.
-
-    Raises TrainingError, with the row's id, where a picture cannot be read any more.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        encoder: Encoder,
-        image: str,
-        pictures: Callable[[bytes], ImageInputs],
-    ) -> None:
-        self.rows, self.encoder, self.image, self.pictures = rows, encoder, image, pictures
+    @property
+    def pictures(self) -> list[Picture]:
+        """The rows' pictures."""
+        return [row[self.roles.image] for row in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[~index if index < 0 else index]
+        place = ~index if index < 0 else index
+        row = self.rows[place]
         try:
-            example = self.encoder.example(row, self.pictures(row[self.image]))
-        except PictureError as error:
-            shown = ", ".join(str(value) for name, value in row.items() if name != self.image)
+            example = self.encoder.example(self.answer_ids(place), self.images(row[self.roles.image]))
+        except (PictureError, CatalogError) as error:
+            shown = ", ".join(str(value) for name, value in row.items() if name != self.roles.image)
             raise TrainingError(f"row ({shown}): picture {error}: see to it, and go on with --resume") from error
         return example | {"labels": torch.full_like(example["labels"], IGNORED)} if index < 0 else example
 
     def lengths(self) -> list[int]:
-        """Count the tokens T of each row; no picture is decoded."""
-        return [self.encoder.length(row, size) for row, size in zip(self.rows, self.hd_sizes, strict=True)]
+        """Count the tokens T of each row."""
+        prompts = (len(self.encoder.prompt_ids(size)) for size in self.hd_sizes)
+        return [prompt + end - start for prompt, (start, end) in zip(prompts, pairwise(self._ends), strict=True)]
 
     def tiles(self) -> list[int]:
         """Count the tiles of each row's picture."""
@@ -188,7 +174,37 @@ class ProductDataset(Dataset[dict[str, Any]]):
     @cached_property
     def hd_sizes(self) -> list[tuple[int, int]]:
         """HD sizes (H, W) of the rows' pictures."""
-        return [self.encoder.hd_size(row[self.image]) for row in self.rows]
+        by_size = {size: self.encoder.hd_size(size) for size in {one.size for one in self.pictures}}
+        return [by_size[picture.size] for picture in self.pictures]
+
+
+def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = None) -> Examples:
+    """Read the rows of a split that are of use, and the reasons against the others.
+
+    The one reader of all stages, so that they have the same rows: text and its tokens read back, the picture decodes,
+    as `images.look` has it where there are `images`. Raises CatalogError as `Catalog.batches`, and
+    TooManyBadRowsError where more than `MAX_BAD` of the rows are of no use.
+    """
+    roles, look = catalog.card.roles, images.look if images else open_picture
+    found, stored, number = Examples(encoder, roles, images), Pictures(catalog, split), 0
+    columns = [roles.image, roles.id, *(field.column for field in encoder.prompt.fields)]
+    for row in (row for batch in catalog.batches(split, columns) for row in batch):
+        number += 1
+        name, data = f"{split} row {number} ({row[roles.id]})", row[roles.image]
+        try:
+            answer_ids = encoder.answer_ids(row, name)
+            look(data)
+            picture = Picture(stored, number - 1, hashlib.sha256(data).digest(), picture_size(data))
+        except PromptError as error:
+            found.bad.append(str(error))
+        except PictureError as error:
+            found.bad.append(f"{name}: picture {error}")
+        else:
+            found.add(row | {roles.image: picture}, answer_ids)
+    if len(found.bad) > MAX_BAD * number:
+        reasons = "; ".join(found.bad[:3])
+        raise TooManyBadRowsError(f"{len(found.bad)} of {number} {split} rows cannot be used: {reasons}")
+    return found
 
 
 class Collator:

@@ -1,12 +1,13 @@
-"""Features of a frozen tower, computed once and kept on disk.
+"""Images that are wanted again: decoded pictures, or what a vision tower makes of them, by the pictures' content.
 
-    ~/.cache/catalens/features/6f0c.../      one folder for a tower's weights, its processor and the precision
+    ~/.cache/catalens/features/6f0c.../      one folder for a frozen tower's weights, its processor and the precision
       9a3b...-512.safetensors                {"<SHA-256 of a picture's bytes>": [C, m, m, F], ...}
       e01f...-512.safetensors
 
-A shard is written aside and renamed, so that a run that is killed goes on from the last whole one, and another run
-with the same tower finds what is there. C tiles of a picture, m embeddings along a tile's side, F features of an
-embedding. `CATALENS_CACHE` names another place than `~/.cache/catalens`.
+In memory they take so much room and no more. On disk a shard is written aside and renamed, so that a run that is
+killed goes on from the last whole one, and another run with the same tower finds what is there. C tiles of a picture,
+m embeddings along a tile's side, F features of an embedding. `CATALENS_CACHE` names another place than
+`~/.cache/catalens`.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from catalens.data import DecodedPictures
+from catalens.data import Encoded, Encoder, Picture
 from catalens.devices import broadcast, processes
 from catalens.errors import TrainingError
 from catalens.files import atomic
@@ -38,83 +39,107 @@ TOGETHER = 8
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of a run with and without the cache, and what it would hold."""
+    """Seconds of a run with and without features on disk, and what these would take."""
 
     pictures: int
-    missing: int
-    """Pictures that the cache does not hold yet."""
-    size: float
-    """Bytes of all features."""
-    free: float
-    """Bytes free on the disk of the cache."""
-    computed: float
-    """Seconds for the tower to see a picture."""
-    read: float
-    """Seconds to read a picture's features."""
-    written: float
-    """Seconds to write them."""
-    passes: float
-    """Times that each picture is seen."""
+    missing: int  # of them, whose features are not there yet
+    size: float  # bytes of all features
+    free: float  # bytes free on the disk
+    computed: float  # seconds for the tower to see a picture,
+    read: float  # to read its features,
+    written: float  # to write them
+    passes: float  # times that each picture is seen
 
     @property
-    def without(self) -> float:
-        """Seconds of tower in the whole run."""
-        return self.pictures * self.passes * self.computed
-
-    @property
-    def cached(self) -> float:
-        """Seconds of tower, writing and reading in the whole run."""
-        return self.missing * (self.computed + self.written) + self.pictures * self.passes * self.read
+    def seconds(self) -> tuple[float, float]:
+        """Seconds of the whole run for the tower, and for filling and reading the cache."""
+        views = self.pictures * self.passes
+        return views * self.computed, self.missing * (self.computed + self.written) + views * self.read
 
     @property
     def pays(self) -> bool:
         """Tell whether the cache is quicker and fits; half of the free disk is left to others."""
-        return self.cached < self.without and self.missing / self.pictures * self.size < self.free / 2
+        without, cached = self.seconds
+        return cached < without and self.missing / self.pictures * self.size < self.free / 2
 
     def __str__(self) -> str:
         """One line for the terminal."""
+        without, cached = self.seconds
         left = "" if self.missing == self.pictures else f", {self.pictures - self.missing:,} of them there"
         return (
             f"feature cache: {self.pictures:,} pictures{left}, {self.size / 1e9:.2g} GB; "
-            f"tower {self.without:.2g} s in this run, {self.cached:.2g} s with the cache"
+            f"tower {without:.2g} s in this run, {cached:.2g} s with the cache"
         )
 
 
 class FeatureCache:
-    """Features of pictures by their bytes; made by `fill`, read through memory-mapped shards.
+    """Images by their pictures: features, or decoded pictures where there are none.
 
-    `dtype` is that of the run's products, and of the features. A copy in another process reads, and has no model.
+    In memory they take at most `room` bytes; `add` and `look` keep what fits, and calling never does, so that workers
+    of a loader share what is there. Where processes are not forked a copy has nothing in memory, and no model. After
+    `open` features of a frozen tower are on disk, too: `fill` computes those that are missing.
     """
 
-    def __init__(self, model: Any, decoded: DecodedPictures, dtype: torch.dtype) -> None:
-        self._model, self.decoded, self.dtype = model, decoded, dtype
-        self.folder = _home() / "features" / _fingerprint(model, decoded, dtype)
+    def __init__(self, encoder: Encoder, room: int = 2**30, features: bool = True) -> None:
+        self.encoder, self.room = encoder, room
+        self.features = features
+        """Whether images are to have features; where not, they are decoded pictures."""
+        self.folder: Path | None = None
+        self._model: Any = None
+        self.kept: dict[bytes, ImageInputs] = {}
+        """Images in memory, by the digests of their pictures."""
         self._shards: dict[str, Path] = {}
-        self._open: dict[Path, Any] = {}
-        self._known: dict[bytes, tuple[str, tuple[int, int]]] = {}  # name and HD size, so that epochs share the work
-        self.refresh()
+        self._files: dict[Path, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_model": None, "_open": {}}
+        return self.__dict__ | {"_model": None, "kept": {}, "_files": {}}
 
-    def __contains__(self, data: bytes) -> bool:
-        return _name(data) in self._shards
+    def __contains__(self, picture: Encoded) -> bool:
+        digest = _digest(picture)
+        return digest in self.kept or digest.hex() in self._shards
 
-    def __call__(self, data: bytes) -> ImageInputs:
-        """Give a picture that is in the cache."""
-        if data not in self._known:
-            self._known[data] = _name(data), self.decoded.encoder.hd_size(data)
-        name, size = self._known[data]
-        return ImageInputs(size, features=self._tensor(self._shards[name], name))
+    def __call__(self, picture: Encoded) -> ImageInputs:
+        """Give what is kept, or on disk, else decode; PictureError where it is no picture."""
+        digest = _digest(picture)
+        if kept := self.kept.get(digest):
+            return kept
+        if isinstance(picture, Picture) and (path := self._shards.get(digest.hex())):
+            features = self._tensor(path, digest.hex())
+            return ImageInputs(self.encoder.hd_size(picture.size), features=features)
+        return self.encoder.image(bytes(picture))
+
+    def add(self, picture: Encoded, image: ImageInputs) -> None:
+        """Keep an image in memory, while there is room."""
+        size = sum(tensor.nbytes for tensor in (image.pixels, image.features) if tensor is not None)
+        if size <= self.room:
+            self.kept[_digest(picture)] = image
+            self.room -= size
 
     def look(self, data: bytes) -> None:
-        """Believe a picture that the cache holds, decode any other; PictureError where it is none."""
+        """Believe a picture whose features are there, decode any other and keep it; PictureError where it is none."""
         if data not in self:
-            self.decoded.look(data)
+            self.add(data, self.encoder.image(data))
 
-    def estimate(self, pictures: Sequence[bytes], passes: float) -> Estimate:
-        """Measure tower and disk on a few pictures; `passes` is how often a run sees each."""
-        trial = [self.decoded(data) for data in pictures[:: max(1, len(pictures) // TOGETHER)][:TOGETHER]]
+    # On disk
+
+    def open(self, model: Any, dtype: torch.dtype) -> None:
+        """Take to features on disk, of the tower of `model`, whose products are of this type, as are they."""
+        self._model, self.dtype, self.features = model, dtype, True
+        self.folder = _home() / "features" / _fingerprint(self.encoder, model, dtype)
+        self.refresh()
+
+    def close(self, used: bool) -> None:
+        """Have done with the model: go on with the features where they are `used`, else with decoded pictures."""
+        self._model, self.features = None, used
+        if used:
+            self.kept, self.room = {}, 0
+        else:
+            self._shards = {}
+
+    def estimate(self, pictures: Sequence[Picture], passes: float) -> Estimate:
+        """Measure on some pictures what features would take in a run that sees each `passes` times, and save."""
+        assert self.folder
+        trial = [self.encoder.image(bytes(one)) for one in pictures[:: max(1, len(pictures) // TOGETHER)][:TOGETHER]]
         self._run(trial)  # the first call is slow
         started = time.perf_counter()
         features = {str(number): tensor for number, tensor in enumerate(self._run(trial))}
@@ -129,18 +154,19 @@ class FeatureCache:
         for name in features:
             self._tensor(path, name).sum()  # touches every page
         read = (time.perf_counter() - started) / len(trial)
-        del self._open[path]
+        del self._files[path]
         path.unlink()
         size = sum(tensor.nbytes for tensor in features.values()) / len(trial) * len(pictures)
-        missing = sum(data not in self for data in pictures)
+        missing = sum(one.digest.hex() not in self._shards for one in pictures)
         free = shutil.disk_usage(self.folder).free
         return Estimate(len(pictures), missing, size, free, computed, read, written, passes)
 
-    def fill(self, pictures: Sequence[bytes], on_progress: Callable[[int], None]) -> None:
+    def fill(self, pictures: Sequence[Picture], on_progress: Callable[[int], None]) -> None:
         """Compute and write what is missing; `on_progress` hears how many pictures are done.
 
         Raises TrainingError where the disk is full.
         """
+        assert self.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             for shard in self._computed(pictures, on_progress):
@@ -154,16 +180,16 @@ class FeatureCache:
         self.refresh()
 
     def _computed(
-        self, pictures: Sequence[bytes], on_progress: Callable[[int], None]
+        self, pictures: Sequence[Picture], on_progress: Callable[[int], None]
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """Features of what is missing, in shards."""
         shard: dict[str, torch.Tensor] = {}
         for start in range(0, len(pictures), TOGETHER):
             # after a kill the same pictures share a pass again, and have the same bits
-            missing = {_name(data): data for data in pictures[start : start + TOGETHER] if data not in self}
+            some = pictures[start : start + TOGETHER]
+            missing = {name: one for one in some if (name := one.digest.hex()) not in self._shards}
             if missing:
-                features = self._run([self.decoded(data) for data in missing.values()])
-                shard |= zip(missing, features, strict=True)
+                images = [self.kept.get(one.digest) or self.encoder.image(bytes(one)) for one in missing.values()]
+                shard |= zip(missing, self._run(images), strict=True)
             on_progress(min(start + TOGETHER, len(pictures)))
             if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
                 yield shard
@@ -172,27 +198,26 @@ class FeatureCache:
             yield shard
 
     def _run(self, images: Sequence[ImageInputs]) -> list[torch.Tensor]:
-        family, dtype = self.decoded.encoder.family, self.dtype
-        with torch.autocast(self._model.device.type, dtype, enabled=dtype != torch.float32):
-            images = family.encode_features(self._model, images, dtype)
-        return [image.features.to(dtype) for image in images if image.features is not None]
+        with torch.autocast(self._model.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            seen = self.encoder.family.encode_features(self._model, images, self.dtype)
+        return [image.features.to(self.dtype) for image in seen if image.features is not None]
 
     def _tensor(self, path: Path, name: str) -> torch.Tensor:
-        if path not in self._open:
-            self._open[path] = safe_open(path, framework="pt")
-        return self._open[path].get_tensor(name)
+        if path not in self._files:
+            self._files[path] = safe_open(path, framework="pt")
+        return self._files[path].get_tensor(name)
 
     def refresh(self) -> None:
         """See what other processes have written."""
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
             with safe_open(path, framework="pt") as shard:
                 self._shards |= dict.fromkeys(shard.keys(), path)
 
 
 def fill_where_it_pays(
-    cache: FeatureCache, pictures: Sequence[bytes], views: int, always: bool, console: Console
+    cache: FeatureCache, pictures: Sequence[Picture], views: int, always: bool, console: Console
 ) -> bool:
-    """Fill the cache where it pays, or `always`; whether it is to be used.
+    """Fill an open cache where it pays, or `always`, and close it; tell whether the features are used.
 
     `views` is how often the run looks at a picture, all in all. Each host fills its own disk, its processes share.
     """
@@ -206,22 +231,20 @@ def fill_where_it_pays(
             cache.fill(share, lambda done: progress("features of the frozen tower", done, len(share)))
         state.wait_for_everyone()
         cache.refresh()
-        cache.decoded.forget()
+    cache.close(used)
     return used
 
 
-def _name(data: bytes) -> str:
-    """Name a picture in a shard."""
-    return hashlib.sha256(data).hexdigest()
+def _digest(picture: Encoded) -> bytes:
+    return picture.digest if isinstance(picture, Picture) else hashlib.sha256(picture).digest()
 
 
 def _home() -> Path:
     return Path(os.environ.get("CATALENS_CACHE") or Path.home() / ".cache" / "catalens")
 
 
-def _fingerprint(model: Any, decoded: DecodedPictures, dtype: torch.dtype) -> str:
+def _fingerprint(encoder: Encoder, model: Any, dtype: torch.dtype) -> str:
     """Digest of what features depend on: the tower's weights, the precision, and how pictures are cut."""
-    encoder = decoded.encoder
     cut = encoder.processor.image_processor.to_dict()
     digest = hashlib.sha256(json.dumps([cut, str(dtype)], sort_keys=True).encode())
     for name, weight in model.named_parameters():

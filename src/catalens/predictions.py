@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, SupportsBytes
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,8 +90,8 @@ class ScoredRow(Prediction):
     id: str
     truth: Mapping[str, Any]
     """By column, as an answer would state it."""
-    picture: bytes = b""
-    """Encoded; none where an evaluation was read from disk."""
+    picture: SupportsBytes = b""
+    """Its bytes, encoded; none where an evaluation was read from disk."""
     free_answer: str = ""
     """Text that the model wrote without constraints."""
     free_error: str | None = None

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from catalens.catalog.duplicates import BITS, THRESHOLD, fingerprint, near_pairs
-from catalens.catalog.pictures import open_picture
-from catalens.catalog.splits import components
-from catalens.sampling.sample import draw_catalog
+from catalens.catalog import components, fingerprint, near_pairs, open_picture
+from catalens.catalog.duplicates import BITS, THRESHOLD
+from catalens.sampling import draw_catalog
 
 
 @pytest.fixture(scope="module")

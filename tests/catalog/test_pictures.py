@@ -13,15 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from catalens.catalog.pictures import (
-    GPS,
-    MAX_PIXELS,
-    has_position,
-    open_picture,
-    picture_facts,
-    picture_size,
-    storable_picture,
-)
+from catalens.catalog import has_position, open_picture, picture_facts, picture_size, storable_picture
+from catalens.catalog.pictures import GPS, MAX_PIXELS
 from catalens.errors import PictureError
 
 ORIENTATION = 0x0112

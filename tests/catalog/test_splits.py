@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key, split_of
+from catalens.catalog import DEFAULT_FRACTIONS, Ties, assign_splits, key, split_of
 
 THIRDS = {"train": 0.4, "validation": 0.3, "test": 0.3}
 ROWS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(0, 3)), min_size=1, max_size=80)

@@ -11,9 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from catalens.catalog import storage
-from catalens.catalog.pictures import picture_facts
-from catalens.catalog.storage import FACTS, SPLITS, Catalog, CatalogWriter, RejectedRow, Roles
+from catalens.catalog import SPLITS, Catalog, CatalogWriter, Pictures, RejectedRow, Roles, picture_facts, storage
+from catalens.catalog.storage import FACTS
 from catalens.errors import CatalogError
 
 ROLES = Roles(id="code", fields={"title": "text", "kind": "category", "price": "number", "width": "number"})
@@ -43,6 +42,21 @@ def fill(folder: Path, splits: str = "ttvtet", leave_out: bool = True) -> Catalo
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_pictures_are_read_by_row_across_groups_and_files(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(storage, "GROUP_ROWS", 2)
+    monkeypatch.setattr(storage, "SHARD_BYTES", 1)
+    fill(tmp_path / "shop", "t" * 7 + "v")
+    catalog = Catalog(tmp_path / "shop")
+    assert len(catalog.files("train")) > 1
+    pictures = Pictures(catalog, "train")
+    assert len(pictures) == 7
+    assert [pictures[row] for row in (6, 0, 3, 1, 5, 2, 4)] == [picture(row) for row in (6, 0, 3, 1, 5, 2, 4)]
+    for file in catalog.files("train"):
+        file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(CatalogError, match=r"cannot be read .*: prepare the table again"):
+        Pictures(catalog, "train")[0]
 
 
 @pytest.fixture

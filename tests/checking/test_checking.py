@@ -18,19 +18,26 @@ from pydantic import ValidationError
 from rich.console import Console
 from typer.testing import CliRunner
 
+from catalens.catalog import CatalogWriter, RejectedRow, Roles
 from catalens.catalog.pictures import GPS
 from catalens.catalog.scan import LARGEST
-from catalens.catalog.storage import CatalogWriter, RejectedRow, Roles
-from catalens.checking.check import Check, check_catalog
-from catalens.checking.costs import CropCost, crop_costs, method_name
-from catalens.checking.facts import FAR, modified_z
-from catalens.checking.page import print_check
-from catalens.checking.rules import Finding, spelling_twins
+from catalens.checking import (
+    Check,
+    CropCost,
+    Finding,
+    check_catalog,
+    crop_costs,
+    method_name,
+    modified_z,
+    print_check,
+    spelling_twins,
+)
+from catalens.checking.facts import FAR
 from catalens.cli import app, main
 from catalens.config import PARTS, PartSpec, TrainingSpec, make_recipe
 from catalens.errors import CatalogError, RecipeError
 from catalens.estimates import GPUS, REFERENCE_SIZES
-from catalens.pages.charts import Scale, histogram
+from catalens.pages import Scale, histogram
 
 ROLES = Roles(id="sku", fields={"title": "text", "kind": "category", "price": "number"})
 PROMPT = {
@@ -462,7 +469,7 @@ def test_costs_follow_the_recipe_and_its_tokenizer(tmp_path):
 
 
 def test_tokens_are_those_that_training_makes(tmp_path):
-    from catalens.catalog.storage import Catalog
+    from catalens.catalog import Catalog
     from catalens.checkpoint import load_processor
     from catalens.data import Encoder
 
@@ -471,7 +478,10 @@ def test_tokens_are_those_that_training_makes(tmp_path):
     prompt = make_recipe({"catalog": "", "prompt": PROMPT}).prompt
     for cost in check.costs:
         encoder = Encoder(load_processor("tiny", cost.num_crops), prompt)
-        made = [encoder.example(row, encoder.image(row["image"])) for row in Catalog(tmp_path / "shop").rows("train")]
+        made = [
+            encoder.example(encoder.answer_ids(row), encoder.image(row["image"]))
+            for row in Catalog(tmp_path / "shop").rows("train")
+        ]
         assert cost.epoch_tokens == sum(len(example["input_ids"]) for example in made)
         assert cost.crops == np.mean([len(example["image"].pixels) for example in made])
 

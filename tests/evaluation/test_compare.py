@@ -15,12 +15,13 @@ import pytest
 from browser import needs_chromium, opened
 from typer.testing import CliRunner
 
-from catalens.catalog.storage import Catalog
+from catalens.catalog import Catalog
 from catalens.cli import app
 from catalens.config import REFERENCE_FIELDS, dump_recipe, make_recipe
 from catalens.errors import CatalensError, CatalogError, CheckpointError, RecipeError
-from catalens.evaluation.compare import common_rows, compare, corrected, figures, with_pictures
-from catalens.pages.compare import Comparison, Difference, headline, write_comparison
+from catalens.evaluation import common_rows, corrected, figures, with_pictures
+from catalens.evaluation.compare import compare
+from catalens.pages import Comparison, Difference, headline, write_comparison
 from catalens.predictions import FORMAT, Evaluation, ScoredRow
 
 RESAMPLES = 500

@@ -4,13 +4,13 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from catalens.catalog.pictures import open_picture
-from catalens.catalog.storage import Catalog, CatalogWriter
+from catalens.catalog import Catalog, CatalogWriter, open_picture
 from catalens.config import PromptSpec
 from catalens.errors import CatalogError
-from catalens.evaluation.evaluate import evaluate, flatten
-from catalens.evaluation.image_use import blanked
-from catalens.inference.generation import FeatureCache, Generator
+from catalens.evaluation import blanked, flatten
+from catalens.evaluation.evaluate import evaluate
+from catalens.features import FeatureCache
+from catalens.inference import Generator
 from catalens.metrics import metrics_of
 from catalens.predictions import Evaluation, truth_of
 
@@ -58,9 +58,9 @@ def test_the_figures_are_those_of_the_predictions(result, run):
 
 
 def test_blanked_pictures_keep_their_size_and_show_nothing(drawn):
-    picture = Catalog(drawn).rows("test")[0]["image"]
-    blank = open_picture(blanked(picture))
-    assert blank.size == open_picture(picture).size
+    picture = open_picture(Catalog(drawn).rows("test")[0]["image"])
+    blank = open_picture(blanked(picture.size))
+    assert blank.size == picture.size
     assert len(blank.getcolors()) == 1
 
 
@@ -88,8 +88,8 @@ def test_the_pictures_are_asked_about_on_the_same_rows(result, run):
 def test_a_split_that_the_memory_cannot_hold_is_evaluated_all_the_same(result, run, recipe, tmp_path, monkeypatch):
     rooms = []
 
-    def small() -> FeatureCache:
-        rooms.append(FeatureCache(60_000))  # of a few pictures
+    def small(encoder) -> FeatureCache:
+        rooms.append(FeatureCache(encoder, 60_000))  # of a few pictures
         return rooms[-1]
 
     monkeypatch.setattr("catalens.evaluation.evaluate.FeatureCache", small)
@@ -117,8 +117,8 @@ def test_equal_pictures_are_answered_once_and_no_picture_twice(run, recipe, draw
     found = evaluate(run, recipe).metrics
     free, constrained, blank = asked
     assert len(free) == len(set(free)) == len(constrained) == 3
-    assert len(blank) == len(set(blank)) == len({open_picture(one).size for one in free})
-    assert picture in free
+    assert len(blank) == len(set(blank)) == len({one.size for one in free})
+    assert picture in map(bytes, free)
     assert found["rows"] == 6
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from catalens.evaluation.image_use import MARGIN, image_use, partners
+from catalens.evaluation import partners
+from catalens.evaluation.image_use import MARGIN, image_use
 from catalens.metrics import score
 
 Rows = list[dict[str, Any]]

@@ -9,13 +9,10 @@ import pytest
 from rich.console import Console
 
 from catalens.config import PromptSpec, make_recipe
-from catalens.evaluation.compare import compare, figures
-from catalens.evaluation.evaluate import flatten
+from catalens.evaluation import figures, flatten
+from catalens.evaluation.compare import compare
 from catalens.metrics import METRICS, Metric, higher_is_better, score
-from catalens.pages import scores
-from catalens.pages.compare import figure_lines, write_comparison
-from catalens.pages.report import write_report
-from catalens.pages.terminal import print_scores
+from catalens.pages import figure_lines, print_scores, scores, write_comparison, write_report
 from catalens.predictions import FORMAT, Evaluation, ScoredRow
 
 PROMPT = PromptSpec()

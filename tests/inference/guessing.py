@@ -15,11 +15,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from catalens.catalog.pictures import open_picture
+from catalens.catalog import open_picture
 from catalens.config import FieldSpec, PromptSpec
 from catalens.errors import CatalensError, PictureError
-from catalens.inference.batch import BatchSpec, Outcome, predict_to
-from catalens.inference.inputs import InputSpec, open_input
+from catalens.inference import BatchSpec, InputSpec, Outcome, open_input, predict_to
 from catalens.predictions import Prediction
 
 PROMPT = PromptSpec(

@@ -20,13 +20,24 @@ from guessing import PROMPT, Guesser, guess
 from hostile import Hostile, hostile_server, jpeg  # noqa: F401
 
 from catalens.errors import CatalensError, CatalogError, InferenceError, RecipeError
-from catalens.inference import Predictor, output_writer, record_of
-from catalens.inference.batch import BatchSpec, Outcome, predict_lines, predict_to, run_version
-from catalens.inference.inputs import Input, InputSpec, open_input
-from catalens.inference.output_writer import finish_output
-from catalens.inference.records import csv_cell, record_schema
+from catalens.inference import (
+    BatchSpec,
+    Input,
+    InputSpec,
+    Outcome,
+    Predictor,
+    csv_cell,
+    finish_output,
+    open_input,
+    output_writer,
+    predict_lines,
+    predict_to,
+    record_of,
+    record_schema,
+    run_version,
+)
 from catalens.journal import Journal
-from catalens.preparing.fetch import DownloadSpec
+from catalens.preparing import DownloadSpec
 
 ROOT = Path(__file__).parents[2]
 SMALL = BatchSpec(batch_size=2, download=DownloadSpec(allow_private_hosts=True))
@@ -116,7 +127,7 @@ def test_tables_may_hold_the_bytes_and_need_no_id(tmp_path: Path):
 
 
 def test_a_catalogue_is_read_whole_or_by_split(drawn: Path):
-    from catalens.catalog.storage import Catalog
+    from catalens.catalog import Catalog
 
     rows = Catalog(drawn).rows("test")
     column = Catalog(drawn).card.roles.id

@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 
 from catalens.config import FieldSpec, PromptSpec
 from catalens.errors import CheckpointError
-from catalens.evaluation.calibrating import one_a_product
-from catalens.inference.calibration import FILE, Calibration, fit_calibration, load_calibration
-from catalens.inference.records import FieldScore
+from catalens.evaluation import one_a_product
+from catalens.inference import Calibration, FieldScore, fit_calibration, load_calibration
+from catalens.inference.calibration import FILE
 
 TITLE = PromptSpec(fields=(FieldSpec(column="title", label="Product", kind="text"),))
 PRICE = PromptSpec(fields=(FieldSpec(column="price", label="Price", kind="number"),))
@@ -329,16 +329,11 @@ GOOD = {"kind": "text", "slope": 1.0, "offset": 0.0, "steps": [[0.9, 3, 0], [0.5
         {"slope": -1.0},
         {"slope": 1e300},
         {"offset": None},
-        {"steps": [[0.5, 3, 0], [0.9, 5, 2]]},
-        {"steps": [[0.9, 3, 0], [0.5, 3, 1]]},
-        {"steps": [[0.9, 3, 4]]},
         {"steps": [[1.9, 3, 1]]},
         {"steps": [[0.9, 3, -1]]},
         {"steps": [[0.9, 10**400, 0]]},
-        {"steps": [[0.9, 3, 2], [0.5, 5, 1]]},
         {"steps": [[0.9 - n / 9999, n, 0] for n in range(1, 1500)]},
         {"bound": {"by": "ratio", "size": -2.0}},
-        {"bound": {"by": "ratio", "size": 0.5}},
         {"bound": {"by": "ratio", "size": 1e301}},
         {"weights": "x"},
         {"kind": "category"},  # the prompt says text

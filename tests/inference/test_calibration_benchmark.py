@@ -14,8 +14,7 @@ import calibration as benchmark
 
 from catalens.config import FieldSpec, PromptSpec
 from catalens.errors import CheckpointError
-from catalens.inference.calibration import fit_calibration
-from catalens.inference.records import FieldScore
+from catalens.inference import FieldScore, fit_calibration
 
 PROMPT = PromptSpec(
     fields=(

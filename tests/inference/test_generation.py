@@ -7,13 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from catalens.catalog.pictures import open_picture
-from catalens.catalog.storage import Catalog
+from catalens.catalog import Catalog, open_picture
 from catalens.checkpoint import greedy, load_model, load_processor
 from catalens.config import PromptSpec
+from catalens.data import Encoder
 from catalens.errors import InferenceError, PictureError
 from catalens.examples import answer_space
-from catalens.inference.generation import FeatureCache, Generator
+from catalens.features import FeatureCache
+from catalens.inference import Generator
 from catalens.model import REFERENCE, Phi3VConfig, Phi3VForCausalLM
 
 pytestmark = pytest.mark.integration
@@ -106,13 +107,17 @@ def test_forced_tokens_cost_no_step(model, pictures, space):
     assert all(one.pieces[:2] == (b"Product", b":") and one.log_probabilities[:2] == (0.0, 0.0) for one in forced)
 
 
+def cached(processor, room: int = 2**30) -> FeatureCache:
+    return FeatureCache(Encoder(processor, PromptSpec()), room)
+
+
 def test_the_tower_runs_once_a_picture_for_generators_that_share_a_cache(model, pictures, monkeypatch):
     crops: list[int] = []
     features = model.model.vision_embed_tokens.crop_features
     monkeypatch.setattr(
         model.model.vision_embed_tokens, "crop_features", lambda pixels: crops.append(len(pixels)) or features(pixels)
     )
-    cache = FeatureCache()
+    cache = cached(load_processor("tiny"))
     first, again = (
         Generator(model, load_processor("tiny"), PromptSpec(), 4, 40, cache=cache).generate(pictures)
         for _ in range(2)
@@ -130,7 +135,7 @@ def test_a_cache_of_any_size_gives_the_same_answers_however_the_pictures_are_mix
     everything = [*pictures, *(jpeg(Image.new("RGB", size, (40, 90, 200))) for size in shapes)]
     plain = {p: Generator(model, processor, PromptSpec(), 4, 40).generate([p])[0] for p in everything}
     two = 2**30 - filled(model, processor, everything[:2]).room
-    cache = FeatureCache({"none": 0, "two pictures": two, "all": 2**30}[room])
+    cache = cached(processor, {"none": 0, "two pictures": two, "all": 2**30}[room])
     for turn in range(3):
         mixed = [*everything[3 * turn :], *everything[: 3 * turn]]
         written = Generator(model, processor, PromptSpec(), 4, 40, cache=cache).generate(mixed)
@@ -142,7 +147,7 @@ def test_a_cache_of_any_size_gives_the_same_answers_however_the_pictures_are_mix
 
 
 def filled(model, processor, pictures) -> FeatureCache:
-    cache = FeatureCache()
+    cache = cached(processor)
     Generator(model, processor, PromptSpec(), 4, 40, cache=cache).features(pictures)
     return cache
 
@@ -151,7 +156,8 @@ def test_features_are_means_over_the_quarters_of_the_whole_picture(model, pictur
     processor = load_processor("tiny", num_crops=CROPS)
     everything = [*pictures, jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))]
     heard: list[int] = []
-    found = Generator(model, processor, PromptSpec(), 3, cache=FeatureCache(0)).features(everything, heard.append)
+    reader = Generator(model, processor, PromptSpec(), 3, cache=cached(processor, 0))
+    found = reader.features(everything, heard.append)
     assert heard[-1] == len(everything)
     assert (found.dtype, found.shape) == (np.float32, (len(everything), 4 * model.config.feature_size))
     for own, picture in zip(found, everything, strict=True):

@@ -15,7 +15,7 @@ from catalens.examples import (
     render_answer,
 )
 from catalens.examples import parse_answer as parse_to
-from catalens.inference.grammar import Constraint, Vocabulary
+from catalens.inference import Constraint, Vocabulary
 from catalens.model import REFERENCE
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "golden" / "official"
@@ -128,7 +128,14 @@ def test_many_categories_stay_quick_to_follow(vocabulary):
 
 def accepts(constraint: Constraint, answer: str) -> bool:
     """Whether an answer is in the language, in its own tokens."""
-    return constraint.refused(answer.removesuffix(REFERENCE.end_token)) is None
+    return constraint.refused(tokens_of(constraint, answer.removesuffix(REFERENCE.end_token))) is None
+
+
+def tokens_of(constraint: Constraint, answer: str) -> list[int]:
+    """As training makes them."""
+    question = REFERENCE.chat(constraint.prompt.question).partition(REFERENCE.image_tag)[2]
+    tokenizer = constraint.vocabulary.tokenizer
+    return tokenizer(question + answer)["input_ids"][len(tokenizer(question)["input_ids"]) :]
 
 
 ODD = [
@@ -176,7 +183,7 @@ def test_a_number_may_have_a_digit_more_than_those_of_the_training(vocabulary):
 def test_what_cannot_be_written_is_told_by_its_field(vocabulary, row, column):
     known = {"title": "Large sock", "category3_code": "A", "full_price": 999.0}
     constraint = Constraint(vocabulary, PromptSpec(), answer_space(PromptSpec(), [known]))
-    assert constraint.refused(render_answer(PromptSpec(), known | row)) == column
+    assert constraint.refused(tokens_of(constraint, render_answer(PromptSpec(), known | row))) == column
 
 
 def test_no_choice_of_tokens_makes_a_label_or_an_end_part_of_a_text(vocabulary):

@@ -5,14 +5,20 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from catalens.catalog.storage import Catalog
+from catalens.catalog import Catalog
 from catalens.config import PromptSpec
 from catalens.errors import RecipeError
-from catalens.evaluation.evaluate import calibrate
-from catalens.inference import load_predictor, record_columns, record_of
-from catalens.inference.calibration import fit_calibration
-from catalens.inference.predictor import Predictor, field_scores
-from catalens.inference.records import Completion, FieldScore
+from catalens.evaluation import calibrate
+from catalens.inference import (
+    Completion,
+    FieldScore,
+    Predictor,
+    field_scores,
+    fit_calibration,
+    load_predictor,
+    record_columns,
+    record_of,
+)
 from catalens.model import REFERENCE
 
 END = REFERENCE.end_token

@@ -21,32 +21,37 @@ from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
-from catalens.catalog.pictures import open_picture, picture_facts
-from catalens.catalog.splits import split_of
-from catalens.catalog.storage import FACTS, SPLITS, Catalog, CatalogWriter, Roles
+from catalens.catalog import SPLITS, Catalog, CatalogWriter, Roles, open_picture, picture_facts, split_of
+from catalens.catalog.storage import FACTS
 from catalens.cli import app
 from catalens.config import Kind
 from catalens.errors import CatalogError, RecipeError
-from catalens.mimicking.fidelity import kolmogorov, refuse_leaks, total_variation
-from catalens.mimicking.learning import Survey, learn_profile
-from catalens.mimicking.mimic import Mimicked, mimic_catalog
-from catalens.mimicking.products import Planner, StratumPlanner
-from catalens.mimicking.profile import (
-    OTHER,
-    RARE,
-    K,
+from catalens.mimicking import (
+    Mimicked,
+    Planner,
     Profile,
+    StratumPlanner,
+    Survey,
+    invent_words,
+    kind_in,
+    kolmogorov,
     last_place,
+    learn_profile,
     load_profile,
+    meaning_of,
+    mimic_catalog,
     quantile,
+    refuse_leaks,
     round_by,
     save_profile,
+    shareable,
     summarise,
+    total_variation,
 )
-from catalens.mimicking.text import invent_words, kind_in, meaning_of, shareable
-from catalens.sampling.assortment import DEMO, PALETTE, plan_product, read_asset
+from catalens.mimicking.profile import OTHER, RARE, K
+from catalens.sampling import SAMPLE_ROLES, draw_catalog, plan_product, read_asset
+from catalens.sampling.assortment import DEMO, PALETTE
 from catalens.sampling.picture import SHAPES
-from catalens.sampling.sample import SAMPLE_ROLES, draw_catalog
 
 ROOT = Path(__file__).parents[2]
 TABLE = Path(os.environ.get("CATALENS_FURNITURE") or ROOT.parent / "shared/data/furniture") / "furniture.csv"
@@ -668,8 +673,8 @@ def test_noise_is_the_profiles_own():
 
 @pytest.mark.skipif(not TABLE.is_file(), reason=f"no furniture table at {TABLE}")
 def test_a_real_catalogue_is_mimicked_and_kept_to_itself(tmp_path: Path):
-    from catalens.preparing.columns import Columns
-    from catalens.preparing.prepare import prepare
+    from catalens import prepare
+    from catalens.preparing import Columns
 
     fields: dict[str, Kind] = {"title": "text", "category3_code": "category", "width_cm": "number"}
     folder, _ = prepare(str(TABLE), tmp_path / "furniture", Columns(fields=fields))
@@ -697,7 +702,7 @@ def test_the_tiny_model_learns_a_mimicked_catalogue(tmp_path: Path):
     """On its own held-out rows it beats the most frequent answer and the nearest picture in every field."""
     from catalens.config import make_recipe
     from catalens.evaluation.evaluate import evaluate
-    from catalens.sampling.sample import sample_catalog
+    from catalens.sampling import sample_catalog
     from catalens.training.train import train
 
     sample_catalog(tmp_path / "shop", 1200, seed=2, workers=2)

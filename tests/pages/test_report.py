@@ -18,10 +18,8 @@ from playwright.sync_api import Page
 
 from catalens.config import REFERENCE_FIELDS, FieldSpec
 from catalens.metrics import majority, primary, score
-from catalens.pages import charts, scores
-from catalens.pages.format import rows_of
-from catalens.pages.gallery import MOST_ROWS, SIDE, gallery, is_right
-from catalens.pages.report import confidence, groups, review, write_report
+from catalens.pages import charts, confidence, groups, is_right, review, rows_of, scores, write_report
+from catalens.pages.gallery import MOST_ROWS, SIDE, gallery
 from catalens.predictions import ScoredRow
 
 HOSTILE = (

@@ -13,12 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalens.catalog.storage import SPLITS, Catalog, Roles
-from catalens.preparing.columns import Unreadable, picture_reason, read_values
-from catalens.preparing.formats import batch_rows
-from catalens.preparing.prepare import PrepareSpec, prepare
-from catalens.preparing.roles import Columns
-from catalens.preparing.sources import open_source
+from catalens import prepare
+from catalens.catalog import SPLITS, Catalog, Roles
+from catalens.preparing import Columns, PrepareSpec, Unreadable, batch_rows, open_source, picture_reason, read_values
 
 ROLES = Roles(id="sku", fields={"title": "text", "kind": "category", "price": "number"})
 LATE = pa.array([2**60], pa.timestamp("ms"))

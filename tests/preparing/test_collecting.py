@@ -16,11 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from hostile import KINDS, SLOW, Hostile, expected_reason, hostile_server  # noqa: F401
 
-from catalens.catalog.storage import SPLITS, Catalog, CatalogCard
+from catalens import prepare
+from catalens.catalog import SPLITS, Catalog, CatalogCard
 from catalens.errors import TooManyBadRowsError
-from catalens.preparing.fetch import DownloadSpec
-from catalens.preparing.journal import TableJournal
-from catalens.preparing.prepare import PrepareSpec, prepare
+from catalens.preparing import DownloadSpec, PrepareSpec, TableJournal
 
 ROOT = Path(__file__).parents[2]
 HASTY = DownloadSpec(

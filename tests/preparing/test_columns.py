@@ -7,13 +7,24 @@ import re
 import pytest
 from hostile import encoded, pixels
 
-from catalens.catalog.storage import Roles, is_missing
+from catalens.catalog import Roles, is_missing
 from catalens.errors import RecipeError
-from catalens.preparing.addresses import filled, pictures_of
-from catalens.preparing.columns import Unreadable, picture_reason, read_id, read_values
-from catalens.preparing.nested import paths_in, paths_of, value_of
-from catalens.preparing.numbers import Numbers
-from catalens.preparing.roles import Columns, Sample, expand, guess_columns
+from catalens.preparing import (
+    Columns,
+    Numbers,
+    Sample,
+    Unreadable,
+    expand,
+    filled,
+    guess_columns,
+    paths_in,
+    paths_of,
+    picture_reason,
+    pictures_of,
+    read_id,
+    read_values,
+    value_of,
+)
 
 JPEG = encoded(pixels(1, 40, 40), "JPEG")
 

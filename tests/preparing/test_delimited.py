@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalens.preparing.sources import ReadSpec, open_source
-from catalens.preparing.text import MAX_RECORD, NOT_CLOSED, detect_delimiter, records
+from catalens.preparing import ReadSpec, detect_delimiter, open_source, records
+from catalens.preparing.text import MAX_RECORD, NOT_CLOSED
 
 HEADER = ["sku", "title", "price"]
 

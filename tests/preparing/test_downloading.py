@@ -20,10 +20,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from catalens import __version__
-from catalens.catalog.pictures import open_picture
+from catalens.catalog import open_picture
 from catalens.errors import PictureError
-from catalens.preparing.download import TROUBLES, Downloader, Fetched, Host
-from catalens.preparing.fetch import DownloadSpec, Network, forbidding_directive, refusal, retry_after
+from catalens.preparing import (
+    Downloader,
+    DownloadSpec,
+    Fetched,
+    Host,
+    Network,
+    forbidding_directive,
+    refusal,
+    retry_after,
+)
+from catalens.preparing.download import TROUBLES
 
 # Time-outs are far above what a busy machine takes for loopback, and are only waited for by what never comes.
 QUICK = DownloadSpec(

@@ -16,17 +16,14 @@ import pytest
 from hostile import Hostile, encoded, hostile_server, jpeg, pixels  # noqa: F401
 from typer.testing import CliRunner
 
-from catalens import files
+from catalens import files, prepare
+from catalens.catalog import SPLITS, Catalog, CatalogWriter, Roles, group_batches, open_parquet, storage
 from catalens.catalog import folder as folders
-from catalens.catalog import storage
-from catalens.catalog.storage import SPLITS, Catalog, CatalogWriter, Roles, group_batches, open_parquet
 from catalens.cli import app
 from catalens.errors import CatalensError, CatalogError, TooManyBadRowsError
+from catalens.preparing import Columns, PrepareSpec, TableJournal
 from catalens.preparing import prepare as preparing
-from catalens.preparing.journal import TableJournal
-from catalens.preparing.prepare import PrepareSpec, prepare
-from catalens.preparing.roles import Columns
-from catalens.sampling.sample import sample_catalog
+from catalens.sampling import sample_catalog
 
 HEADER = ["sku", "title", "category", "price", "photo"]
 COLUMNS = Columns("photo", "sku", {"title": "text", "category": "category", "price": "number"})
@@ -703,8 +700,8 @@ def test_a_row_that_joins_products_of_two_splits_is_left_out_alone(tmp_path: Pat
 def test_no_more_pictures_are_in_memory_than_connections(
     hostile: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
+    from catalens.preparing import DownloadSpec
     from catalens.preparing import download as downloading
-    from catalens.preparing.fetch import DownloadSpec
 
     path = tmp_path / "shop.csv"
     urls(hostile, path, 60)
@@ -733,8 +730,9 @@ def test_no_more_pictures_are_in_memory_than_connections(
 
 PEAK = """
 import resource, sys
-from catalens.preparing.prepare import PrepareSpec, prepare
-from catalens.preparing.roles import Columns
+from catalens.preparing import PrepareSpec
+from catalens import prepare
+from catalens.preparing import Columns
 prepare(sys.argv[1], sys.argv[2], Columns("photo", "sku", {"title": "text"}), PrepareSpec(max_bad=1.0))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

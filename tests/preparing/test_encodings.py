@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from catalens.errors import CatalogError
-from catalens.preparing.sources import ReadSpec, open_source
-from catalens.preparing.text import detect_encoding
+from catalens.preparing import ReadSpec, detect_encoding, open_source
 
 WORDS = {
     (

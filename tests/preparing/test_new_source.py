@@ -8,10 +8,10 @@ from typing import Any
 
 from hostile import encoded, pixels
 
-from catalens.catalog.storage import SPLITS, Catalog
+from catalens import prepare
+from catalens.catalog import SPLITS, Catalog
 from catalens.files import file_hash
-from catalens.preparing.prepare import prepare
-from catalens.preparing.sources import Source
+from catalens.preparing import Source
 
 
 def sqlite_table(path: Path, table: str) -> Source:

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import catalens
-from catalens.catalog.storage import SPLITS, Catalog, CatalogCard, Roles, kind_of_reason
+from catalens import prepare as prepare_source
+from catalens.catalog import SPLITS, Catalog, CatalogCard, Roles, kind_of_reason
 from catalens.errors import CatalogError, TooManyBadRowsError
-from catalens.preparing.prepare import PrepareSpec
-from catalens.preparing.prepare import prepare as prepare_source
-from catalens.preparing.roles import Columns
+from catalens.preparing import Columns, PrepareSpec
 from catalens.preparing.table import NO_PICTURE
 
 ROLES = Roles(id="code", fields={"title": "text", "kind": "category", "price": "number"})

@@ -23,13 +23,19 @@ from hostile import Hostile, encoded, hostile_server, jpeg, pixels  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalens.catalog.storage import SPLITS, Catalog, Roles
+from catalens import prepare
+from catalens.catalog import SPLITS, Catalog, Roles
 from catalens.errors import CatalogError
-from catalens.preparing.addresses import pictures_of
-from catalens.preparing.columns import Unreadable, picture_reason, read_values
-from catalens.preparing.prepare import PrepareSpec, prepare
-from catalens.preparing.roles import Columns
-from catalens.preparing.sources import ReadSpec, open_source
+from catalens.preparing import (
+    Columns,
+    PrepareSpec,
+    ReadSpec,
+    Unreadable,
+    open_source,
+    picture_reason,
+    pictures_of,
+    read_values,
+)
 
 BURBERRY = "DBQ/Burberry.Product.prices.United.States"
 ROWS = [

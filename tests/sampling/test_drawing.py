@@ -11,19 +11,9 @@ import pytest
 import resvg_py
 from PIL import Image
 
-from catalens.sampling.assortment import (
-    BASE,
-    COLOURS,
-    DEMO,
-    PATTERNS,
-    PLAIN_ONLY,
-    TRIMS,
-    Look,
-    plan_product,
-    plan_rows,
-)
-from catalens.sampling.picture import LAYERS, SHAPES, STANDING, compose_svg, take_shot
-from catalens.sampling.sample import draw_catalog, noise_floor
+from catalens.sampling import Look, compose_svg, draw_catalog, noise_floor, plan_product, plan_rows, take_shot
+from catalens.sampling.assortment import BASE, COLOURS, DEMO, PATTERNS, PLAIN_ONLY, TRIMS
+from catalens.sampling.picture import LAYERS, SHAPES, STANDING
 
 SOLD = [kind.name for kind in DEMO.kinds]
 NOISE = 0.08

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
-from catalens.catalog.pictures import open_picture
-from catalens.catalog.storage import SPLITS, Catalog
+from catalens.catalog import SPLITS, Catalog, open_picture
 from catalens.errors import CatalogError
+from catalens.sampling import SAMPLE_ROLES, sample_catalog
 from catalens.sampling.assortment import BASE
-from catalens.sampling.sample import SAMPLE_ROLES, sample_catalog
 
 ROWS = 40
 

@@ -4,7 +4,7 @@ import pytest
 from hostile import jpeg
 from served import FakePredictor, expected
 
-from catalens.serving.batching import Batcher, PredictorError, QueueFullError
+from catalens.serving import Batcher, PredictorError, QueueFullError
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalens.config import TrainingSpec
-from catalens.training.batches import PlannedBatches, plan_training, plan_validation
+from catalens.training import PlannedBatches, plan_training, plan_validation
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=80)
 

@@ -12,12 +12,13 @@ import torch
 from processes import HANG, torchrun
 from safetensors.torch import load_file
 
-from catalens.catalog.storage import Catalog
+from catalens.catalog import Catalog
 from catalens.checkpoint import load_model, load_processor
 from catalens.config import PromptSpec, TrainingSpec, dump_recipe
 from catalens.data import Collator, Encoder
 from catalens.errors import TrainingError
-from catalens.evaluation.evaluate import evaluate, validation_scorer
+from catalens.evaluation import validation_scorer
+from catalens.evaluation.evaluate import evaluate
 from catalens.training.train import train
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("gloo")]  # in one worker: they share runs
@@ -254,7 +255,7 @@ def test_a_process_without_pictures_keeps_up(way, drawn, tmp_path):
     encoder = Encoder(load_processor("tiny"), PromptSpec())
     row = Catalog(drawn).rows("train")[0]
     collate = Collator(encoder.family, encoder.tokenizer.pad_token_id)
-    seeing = collate([encoder.example(row, encoder.image(row["image"]))])
+    seeing = collate([encoder.example(encoder.answer_ids(row), encoder.image(row["image"]))])
     ids = torch.tensor(encoder.tokenizer("Product: Red Hat")["input_ids"])
     batches = [seeing, collate([{"input_ids": ids, "labels": ids}])]
     assert "pixel_values" not in batches[1]

@@ -10,7 +10,7 @@ from catalens.checkpoint import TINY, load_model, load_run
 from catalens.config import PARTS, LoraSpec, PartsSpec, TrainingSpec
 from catalens.errors import RecipeError, TrainingError
 from catalens.model import REFERENCE
-from catalens.training.modules import OptimizerPair, check_gradients, coverage, make_optimizer, prepare_parts
+from catalens.training import OptimizerPair, check_gradients, coverage, make_optimizer, prepare_parts
 from catalens.training.train import train
 
 QKV = "model.layers.0.self_attn.qkv_proj"

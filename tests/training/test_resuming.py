@@ -21,7 +21,7 @@ from catalens import checkpoint
 from catalens.config import TrainingSpec, dump_recipe
 from catalens.errors import TrainingError
 from catalens.evaluation.evaluate import evaluate
-from catalens.training.checkpoints import last_checkpoint, step_of
+from catalens.training import last_checkpoint, step_of
 from catalens.training.train import train
 
 pytestmark = pytest.mark.integration

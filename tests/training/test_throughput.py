@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from catalens.training import throughput
-from catalens.training.throughput import Meter, device_peak, peak_memory
+from catalens.training import Meter, device_peak, peak_memory, throughput
 
 TOKENS, FLOPS = [30, 10, 20], [3e12, 1e12, 2e12]
 

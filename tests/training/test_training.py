@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from tracked import artifacts, history, records
 
 from catalens import metrics
-from catalens.catalog.storage import Catalog, CatalogWriter, Roles
+from catalens.catalog import Catalog, CatalogWriter, Roles
 from catalens.checkpoint import TINY, load_model, load_processor, load_run
 from catalens.config import PartsSpec, PromptSpec, TrackingSpec, load_recipe, make_recipe
-from catalens.data import Collator, DecodedPictures, Encoder, ProductDataset
+from catalens.data import Collator, Encoder, load_examples
 from catalens.devices import allows_tf32
 from catalens.errors import (
     CatalogError,
@@ -26,10 +26,11 @@ from catalens.errors import (
     TooManyBadRowsError,
     TrainingError,
 )
-from catalens.evaluation.evaluate import ValidationScorer, evaluate, validation_scorer
-from catalens.training import loop
-from catalens.training.run import anchored
-from catalens.training.train import check_machine, train
+from catalens.evaluation import validation_scorer
+from catalens.evaluation.evaluate import evaluate
+from catalens.features import FeatureCache
+from catalens.training import anchored, check_machine, loop
+from catalens.training.train import train
 
 pytestmark = pytest.mark.integration
 
@@ -44,10 +45,10 @@ class Given:
     def __init__(self, name, *values, use="uses_image"):
         self.name, self.values, self.use = name, iter(values), use
 
-    def __call__(self, model, processor):
+    def __call__(self, model, validation):
         return {self.name: {"value": next(self.values)}}, []
 
-    def image_use(self, model, processor):
+    def image_use(self, model, validation):
         return self.use, {self.name: {"value": 0.0}}
 
 
@@ -227,24 +228,30 @@ def test_every_stage_has_the_same_rows(two_fields, drawn, tmp_path, monkeypatch)
     catalogue(
         tmp_path / "catalog", picture, [*(f"Bag {n}" for n in range(30)), "Hat"], ("train", "validation", "test")
     )
-    check = Encoder.check
+    answer_ids = Encoder.answer_ids
 
-    def lossy(self, answer, name):
-        if "Hat" in answer:
-            raise PromptError(f"{name}: the tokenizer does not give back {answer!r}")
-        check(self, answer, name)
+    def lossy(self, row, name="row"):
+        if "Hat" in row["title"]:
+            raise PromptError(f"{name}: the tokenizer does not give back 'Hat'")
+        return answer_ids(self, row, name)
 
-    monkeypatch.setattr(Encoder, "check", lossy)
+    monkeypatch.setattr(Encoder, "answer_ids", lossy)
     asked = changed(two_fields.model_copy(update={"catalog": str(tmp_path / "catalog")}), max_steps=1, num_evals=1)
     asked = changed(asked, validation_rows=64)
-    scorer = ValidationScorer(asked)
-    train(asked, tmp_path / "run", Given("title.exact", 0.5))
+    scored = []
+
+    class Watching(Given):
+        def __call__(self, model, validation):
+            scored.extend(row["code"] for row in validation.rows)
+            return super().__call__(model, validation)
+
+    train(asked, tmp_path / "run", Watching("title.exact", 0.5))
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "run" / "left_out.jsonl").read_text().splitlines()]
     assert [reason.partition(":")[0] for reason in reasons] == [
         "train row 31 (train30)",
         "validation row 31 (validation30)",
     ]
-    assert scorer.rows.ids == [f"validation{n}" for n in range(30)]
+    assert scored == [f"validation{n}" for n in range(30)]
     learnt = []
     monkeypatch.setattr(metrics, "majority", lambda kinds, truths, count: learnt.extend(truths) or truths[:count])
     spec = asked.evaluation.model_copy(update={"image_use": False, "before": False})
@@ -262,8 +269,8 @@ def test_a_field_that_the_catalogue_does_not_have(recipe, drawn, tmp_path):
 
 def test_packed_rows_have_the_loss_of_padded_ones(drawn):
     encoder = Encoder(load_processor("tiny"), PromptSpec())
-    dataset = ProductDataset(Catalog(drawn).rows("train")[:8], encoder, "image", encoder.image)
-    examples = [dataset[index] for index in range(len(dataset))]
+    rows = load_examples(Catalog(drawn), encoder, "train", FeatureCache(encoder, features=False))
+    examples = [rows[index] for index in range(8)]
     for attention in ("sdpa", "eager"):
         model = load_model("tiny", attention=attention).train()
         losses, gradients = [], []
@@ -296,9 +303,9 @@ def test_rounds_of_generation_keep_to_their_budget_unless_they_choose_the_best(r
     monkeypatch.setattr(loop, "time", clock)
 
     class Slow(Given):
-        def __call__(self, model, processor):
+        def __call__(self, model, validation):
             clock.now += 3600  # and the steps between take none
-            return super().__call__(model, processor)
+            return super().__call__(model, validation)
 
     for best_by, rounds, best in (("loss", [1, 6], None), ("title.exact", [1, 2, 3, 4, 5, 6], 3)):
         asked = changed(recipe, max_steps=6, num_evals=6, metric_for_best_model=best_by, validation_rows=4)
@@ -312,10 +319,10 @@ def test_a_finished_training_leaves_no_model_in_memory(recipe, tmp_path):
     seen = []
 
     class Watching(Given):
-        def __call__(self, model, processor):
+        def __call__(self, model, validation):
             seen.append(weakref.ref(model))
             seen.extend(weakref.ref(p) for p in model.parameters())
-            return super().__call__(model, processor)
+            return super().__call__(model, validation)
 
     gc.disable()  # what is gone is gone by the training's own doing
     try:
@@ -394,7 +401,7 @@ def test_a_picture_that_goes_bad_in_the_middle_is_one_line_and_the_run_goes_on(
     recipe, tmp_path, monkeypatch, workers
 ):
     asked = changed(recipe, max_steps=6, num_evals=3, validation_rows=0, feature_cache=False, workers=workers)
-    seen, original = [], DecodedPictures.__call__
+    seen, original = [], FeatureCache.__call__
 
     def going_bad(self, data):
         seen.append(data)
@@ -403,7 +410,7 @@ def test_a_picture_that_goes_bad_in_the_middle_is_one_line_and_the_run_goes_on(
         return original(self, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(DecodedPictures, "__call__", going_bad)
+        patch.setattr(FeatureCache, "__call__", going_bad)
         with pytest.raises(TrainingError, match=r"^row \(\d+, .*\): picture cannot be decoded .*--resume$"):
             train(asked, tmp_path / "run")
     train(asked, tmp_path / "run", resume=True)

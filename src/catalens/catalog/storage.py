@@ -19,12 +19,13 @@ import math
 import os
 import re
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
@@ -46,6 +47,8 @@ GROUP_BYTES = 16 * 2**20
 GROUP_ROWS = 1000
 BATCH_ROWS = 256
 BUFFER_BYTES = 2**18
+GROUPS_KEPT = 2
+"""Row groups in memory of which pictures are read."""
 REJECTED = pa.schema([("row", pa.int64()), ("id", pa.string()), ("url", pa.string()), ("reason", pa.string())])
 FACTS = "image_facts"
 """Column of the facts of a row's picture; formats before 2 lack it."""
@@ -291,6 +294,18 @@ class Catalog:
         except ValidationError as error:
             raise CatalogError(f"{path}: not a catalogue of format 1 or 2: prepare the table again") from error
 
+    def files(self, split: str) -> list[Path]:
+        """Files of a split, in order."""
+        return sorted((self.folder / "data").glob(f"{split}-*.parquet"))
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Turn whatever reading the files raises into one sentence."""
+        try:
+            yield
+        except (OSError, TypeError, KeyError, pa.ArrowException) as error:
+            raise CatalogError(f"{self.folder}/data: cannot be read ({error}): prepare the table again") from error
+
     def rows(self, split: str, columns: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """All that `batches` yields, in one list."""
         return [row for batch in self.batches(split, columns) for row in batch]
@@ -321,15 +336,13 @@ class Catalog:
             raise CatalogError(f"{self.folder}: no column {missing[0]!r}; columns are {', '.join(known)}")
         in_file = {roles.image if name == FACTS and self.card.format == 1 else name for name in wanted}
         found = 0
-        try:
-            for file in sorted((self.folder / "data").glob(f"{split}-*.parquet")):
+        with self.reading():
+            for file in self.files(split):
                 with open_parquet(file) as parquet:
                     for batch in group_batches(parquet, range(parquet.num_row_groups), [*in_file]):
                         rows = self._completed(batch.to_pylist(), wanted)
                         found += len(rows)
                         yield rows
-        except (OSError, TypeError, KeyError, pa.ArrowException) as error:
-            raise CatalogError(f"{self.folder}/data: cannot be read ({error}): prepare the table again") from error
         if found != (counted := self.card.rows[split]):
             raise CatalogError(
                 f"{self.folder}/data: {found} {split} rows, but {counted} in catalog.json: prepare the table again"
@@ -348,6 +361,39 @@ class Catalog:
             for row in rows:
                 row[FACTS] = PictureFacts(**row[FACTS])
         return [{name: row[name] for name in wanted} for row in rows]
+
+
+class Pictures(Sequence[bytes]):
+    """Encoded pictures of a split, by row; each is read when it is asked for, with its row group.
+
+    Raises CatalogError where they cannot be read.
+    """
+
+    def __init__(self, catalog: Catalog, split: str) -> None:
+        self._catalog, self._column = catalog, f"{catalog.card.roles.image}.bytes"
+        self._groups: list[tuple[Path, int]] = []
+        self._ends = [0]
+        with catalog.reading():
+            for file in catalog.files(split):
+                with open_parquet(file) as parquet:
+                    for number in range(parquet.num_row_groups):
+                        self._groups.append((file, number))
+                        self._ends.append(self._ends[-1] + parquet.metadata.row_group(number).num_rows)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, row: Any) -> Any:
+        group = bisect_right(self._ends, row) - 1
+        with self._catalog.reading():
+            pictures = _pictures(*self._groups[group], self._column, self._catalog.card.content_hash)
+        return pictures[row - self._ends[group]].as_py() or b""
+
+
+@lru_cache(GROUPS_KEPT)
+def _pictures(file: Path, number: int, column: str, content_hash: str) -> pa.Array:
+    with open_parquet(file) as parquet:
+        return parquet.read_row_group(number, [column], use_threads=False).column(0).combine_chunks().field("bytes")
 
 
 def open_parquet(file: Path | IO[bytes]) -> pq.ParquetFile:

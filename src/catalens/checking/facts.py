@@ -70,13 +70,16 @@ class Facts(Scan):
         index = len(self) - 1
         name = self.name(index)
         try:
-            answer = encoder.answer(row, name) if encoder else render_answer(prompt, row, name) + REFERENCE.end_token
+            if encoder:
+                tokens = encoder.text_tokens(encoder.answer_ids(row, name))
+            else:
+                text = REFERENCE.chat(prompt.question) + render_answer(prompt, row, name) + REFERENCE.end_token
+                tokens = math.ceil(len(text) / CHARACTERS_PER_TOKEN)
         except PromptError as error:
             self.problems[index] = str(error).removeprefix(f"{name}: ")
             self.text_tokens.append(None)
             return
-        estimate = math.ceil(len(REFERENCE.chat(prompt.question) + answer) / CHARACTERS_PER_TOKEN)
-        self.text_tokens.append(encoder.text_tokens(answer) if encoder else estimate)
+        self.text_tokens.append(tokens)
         for field in prompt.fields:
             if field.kind == "number" and index not in self.rounded:
                 text = format_number(prompt.numbers, row[field.column])

@@ -136,8 +136,10 @@ def serve(
 
     SIGTERM or Ctrl-C finishes what was accepted, then ends; a second one ends at once.
     """
-    from catalens.serving import ServeSettings, create_app, open_socket, read_card, run_server
-    from catalens.serving.server import address_of, names_for, read_token
+    from catalens.serving.app import create_app
+    from catalens.serving.page import read_card
+    from catalens.serving.requests import ServeSettings
+    from catalens.serving.server import address_of, names_for, open_socket, read_token, run_server
 
     token = read_token(token_file)
     asked = {"batch_size": batch_size, "queue": queue, "max_bytes": max_bytes, "max_pixels": max_pixels}

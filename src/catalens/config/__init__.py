@@ -15,6 +15,7 @@ Every object is frozen, every key is checked, and an unknown key is an error tha
 `catalens recipe-schema` prints the JSON schema, so that an editor completes keys and shows these descriptions.
 """
 
+from catalens.config.characters import visible, visible_json
 from catalens.config.loading import dump_recipe, from_flags, load_recipe, make_recipe
 from catalens.config.prompt import REFERENCE_FIELDS, SPECIAL, FieldSpec, Frozen, Kind, NumberFormat, PromptSpec
 from catalens.config.recipe import EvaluationSpec, Recipe, TrackingSpec
@@ -41,4 +42,6 @@ __all__ = [
     "from_flags",
     "load_recipe",
     "make_recipe",
+    "visible",
+    "visible_json",
 ]

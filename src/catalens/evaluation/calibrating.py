@@ -10,6 +10,7 @@
 import hashlib
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from catalens.data import Encoder, load_examples
 from catalens.devices import processes
 from catalens.errors import CatalogError
 from catalens.examples import parse_answer
+from catalens.features import FeatureCache
 from catalens.inference.calibration import Calibration, fit_calibration, load_calibration
-from catalens.inference.generation import FeatureCache, Generator
+from catalens.inference.generation import Generator
 from catalens.inference.predictor import Predictor, field_scores
 from catalens.metrics import (
     acceptance,
@@ -84,7 +86,7 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
     if catalog.card.content_hash != run.versions.get("catalog"):
         raise CatalogError(f"{catalog.folder} has changed since {run.folder} was trained: train again")
     roles, encoder = catalog.card.roles, Encoder(run.processor, run.prompt)
-    everything, _ = load_examples(catalog, encoder, "validation")
+    everything = load_examples(catalog, encoder, "validation").rows
     rows = sampled(one_a_product(everything, roles.id, roles.image), PRODUCTS)
     writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
     with bars(console) as progress:
@@ -115,10 +117,12 @@ def sampled(rows: list[dict[str, Any]], most: int | None) -> list[dict[str, Any]
 
 def one_a_product(rows: Sequence[dict[str, Any]], id_column: str, image_column: str) -> list[dict[str, Any]]:
     """Draw one row of each product, in their order: always the same one, whatever was answered."""
+    counts = Counter(str(row[id_column]) for row in rows)
     chosen: dict[str, tuple[bytes, int]] = {}
     for index, row in enumerate(rows):
         name = str(row[id_column])
-        lot = hashlib.sha256(name.encode() + b"\0" + row[image_column]).digest(), index
+        picture = bytes(row[image_column]) if counts[name] > 1 else b""
+        lot = hashlib.sha256(name.encode() + b"\0" + picture).digest(), index
         chosen[name] = min(lot, chosen.get(name, lot))
     return [rows[index] for index in sorted(index for _, index in chosen.values())]
 

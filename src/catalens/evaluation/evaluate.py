@@ -24,16 +24,17 @@ import numpy as np
 from rich.console import Console
 
 from catalens import metrics
-from catalens.catalog.storage import Catalog
-from catalens.checkpoint import Run, load_model, load_processor, load_run
+from catalens.catalog.storage import Catalog, Roles
+from catalens.checkpoint import Run, load_model, load_run
 from catalens.config import EvaluationSpec, Recipe
-from catalens.data import Encoder, load_examples
+from catalens.data import Encoded, Encoder, Examples, Picture, load_examples
 from catalens.devices import compute_dtype, processes
 from catalens.errors import CatalogError
 from catalens.evaluation.calibrating import calibrate, confidence_block, review_block, run_predictor, sampled
 from catalens.evaluation.image_use import blanked, image_use, partners
 from catalens.examples import Answer, parse_answer
-from catalens.inference.generation import FeatureCache, Generator
+from catalens.features import FeatureCache
+from catalens.inference.generation import Generator
 from catalens.inference.predictor import Predictor
 from catalens.inference.records import Completion
 from catalens.metrics import Figure, ImageUse, Row
@@ -62,9 +63,9 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     spec = recipe.evaluation
     catalog = _unchanged(loaded, recipe)
     encoder = Encoder(loaded.processor, loaded.prompt)
-    usable, left_out = load_examples(catalog, encoder, spec.split)
-    rows = ScoringRows(encoder, catalog, sampled(usable, spec.rows), spec)
-    memory = FeatureCache()
+    usable = load_examples(catalog, encoder, spec.split)
+    rows = ScoringRows(encoder, usable.roles, sampled(usable.rows, spec.rows), spec)
+    memory = FeatureCache(encoder)
     predictor = run_predictor(loaded, spec, console, memory)
     writer = Generator(
         loaded.model, loaded.processor, loaded.prompt, spec.batch_size, spec.max_new_tokens, cache=memory
@@ -82,11 +83,11 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
         result |= _trust(predictor, rows, scored)
         result["baselines"] = _baselines(catalog, encoder, rows, writer, progress)
         if spec.image_use:
-            blank = rows.answers(writer, "blanked pictures", progress, [blanked(one) for one in rows.pictures])
+            blank = rows.answers(writer, "blanked pictures", progress, [blanked(one.size) for one in rows.pictures])
             result["image_use"] = rows.image_use(rows.values(free)) | {"blank": rows.score(rows.values(blank))}
         if spec.before:
             result["before"] = _before(loaded, recipe, rows, progress)
-    result["left_out"] = left_out
+    result["left_out"] = usable.bad
     result["noise_floor"] = catalog.card.figures
     result["seconds"] = {"generation": seconds, "evaluation": time.monotonic() - started}
     result["cost"] = _cost(free, constrained, seconds / len(set(rows.pictures)))
@@ -103,17 +104,17 @@ class ScoringRows:
     """Rows of a split, what engines write about them, and scores against their truths."""
 
     def __init__(
-        self, encoder: Encoder, catalog: Catalog, rows: Sequence[Mapping[str, Any]], spec: EvaluationSpec
+        self, encoder: Encoder, roles: Roles, rows: Sequence[Mapping[str, Any]], spec: EvaluationSpec
     ) -> None:
-        roles, prompt = catalog.card.roles, encoder.prompt
+        prompt = encoder.prompt
         self.prompt, self.end_token, self.resamples = prompt, encoder.family.end_token, spec.resamples
         self.kinds = {field.column: field.kind for field in prompt.fields}
         self.ids: list[str] = [row[roles.id] for row in rows]
-        self.pictures: list[bytes] = [row[roles.image] for row in rows]
+        self.pictures: list[Picture] = [row[roles.image] for row in rows]
         self.truths = [truth_of(prompt, row) for row in rows]
 
     def answers(
-        self, engine: Generator, stage: str, progress: Progress, pictures: Sequence[bytes] | None = None
+        self, engine: Generator, stage: str, progress: Progress, pictures: Sequence[Encoded] | None = None
     ) -> list[Completion]:
         """Write one answer a picture, in their order; equal pictures are answered once."""
         pictures = self.pictures if pictures is None else pictures
@@ -157,35 +158,33 @@ class ScoringRows:
 
 
 class ValidationScorer:
-    """Figures of a model at each validation round of `training`, by free generation on the same validation rows.
-
-    Raises CatalogError and TooManyBadRowsError as `load_examples`.
-    """
+    """Figures of a model at each validation round of `training`, by free generation on the same validation rows."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self.prompt, self.spec, self.shown = recipe.prompt, recipe.evaluation, recipe.tracking.examples
-        catalog = Catalog(recipe.catalog)
-        encoder = Encoder(load_processor(recipe.model, recipe.num_crops), recipe.prompt)
-        rows = sampled(load_examples(catalog, encoder, "validation")[0], recipe.training.validation_rows)
-        self.rows = ScoringRows(encoder, catalog, rows, recipe.evaluation)
+        self.recipe = recipe
 
-    def __call__(self, model: Any, processor: Any) -> tuple[dict[str, Figure], list[LoggedExample]]:
+    def __call__(self, model: Any, validation: Examples) -> tuple[dict[str, Figure], list[LoggedExample]]:
         """Figures by name, and the first rows with what was written about them."""
-        answers, rows = self._write(model, processor), self.rows
+        rows, answers = self._write(model, validation)
         shown = [
-            LoggedExample(rows.ids[i], rows.pictures[i], rows.truths[i], answer.values, answer.error)
-            for i, answer in enumerate(rows.read(answers[: self.shown]))
+            LoggedExample(rows.ids[i], bytes(rows.pictures[i]), rows.truths[i], answer.values, answer.error)
+            for i, answer in enumerate(rows.read(answers[: self.recipe.tracking.examples]))
         ]
         return flatten(rows.score(rows.values(answers))), shown
 
-    def image_use(self, model: Any, processor: Any) -> tuple[ImageUse, dict[str, Figure]]:
+    def image_use(self, model: Any, validation: Examples) -> tuple[ImageUse, dict[str, Figure]]:
         """Test whether the model uses the pictures; figures are of other products' pictures."""
-        found = self.rows.image_use(self.rows.values(self._write(model, processor)))
+        rows, answers = self._write(model, validation)
+        found = rows.image_use(rows.values(answers))
         return found["verdict"], flatten(found["shuffled"])
 
-    def _write(self, model: Any, processor: Any) -> list[Completion]:
-        writer = Generator(model, processor, self.prompt, self.spec.batch_size, self.spec.max_new_tokens)
-        return writer.generate(self.rows.pictures)
+    def _write(self, model: Any, validation: Examples) -> tuple["ScoringRows", list[Completion]]:
+        encoder, spec, images = validation.encoder, self.recipe.evaluation, validation.images
+        some = sampled(validation.rows, self.recipe.training.validation_rows)
+        rows = ScoringRows(encoder, validation.roles, some, spec)
+        size, longest = spec.batch_size, spec.max_new_tokens
+        writer = Generator(model, encoder.processor, encoder.prompt, size, longest, cache=images)
+        return rows, writer.generate(rows.pictures)
 
 
 def validation_scorer(recipe: Recipe) -> ValidationScorer | None:
@@ -238,8 +237,7 @@ def _trust(predictor: Predictor, rows: ScoringRows, scored: Sequence[ScoredRow])
 def _baselines(
     catalog: Catalog, encoder: Encoder, rows: ScoringRows, writer: Generator, progress: Progress
 ) -> dict[str, Any]:
-    """Score the most frequent values, and those of the training picture with the nearest features of the tower."""
-    train = sampled(load_examples(catalog, encoder, "train")[0], NEIGHBOURS)
+    train = sampled(load_examples(catalog, encoder, "train").rows, NEIGHBOURS)
     truths = [truth_of(encoder.prompt, row) for row in train]
     own = writer.features(rows.pictures)  # first: the memory has them
     theirs = writer.features(
@@ -253,7 +251,6 @@ def _baselines(
 
 
 def _before(run: Run, recipe: Recipe, rows: ScoringRows, progress: Progress) -> dict[str, Any]:
-    """Score the base model under the constraints of the run."""
     run.model.to("cpu")  # a GPU need not hold both
     base = load_model(recipe.model, compute_dtype(recipe.training.precision), recipe.training.attention).eval()
     spec = recipe.evaluation

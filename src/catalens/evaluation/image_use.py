@@ -17,17 +17,16 @@ import numpy as np
 from PIL import Image
 
 from catalens import metrics
-from catalens.catalog.pictures import picture_size
 from catalens.intervals import holm
 
 MARGIN = 0.05
 """A model that loses less than this by other products' pictures ignores them: points of a share or a median error."""
 
 
-def blanked(picture: bytes) -> bytes:
-    """Make a grey picture of the same size: as many tokens, nothing to see."""
+def blanked(size: tuple[int, int]) -> bytes:
+    """Make a grey picture of a size: as many tokens, nothing to see."""
     buffer = io.BytesIO()
-    Image.new("RGB", picture_size(picture), (128, 128, 128)).save(buffer, "PNG")
+    Image.new("RGB", size, (128, 128, 128)).save(buffer, "PNG")
     return buffer.getvalue()
 
 

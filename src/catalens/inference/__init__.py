@@ -1,6 +1,16 @@
 """Pictures -> predictions, by a finished run."""
 
-from catalens.inference.predictor import Predictor, load_predictor
-from catalens.predictions import Prediction, record_columns, record_of
+from catalens.lazy import exports
 
-__all__ = ["Prediction", "Predictor", "load_predictor", "record_columns", "record_of"]
+HOMES = {
+    "batch": "BatchSpec Outcome predict_lines predict_to run_version",
+    "calibration": "Calibration fit_calibration load_calibration",
+    "generation": "Generator",
+    "grammar": "Constraint Vocabulary",
+    "inputs": "Input InputSpec open_input",
+    "output_writer": "finish_output",
+    "predictor": "field_scores load_predictor Predictor",
+    "records": "Completion csv_cell FieldScore record_schema",
+}
+"""Public names by module."""
+__getattr__, __all__ = exports(__name__, HOMES)

@@ -59,7 +59,7 @@ class BatchSpec(Frozen):
     """Pictures predicted about together."""
     download: DownloadSpec = DownloadSpec()
     raw: bool = False
-    """Whether the cells of a CSV stay as they are where a spreadsheet would take them for formulas."""
+    """Cells of a CSV stay as they are where a spreadsheet would take them for formulas."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Outcome:
     """Counts and failure reasons of a finished batch prediction."""
 
     calibrated: bool
-    """Whether the confidences are calibrated."""
+    """The confidences are calibrated."""
     total: int = 0
     failed: int = 0
     to_review: int = 0

@@ -42,9 +42,11 @@ from transformers.integrations.fsdp import is_fsdp_managed_module
 from catalens.catalog.pictures import open_picture, picture_size
 from catalens.checkpoint import greedy
 from catalens.config import PromptSpec
+from catalens.data import Encoded, Picture
 from catalens.devices import processes
 from catalens.errors import InferenceError, PictureError
 from catalens.examples import AnswerSchema
+from catalens.features import FeatureCache
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.inference.records import Completion
 from catalens.model import ImageInputs
@@ -63,31 +65,14 @@ OnProgress = Callable[[int], None]
 Made = TypeVar("Made")
 
 
-class FeatureCache:
-    """Features of pictures that are seen more than once, by their bytes, in at most `room` bytes of memory."""
-
-    def __init__(self, room: int = 2**30) -> None:
-        self.room = room
-        self.kept: dict[bytes, ImageInputs] = {}
-
-    def get(self, picture: bytes) -> ImageInputs | None:
-        """Give the features of a picture, None where they are not kept."""
-        return self.kept.get(picture)
-
-    def add(self, picture: bytes, image: ImageInputs) -> None:
-        """Keep the features of a picture while there is room."""
-        if image.features is not None and image.features.nbytes <= self.room:
-            self.kept[picture] = image
-            self.room -= image.features.nbytes
-
-
 class Generator:
     """Writer of answers about pictures, until the end token.
 
     With an answer `schema` decoding is constrained to it, and every answer is whole; `free_categories` leaves
     categories open. Without, answers are free and at most `max_new_tokens` long. `batch_size` is the largest; rows
     share a batch as their lengths and the size of the machine's memory allow, not as what is free at the moment, so
-    that the same pictures make the same batches. Generators of one model may share a feature `cache`.
+    that the same pictures make the same batches. Pictures are looked up in a `cache`, where there is one, and kept in
+    it as far as it holds features; generators of one model may share it.
     """
 
     def __init__(
@@ -116,7 +101,7 @@ class Generator:
         self._text_tokens = len(ids) - self.family.image_tokens(processor, tile)
         self._cache = cache
 
-    def generate(self, pictures: Sequence[bytes], on_progress: OnProgress = lambda done: None) -> list[Completion]:
+    def generate(self, pictures: Sequence[Encoded], on_progress: OnProgress = lambda done: None) -> list[Completion]:
         """Write one answer a picture, in their order.
 
         What cannot be decoded gets an answer that has an `error`. Under torchrun the processes share the pictures
@@ -124,7 +109,9 @@ class Generator:
         """
         return self._shared(self._generate, pictures, on_progress)
 
-    def features(self, pictures: Sequence[bytes], on_progress: OnProgress = lambda done: None) -> NDArray[np.float32]:
+    def features(
+        self, pictures: Sequence[Encoded], on_progress: OnProgress = lambda done: None
+    ) -> NDArray[np.float32]:
         """Give the tower's features of each whole picture, [n, 4F], by their means over its quarters.
 
         They come from the cache, and fill it. Shared, and raised, as by `generate`; PictureError where one is no
@@ -134,8 +121,8 @@ class Generator:
 
     def _shared(
         self,
-        work: Callable[[Sequence[bytes], OnProgress], list[Made]],
-        pictures: Sequence[bytes],
+        work: Callable[[Sequence[Encoded], OnProgress], list[Made]],
+        pictures: Sequence[Encoded],
         on_progress: OnProgress,
     ) -> list[Made]:
         """Work on all pictures; under torchrun each process does its share, and all get everything."""
@@ -152,7 +139,7 @@ class Generator:
         everyones = gather_object(mine)  # one process after the other
         return [made for n in range(share) for made in everyones[n::share]][: len(pictures)]
 
-    def _generate(self, pictures: Sequence[bytes], on_progress: OnProgress) -> list[Completion]:
+    def _generate(self, pictures: Sequence[Encoded], on_progress: OnProgress) -> list[Completion]:
         completions: list[Completion] = [Completion()] * len(pictures)
         for indices, images in self._batches_ahead(pictures, on_progress):
             good = {i: image for i, image in zip(indices, images, strict=True) if isinstance(image, ImageInputs)}
@@ -160,13 +147,13 @@ class Generator:
                 if isinstance(image, PictureError):
                     completions[i] = Completion(error=f"picture {image}")
             batch = list(good.values())
-            if self._cache:  # all of them or none: a batch is of one kind
+            if self._cache and self._cache.features:  # all of them or none: a batch is of one kind
                 batch = self._with_features([pictures[i] for i in good], batch)
             for i, completion in zip(good, self._fitting(self._answers, batch), strict=True):
                 completions[i] = completion
         return completions
 
-    def _features(self, pictures: Sequence[bytes], on_progress: OnProgress) -> list[NDArray[np.float32]]:
+    def _features(self, pictures: Sequence[Encoded], on_progress: OnProgress) -> list[NDArray[np.float32]]:
         quarters: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(pictures)
         for indices, images in self._batches_ahead(pictures, on_progress):
             if problem := next((image for image in images if isinstance(image, PictureError)), None):
@@ -179,7 +166,7 @@ class Generator:
         return quarters
 
     def _batches_ahead(
-        self, pictures: Sequence[bytes], on_progress: OnProgress
+        self, pictures: Sequence[Encoded], on_progress: OnProgress
     ) -> Iterator[tuple[list[int], list[ImageInputs | PictureError]]]:
         """Batches of indices with their pictures, decoded while the batches before are worked on."""
         waiting: deque[tuple[list[int], list[Future[ImageInputs | PictureError]]]] = deque()
@@ -195,8 +182,7 @@ class Generator:
                 done += len(indices)
                 on_progress(done)
 
-    def _batches(self, pictures: Sequence[bytes]) -> Iterator[list[int]]:
-        """Indices of pictures that are written about together."""
+    def _batches(self, pictures: Sequence[Encoded]) -> Iterator[list[int]]:
         chunk, room = CHUNK * self.batch_size, self._cache_tokens()
         for start in range(0, len(pictures), chunk):
             indices = range(start, min(start + chunk, len(pictures)))
@@ -210,12 +196,13 @@ class Generator:
                 batch.append(i)
             yield batch
 
-    def _tokens(self, picture: bytes) -> int:
+    def _tokens(self, picture: Encoded) -> int:
         """Tokens that a row with a picture is given room for, its answer counted; 0 where it is none."""
         try:
-            size = self.family.hd_size(self.processor, *picture_size(picture))
+            seen = picture.size if isinstance(picture, Picture) else picture_size(picture)
         except PictureError:
             return 0
+        size = self.family.hd_size(self.processor, *seen)
         return self.family.image_tokens(self.processor, size) + self._text_tokens + self._answer_tokens
 
     def _side(self, tokens: int) -> int:
@@ -232,16 +219,15 @@ class Generator:
         memory = torch.cuda.get_device_properties(device).total_memory if gpu else psutil.virtual_memory().total
         return MEMORY * (memory - weights) / token
 
-    def _encoded(self, picture: bytes) -> ImageInputs | PictureError:
-        """Decode and cut a picture, unless its features are there."""
-        if self._cache and (known := self._cache.get(picture)):
-            return known
+    def _encoded(self, picture: Encoded) -> ImageInputs | PictureError:
         try:
-            return self.family.encode_image(self.processor, open_picture(picture))
+            if self._cache:
+                return self._cache(picture)
+            return self.family.encode_image(self.processor, open_picture(bytes(picture)))
         except PictureError as error:
             return error
 
-    def _with_features(self, pictures: Sequence[bytes], images: Sequence[ImageInputs]) -> list[ImageInputs]:
+    def _with_features(self, pictures: Sequence[Encoded], images: Sequence[ImageInputs]) -> list[ImageInputs]:
         """Run the tower on pictures that lack features, and keep these as long as there is room."""
         known = dict(zip(pictures, images, strict=True))
         new = {data: image for data, image in known.items() if image.features is None}
@@ -359,7 +345,6 @@ class _Decoder:
         return outputs.logits[:, -1].float(), mask
 
     def _choose(self, batch: Sequence[_Row], logits: torch.Tensor) -> None:
-        """Give each row that goes on its next token, and those that must follow."""
         logits[:, self.model.config.image_token_id] = -torch.inf
         if self.constraint:
             allowed = self.constraint.allowed([None if row.done or row.fresh else row.matcher for row in batch])

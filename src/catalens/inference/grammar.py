@@ -93,9 +93,9 @@ class Constraint:
             tokens.append(self.vocabulary.end)
         return tokens
 
-    def refused(self, answer: str) -> str | None:
-        """Find the column at which a rendered answer cannot go on; None where all can be written."""
-        tokens, matcher = self._tokens(answer), self.start()
+    def refused(self, tokens: list[int]) -> str | None:
+        """Find the column at which an answer, without its end, cannot go on; None where all can be written."""
+        matcher = self.start()
         taken = matcher.try_consume_tokens(tokens)
         if taken == len(tokens) and matcher.is_accepting():
             return None
@@ -120,7 +120,6 @@ class Constraint:
         return written.decode("utf-8", errors="replace").partition(label)[0]
 
     def _tokens(self, answer: str) -> list[int]:
-        """Tokenize an answer as training does."""
         tokenizer = self.vocabulary.tokenizer
         return tokenizer(self._question + answer)["input_ids"][len(tokenizer(self._question)["input_ids"]) :]
 
@@ -145,7 +144,6 @@ def answer_grammar(prompt: PromptSpec, schema: AnswerSchema, free_categories: bo
 
 
 def _most_tokens_of(field: FieldSpec, own: FieldConstraints, numbers: NumberFormat) -> int:
-    """Most tokens of a field's value."""
     if field.kind == "number":
         signs = own.digits // 3 * _most_tokens(numbers.thousands) + _most_tokens(numbers.prefix + numbers.suffix)
         return own.digits + own.decimals[1] + 2 + signs

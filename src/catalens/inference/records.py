@@ -26,7 +26,7 @@ FORMATS = (".jsonl", ".csv", ".parquet")
 GROUP_ROWS = 1000
 """Rows in a group of a Parquet file."""
 FORMULA = re.compile(r"[=+\-@\t\r]")
-"""How a cell begins that a spreadsheet takes for a formula; the same rule as in `serving/static/page.js`."""
+"""Beginning of a cell that a spreadsheet takes for a formula; the same rule as in `serving/static/page.js`."""
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
 
 Record = Mapping[str, Any]

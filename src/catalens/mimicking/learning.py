@@ -64,7 +64,9 @@ class Survey(Scan):
         self.add(split, row, row[FACTS])
         if len(self) % max(1, self.total // MEASURED) == 0:
             try:
-                example = self._encoder.example(row, self._encoder.image(row[self.roles.image]))
+                example = self._encoder.example(
+                    self._encoder.answer_ids(row), self._encoder.image(row[self.roles.image])
+                )
             except (PromptError, PictureError):
                 return  # as in training, which names it
             self.costs.append(Needs(len(example["input_ids"]), len(example["image"].pixels)))

@@ -50,16 +50,12 @@ class ModelSizes:
     hidden: int
     intermediate: int
     vocabulary: int
-    tower_layers: int
-    """Blocks of the vision tower that run."""
+    tower_layers: int  # blocks of the vision tower that run
     tower_hidden: int
     tower_intermediate: int
-    tower_weights: int
-    """All that are stored, norms and biases left out."""
-    tile_positions: int
-    """Positions of a tile in the tower: its patches and the class token."""
-    tile_tokens: int
-    """Embeddings of a tile."""
+    tower_weights: int  # all that are stored, norms and biases left out
+    tile_positions: int  # of a tile in the tower: its patches and the class token
+    tile_tokens: int  # embeddings of a tile
     projector_weights: int
 
 

@@ -12,7 +12,7 @@ import errno
 import hashlib
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsBytes
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -69,10 +69,10 @@ def shown(value: object, most: int = 160, lines: bool = False) -> str:
     return visible(text if lines else text.replace("\n", "\ufffd"))
 
 
-def thumbnail(picture: bytes, side: int = THUMBNAIL) -> str | None:
+def thumbnail(picture: SupportsBytes, side: int = THUMBNAIL) -> str | None:
     """A small WebP data URI of pixels alone, at most `side` pixels; None where the bytes are no picture."""
     try:
-        image = open_picture(picture)
+        image = open_picture(bytes(picture))
     except PictureError:
         return None
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -90,7 +90,7 @@ def gallery(fields: Sequence[FieldSpec], rows: Sequence[Runs], runs: Sequence[st
     if len(rows) > MOST_ROWS:
         rows = [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), MOST_ROWS))]
     orders = _orders(fields, rows)
-    rows = sorted(rows, key=orders[0][1])
+    rows = sorted(rows, key=lambda row: -_worst_mistake(fields, row))
     side = min(SIDE, max(SMALLEST_SIDE, round((PICTURE_BYTES / PIXEL_BYTES / max(1, len(rows))) ** 0.5)))
     choices = [("Show", _comparing(fields, runs) if len(runs) > 1 else _scoring(fields))]
     choices += [(field.label, _categories(field, rows)) for field in fields if field.kind == "category"]
@@ -152,7 +152,7 @@ def _categories(field: FieldSpec, rows: Sequence[Runs]) -> Options:
 def _orders(fields: Sequence[FieldSpec], rows: Sequence[Runs]) -> list[tuple[str, Callable[[Runs], float | None]]]:
     """Name, and the key of a row, which is negative where the largest comes first; a row without one comes last."""
     position = {id(row): n for n, row in enumerate(rows)}
-    found: list[Any] = [("worst first", lambda row: -max(_mistake(fields, run) for run in row))]
+    found: list[Any] = [("worst first", lambda row: -_worst_mistake(fields, row))]
     found.append(("order of the split", lambda row: position[id(row)]))
     for field in fields:
         if field.kind == "number":
@@ -170,11 +170,12 @@ def _largest_error(field: FieldSpec, row: Runs) -> float | None:
     return -max(errors) if errors else None
 
 
-def _mistake(fields: Sequence[FieldSpec], row: ScoredRow) -> float:
-    """Sum of the fields' distances, each at most 1, as all are where nothing parsed."""
-    if row.values is None:
-        return len(fields)
-    return sum(min(1.0, distance(field, row.truth[field.column], row.values[field.column])) for field in fields)
+def _worst_mistake(fields: Sequence[FieldSpec], row: Runs) -> float:
+    """Largest of the runs' mistakes: the sum of the fields' distances, each at most 1, all 1 without an answer."""
+    return max(
+        sum(min(1.0, distance(f, run.truth[f.column], run.values[f.column])) if run.values else 1.0 for f in fields)
+        for run in row
+    )
 
 
 def _least_confidence(fields: Sequence[FieldSpec], row: Runs) -> float | None:

@@ -70,8 +70,8 @@ def collect(journal: TableJournal, spec: CollectSpec, progress: Progress = silen
         nonlocal done
         journal.record(wanted.number, record, spec.made)
         done += 1
-        if record.reason:
-            failures[kind_of_reason(record.reason)] += 1
+        if reason := record.got.reason:
+            failures[kind_of_reason(reason)] += 1
         progress("pictures", done, total, ", ".join(f"{count} {reason}" for reason, count in failures.most_common(3)))
 
     asyncio.run(_collect(journal, spec, take))
@@ -102,18 +102,16 @@ async def _collect(journal: TableJournal, spec: CollectSpec, take: Callable[[Wan
 
 def _record(got: Fetched, spec: CollectSpec, web: bool, kept: bool) -> Record:
     """Decode a picture; never raises. One of the web is kept as it came, for other settings."""
-    data = got.body
-    record = Record(got.reason, None, None, None, len(data or b""), got.status, got.final_url, got.attempts)
-    if data is None:
-        return record
+    if (data := got.body) is None:
+        return Record(got)
     try:
         stored, facts = storable_picture(data, spec.max_side, spec.strip_metadata)
     except PictureError as error:
-        return replace(record, reason=f"picture: {error}")
+        return Record(replace(got, reason=f"picture: {error}"))
     except Exception as error:  # hostile bytes make libraries raise anything
-        return replace(record, reason=f"picture: cannot be decoded ({type(error).__name__})")
+        return Record(replace(got, reason=f"picture: cannot be decoded ({type(error).__name__})"))
     same = stored == data and (web or kept)
-    return replace(record, facts=facts, stored=None if same else stored, received=data if web else None)
+    return Record(got, facts, None if same else stored, data if web else None)
 
 
 # Where a picture is ----------------------------------------------------------------------------------------------

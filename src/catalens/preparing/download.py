@@ -195,7 +195,7 @@ class Pacer:
         self._free = spec.concurrency
         self._hosts: defaultdict[tuple[str | None, int | None], Host] = defaultdict(partial(Host, spec))
         self._queues: dict[Host, deque[asyncio.Future[bool]]] = {}
-        """Who waits, by host; the host that was served longest ago comes first."""
+        """Requests that wait, by host; the host that was served longest ago comes first."""
         self._in_use = 0
         """Hosts with users."""
         self._dealing = False

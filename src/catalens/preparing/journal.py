@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from catalens.catalog.pictures import PictureFacts
 from catalens.config import Kind
 from catalens.journal import Journal, read_object
+from catalens.preparing.download import Fetched
 
 ROWS = "(number INTEGER PRIMARY KEY, id TEXT, fields TEXT, source TEXT, picture INTEGER, reason TEXT, split TEXT)"
 SCHEMA = f"""
@@ -72,24 +73,17 @@ class Wanted(NamedTuple):
     """Its bytes are there and have only to be decoded."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """Outcome of fetching and decoding a picture."""
 
-    reason: str | None
-    """Why there is none; None where there is one."""
-    stored: bytes | None = None
-    """The picture as the catalogue will hold it; None also where that is as it was received."""
+    got: Fetched
+    """What came; its reason says why there is no picture."""
     facts: PictureFacts | None = None
     """Of the picture as the catalogue will hold it."""
+    stored: bytes | None = None
+    """The picture as the catalogue will hold it; None also where that is as it was received."""
     received: bytes | None = None
     """As it came from the web, to be kept with it."""
-    size: int = 0
-    """Bytes as received."""
-    status: int | None = None
-    """Last HTTP status."""
-    final_url: str | None = None
-    attempts: int = 1
 
 
 class TableJournal(Journal):
@@ -181,13 +175,13 @@ class TableJournal(Journal):
     def record(self, number: int, record: Record, made: str) -> None:
         """Write down what came of a picture; durable when this returns."""
         with self.transaction():
-            r, facts = record, record.facts
+            r, facts = record.got, record.facts
             known = (bytes.fromhex(facts.sha256), json.dumps(asdict(facts))) if facts else (None, None)
             self.database.execute(
                 "UPDATE pictures SET made = ?, reason = ?, status = coalesce(?, status), "
                 "final_url = coalesce(?, final_url), attempts = ?, bytes = ?, sha256 = ?, facts = ? "
                 "WHERE picture = ?",
-                (made, r.reason, r.status, r.final_url, r.attempts, r.size, *known, number),
+                (made, r.reason, r.status, r.final_url, r.attempts, len(r.body or b""), *known, number),
             )
             self.database.execute("DELETE FROM stored WHERE picture = ?", (number,))
             if record.received is not None:

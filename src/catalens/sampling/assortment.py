@@ -1,4 +1,4 @@
-"""What a drawn shop sells, and the plan of its products: numbers and words only, no pictures.
+"""Assortment of a drawn shop, and the plan of its products: numbers and words only, no pictures.
 
     80412379 | Gold-Trim Striped Red Tote Bag | BAGS | 1523.0
 

@@ -4,20 +4,14 @@ app = create_app(load_predictor("runs/demo"), ServeSettings(), read_card(Path("r
 run_server(app, open_socket("127.0.0.1", 8000))
 """
 
-from catalens.serving.app import create_app
-from catalens.serving.page import ModelCard, read_card
-from catalens.serving.requests import ServeSettings
-from catalens.serving.server import address_of, make_server, names_for, open_socket, read_token, run_server
+from catalens.lazy import exports
 
-__all__ = [
-    "ModelCard",
-    "ServeSettings",
-    "address_of",
-    "create_app",
-    "make_server",
-    "names_for",
-    "open_socket",
-    "read_card",
-    "read_token",
-    "run_server",
-]
+HOMES = {
+    "app": "create_app",
+    "batching": "Batcher PredictorError QueueFullError",
+    "page": "ModelCard read_card",
+    "requests": "ServeSettings",
+    "server": "address_of make_server names_for open_socket read_token run_server",
+}
+"""Public names by module."""
+__getattr__, __all__ = exports(__name__, HOMES)

@@ -36,7 +36,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from catalens import __version__
 from catalens.config import PromptSpec
 from catalens.examples import Value
-from catalens.inference import Prediction, Predictor
+from catalens.inference.predictor import Predictor
+from catalens.predictions import Prediction
 from catalens.preparing.fetch import Network
 from catalens.serving.batching import Batcher, PredictorError, QueueFullError
 from catalens.serving.page import ModelCard, policy_of, render_index
@@ -75,7 +76,7 @@ class FieldAnswer(BaseModel, use_attribute_docstrings=True):
     confidence: float | None
     """Probability that the value is right (a number: within 10 % of the truth)."""
     needs_review: bool
-    """Whether a person should look at it."""
+    """True where a person should look at it."""
 
 
 class NumberAnswer(FieldAnswer):
@@ -91,7 +92,7 @@ class PictureAnswer(BaseModel, use_attribute_docstrings=True):
     fields: dict[str, NumberAnswer | FieldAnswer]
     """By column; empty where there is an error."""
     needs_review: bool
-    """Whether any field does, or there is an error."""
+    """True where any field does, or there is an error."""
     error: str | None
     """Why the picture was not read."""
 
@@ -101,7 +102,7 @@ class Answer(BaseModel, use_attribute_docstrings=True):
 
     predictions: list[PictureAnswer]
     calibrated: bool
-    """Whether confidences are calibrated; where not, they are the model's own."""
+    """False where confidences are the model's own, not calibrated."""
     model: str
     """Name of the run."""
 
@@ -310,9 +311,6 @@ def _description(prompt: PromptSpec) -> tuple[dict[str, Any], dict[int | str, di
     answered = {"description": "one entry a picture", "content": {JSON: {"example": example}}}
     refused = {status: {"description": reason, "content": {JSON: detail}} for status, reason in reasons.items()}
     return body, {200: answered} | refused
-
-
-# The connection -------------------------------------------------------------------------------------------------
 
 
 class _Guard:

@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from catalens.inference import Prediction, Predictor
+from catalens.inference.predictor import Predictor
+from catalens.predictions import Prediction
 
-LINGER = 0.005
-"""Seconds that a picture waits for others to share its batch."""
+LINGER = 0.005  # seconds that a picture waits for others to share its batch
 logger = logging.getLogger(__name__)
 
 

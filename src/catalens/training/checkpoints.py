@@ -26,7 +26,6 @@ from catalens.errors import TrainingError
 from catalens.files import sync
 
 STATE = "trainer_state.json"
-SHARDED = "pytorch_model_fsdp.bin"
 PARTIAL = ".partial"
 
 

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler, set_seed
 
 from catalens.config import TrainingSpec
-from catalens.data import IGNORED, Collator, ProductDataset
+from catalens.data import IGNORED, Collator, Examples
 from catalens.devices import broadcast, compute_dtype, processes
 from catalens.errors import TrainingError
 from catalens.metrics import Figure, ImageUse, higher_is_better
@@ -47,11 +47,11 @@ Figures = Mapping[str, Figure]
 class Score(Protocol):
     """Scorer of a model by free generation on a fixed sample of validation rows."""
 
-    def __call__(self, model: Any, processor: Any) -> tuple[Figures, Sequence[LoggedExample]]:
+    def __call__(self, model: Any, validation: Examples) -> tuple[Figures, Sequence[LoggedExample]]:
         """Figures, and some of the rows with what was written about them; in every process the same."""
         ...
 
-    def image_use(self, model: Any, processor: Any) -> tuple[ImageUse, Figures]:
+    def image_use(self, model: Any, validation: Examples) -> tuple[ImageUse, Figures]:
         """Verdict on the score with other products' pictures, and the figures with them."""
         ...
 
@@ -73,8 +73,7 @@ class Loop:
         self.spec, self.meter = run.recipe.training, run.meter
         self.plan, self.validation_plan = run.plans
         set_seed(self.spec.seed)
-        self.family = run.data.train.encoder.family
-        self.accelerator = accelerator = start_accelerator(self.spec, self.family)
+        self.accelerator = accelerator = start_accelerator(self.spec, run.encoder.family)
         run.model.config.use_cache = False
         steps = len(self.plan)
         warmup = math.ceil(steps * self.spec.warmup)
@@ -88,7 +87,7 @@ class Loop:
         self.state = State.load(checkpoint) if checkpoint else State()
         self.model, self.wrapped = self.training.model, self.training.wrapped
         self.accumulation = PlannedBatches(self.plan, 0, accelerator.num_processes).accumulation
-        self.collate = Collator(self.family, run.processor.tokenizer.pad_token_id, self.spec.packing)
+        self.collate = Collator(run.encoder.family, run.encoder.tokenizer.pad_token_id, self.spec.packing)
         self.log_every = max(1, min(10, steps // 20))
         self.validate_every = max(1, math.ceil(steps / self.spec.num_evals))
         self.save_every = math.ceil(steps / self.spec.num_checkpoints)
@@ -105,7 +104,7 @@ class Loop:
         """
         started, first, total = time.perf_counter(), self.state.step, len(self.plan)
         optimizer, schedule = self.training.optimizer, self.training.schedule
-        loader = self._loader(self.run.data.train, self.plan, first, loader_workers(self.spec.workers))
+        loader = self._loader(self.run.data["train"], self.plan, first, loader_workers(self.spec.workers))
         batches, rows = iter(loader), iter(loader.batch_sampler or ())
         self.meter.start()
         for _ in range(first, total):
@@ -134,7 +133,7 @@ class Loop:
         return self._finish(first, time.perf_counter() - started)
 
     def _loader(
-        self, dataset: ProductDataset, plan: Plan, first: int = 0, workers: int = 0
+        self, dataset: Examples, plan: Plan, first: int = 0, workers: int = 0
     ) -> DataLoader[dict[str, torch.Tensor]]:
         return DataLoader(
             dataset,
@@ -173,7 +172,6 @@ class Loop:
             self._loss += loss.detach()
 
     def _log(self, norm: torch.Tensor, rate: float) -> None:
-        """Log loss, norm of the gradients, learning rates by part and throughput since the last line."""
         total, steps = self._drain(), self.state.step - self._logged
         self._logged = self.state.step
         loss = total / steps
@@ -204,7 +202,7 @@ class Loop:
         for name, figure in scores.items():
             lines[f"validation/{name}"] = figure["value"]
             lines |= {f"validation/{name}/{end}": figure[end] for end in ("low", "high") if end in figure}
-        seconds, rows = time.perf_counter() - started, len(self.run.data.validation)
+        seconds, rows = time.perf_counter() - started, len(self.run.data["validation"])
         lines["validation/runtime"] = round(seconds, 4)
         lines["validation/samples_per_second"] = round(rows / seconds, 3)
         self._record(lines | {"train/epoch": self._epoch})
@@ -223,10 +221,9 @@ class Loop:
 
     @torch.no_grad()
     def _validation_loss(self) -> float:
-        """Mean loss of all answer tokens of the validation rows."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)
-        for batch in self._loader(self.run.data.validation, self.validation_plan):
+        for batch in self._loader(self.run.data["validation"], self.validation_plan):
             labels = int((batch["labels"] != IGNORED).sum())
             inputs = send_to_device(batch, self.accelerator.device)
             loss = self.model(**inputs, num_items_in_batch=1).loss  # the sum over the labels
@@ -246,7 +243,7 @@ class Loop:
         always = self.spec.metric_for_best_model != "loss" or self.state.step == len(self.plan)
         if not broadcast(always or not self._last or share <= self.spec.evaluation_budget):
             return {}
-        figures, shown = self.score(self.model, self.run.processor)
+        figures, shown = self.score(self.model, self.run.data["validation"])
         self.tracker.examples(shown, self.state.step)
         self._last = time.monotonic() - now
         self._scored += self._last
@@ -296,7 +293,7 @@ class Loop:
 
     @property
     def _epoch(self) -> float:
-        return self._seen[self.state.step - 1] / len(self.run.data.train)
+        return self._seen[self.state.step - 1] / len(self.run.data["train"])
 
 
 def start_accelerator(spec: TrainingSpec, family: Family) -> Accelerator:

@@ -15,9 +15,9 @@ from rich.markup import escape
 
 from catalens.catalog.storage import Catalog
 from catalens.config import Part, Recipe, dump_recipe
-from catalens.data import DecodedPictures, Encoder, ProductDataset, load_examples
+from catalens.data import Encoder, Examples, load_examples
 from catalens.errors import TrainingError
-from catalens.examples import answer_space, render_answer
+from catalens.examples import answer_space
 from catalens.features import FeatureCache
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.training.batches import Plan
@@ -50,33 +50,15 @@ class RunSetup:
 
 
 @dataclass(frozen=True)
-class Data:
-    """Rows that a run trains and validates on."""
-
-    train: ProductDataset
-    validation: ProductDataset
-    left_out: tuple[dict[str, str], ...]
-    """`{"split": ..., "reason": ...}` of each row that cannot be used."""
-
-    @property
-    def splits(self) -> dict[str, ProductDataset]:
-        """Both, by name."""
-        return {"train": self.train, "validation": self.validation}
-
-    def pictures(self) -> list[bytes]:
-        """The pictures of all rows, each once."""
-        return list(dict.fromkeys(row[data.image] for data in self.splits.values() for row in data.rows))
-
-
-@dataclass(frozen=True)
 class PreparedRun:
     """A run before its first step."""
 
     recipe: Recipe
     catalog: Catalog
-    processor: Any
+    encoder: Encoder
     model: Any  # of any family, or one wrapped by PEFT
-    data: Data
+    data: Mapping[str, Examples]
+    """Rows of train and validation."""
     plans: tuple[Plan, Plan]
     """Of training and validation."""
     setup: RunSetup
@@ -84,26 +66,19 @@ class PreparedRun:
     console: Console
 
 
-def load_data(
-    recipe: Recipe, catalog: Catalog, encoder: Encoder, pictures: DecodedPictures | FeatureCache, console: Console
-) -> Data:
-    """Check every row of both splits, pictures included.
+def load_data(catalog: Catalog, encoder: Encoder, images: FeatureCache, console: Console) -> dict[str, Examples]:
+    """Check every row of train and validation, pictures included.
 
     Raises CatalogError, TooManyBadRowsError, and TrainingError where a split has no row.
     """
-    rows = {}
-    left_out: list[dict[str, str]] = []
+    data: dict[str, Examples] = {}
     for split in ("train", "validation"):
-        rows[split], bad = load_examples(catalog, encoder, split, pictures.look)
-        left_out += [{"split": split, "reason": reason} for reason in bad]
-        if not rows[split]:
+        data[split] = load_examples(catalog, encoder, split, images)
+        if not data[split].rows:
             raise TrainingError(f"{catalog.folder} has no {split} rows: prepare it with other --splits")
-    if left_out:
-        console.print(f"[yellow]left out {len(left_out)} rows[/], such as {escape(left_out[0]['reason'])}")
-    datasets = {
-        split: ProductDataset(own, encoder, catalog.card.roles.image, pictures) for split, own in rows.items()
-    }
-    return Data(datasets["train"], datasets["validation"], tuple(left_out))
+    if bad := [reason for examples in data.values() for reason in examples.bad]:
+        console.print(f"[yellow]left out {len(bad)} rows[/], such as {escape(bad[0])}")
+    return data
 
 
 def versions_of(catalog: Catalog) -> dict[str, str]:
@@ -124,8 +99,9 @@ def write_metadata(
     coverage = {part: asdict(entry) for part, entry in covered.items()}
     for name, values in (("setup", asdict(run.setup)), ("versions", versions), ("coverage", coverage)):
         (folder / f"{name}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    if run.data.left_out:
-        _write_lines(folder / "left_out.jsonl", run.data.left_out)
+    bad = [{"split": split, "reason": one} for split, rows in run.data.items() for one in rows.bad]
+    if bad:
+        _write_lines(folder / "left_out.jsonl", bad)
     text = dump_recipe(anchored(run.recipe))
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")  # last: what has it can go on
     return {**run.recipe.model_dump(mode="json"), "versions": versions, "coverage": coverage}
@@ -148,13 +124,13 @@ def report_unwritable(folder: Path, run: PreparedRun) -> None:
     number with more digits, a text far longer than those of the training.
     """
     prompt, roles, path = run.recipe.prompt, run.catalog.card.roles, folder / "unwritable.jsonl"
-    vocabulary = Vocabulary(run.processor, len(run.processor.tokenizer))
-    constraint = Constraint(vocabulary, prompt, answer_space(prompt, run.data.train.rows))
+    vocabulary = Vocabulary(run.encoder.processor, len(run.encoder.tokenizer))
+    constraint = Constraint(vocabulary, prompt, answer_space(prompt, run.data["train"].rows))
     found = [
         {"split": split, "id": row[roles.id], "field": column, "value": row[column]}
-        for split, data in run.data.splits.items()
-        for row in data.rows
-        if (column := constraint.refused(render_answer(prompt, row)))
+        for split, examples in run.data.items()
+        for index, row in enumerate(examples.rows)
+        if (column := constraint.refused(examples.answer_ids(index)[:-1]))
     ]
     path.unlink(missing_ok=True)
     if found:

@@ -45,13 +45,10 @@ class Counts:
     """Work of some batches, and the time that it took."""
 
     samples: float = 0
-    tokens: float = 0
-    """Of rows that teach; padding is not counted."""
-    positions: float = 0
-    """All that went through the text layers."""
+    tokens: float = 0  # of rows that teach, without padding
+    positions: float = 0  # all that went through the text layers
     flops: float = 0
-    waited: float = 0
-    """Seconds in which the loader was waited for."""
+    waited: float = 0  # seconds for the loader
     seconds: float = 0
 
     def __add__(self, other: "Counts") -> "Counts":

@@ -32,7 +32,7 @@ from transformers import set_seed
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import load_model, load_processor, save_best
 from catalens.config import Part, Recipe, TrainingSpec
-from catalens.data import DecodedPictures, Encoder
+from catalens.data import Encoder
 from catalens.devices import AMPERE, compute_dtype, processes, set_precision
 from catalens.errors import RecipeError, TrainingError
 from catalens.estimates import Setup, sample_flops
@@ -116,7 +116,7 @@ def train(
     checkpoint = resume_from(folder, versions, sharded) if resume else None
     run = prepare_run(recipe, catalog, RunSetup.load(folder) if resume else None, console)
     covered = coverage(run.model, recipe.training)
-    print_coverage(covered, {split: len(rows) for split, rows in run.data.splits.items()}, console)
+    print_coverage(covered, {split: len(rows) for split, rows in run.data.items()}, console)
     tracker: Tracker = NoTracker()
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,24 +146,21 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     spec, count = recipe.training, processes().num_processes
     set_seed(spec.seed)
     set_precision(spec.precision)
-    processor = load_processor(recipe.model, recipe.num_crops)
-    encoder = Encoder(processor, recipe.prompt)
+    encoder = Encoder(load_processor(recipe.model, recipe.num_crops), recipe.prompt)
     base, model = _trainable(recipe)
-    pictures: DecodedPictures | FeatureCache = DecodedPictures(encoder, PICTURE_CACHE)
+    images = FeatureCache(encoder, PICTURE_CACHE, features=False)
     wanted = spec.feature_cache if setup is None else setup.cached_features
     if wanted and spec.resolved_parts["vision"].train == "frozen":
-        pictures = FeatureCache(base, pictures, compute_dtype(spec.precision))
-    data = load_data(recipe, catalog, encoder, pictures, console)
-    lengths = data.train.lengths()
+        images.open(base, compute_dtype(spec.precision))
+    data = load_data(catalog, encoder, images, console)
+    lengths, tiles = data["train"].lengths(), data["train"].tiles()
     training = plan_training(lengths, spec, setup.processes if setup else count)
-    validation = plan_validation(data.validation.lengths(), recipe.evaluation.batch_size, count)
-    if isinstance(pictures, FeatureCache):
-        views = sum(len(batch) for step in training for batch in step) + spec.num_evals * len(data.validation)
-        if not fill_where_it_pays(pictures, data.pictures(), views, wanted is True, console):
-            pictures = pictures.decoded
-            data.train.pictures = data.validation.pictures = pictures
-    cached = isinstance(pictures, FeatureCache)
-    sizes, tiles = encoder.family.sizes(base.config), data.train.tiles()
+    validation = plan_validation(data["validation"].lengths(), recipe.evaluation.batch_size, count)
+    if images.features:
+        views = sum(len(batch) for step in training for batch in step) + spec.num_evals * len(data["validation"])
+        pictures = list(dict.fromkeys(one for rows in data.values() for one in rows.pictures))
+        fill_where_it_pays(images, pictures, views, wanted is True, console)
+    cached, sizes = images.features, encoder.family.sizes(base.config)
     if setup is None:
         rows = max(len(batch) for step in training for batch in step)
         checkpointing = needs_checkpointing(spec, sizes, max(lengths), max(tiles), rows, cached)
@@ -173,7 +170,7 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     work = Setup.from_spec(spec, cached_features=cached)
     flops = sample_flops(sizes, work, np.array(lengths, float), np.array(tiles, float)).tolist()
     meter = Meter(lengths, flops, device_peak(base.device, compute_dtype(spec.precision)), count, _total)
-    return PreparedRun(recipe, catalog, processor, model, data, (training, validation), setup, meter, console)
+    return PreparedRun(recipe, catalog, encoder, model, data, (training, validation), setup, meter, console)
 
 
 def _trainable(recipe: Recipe) -> tuple[Any, Any]:
@@ -205,7 +202,7 @@ def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
     use: ImageUse | None = None
     folder, state, tracker, console = loop.folder, loop.state, loop.tracker, run.console
     if loop.score:
-        use, shuffled = loop.score.image_use(loop.model, run.processor)
+        use, shuffled = loop.score.image_use(loop.model, run.data["validation"])
         tracker.summary({"image_use": use, **{f"shuffled/{name}": f["value"] for name, f in shuffled.items()}})
         if use == "ignores_image":
             tracker.warn(IGNORES_IMAGE, IMAGE_USE[use])
@@ -213,8 +210,8 @@ def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
     trained = Trained(folder, state.step, best, state.figures, run.meter.overall(), use, seconds)
     model, weights = loop.training.whole()
     if processes().is_main_process:
-        space = answer_space(run.recipe.prompt, run.data.train.rows)
-        save_best(folder / "best", model, run.processor, run.recipe.prompt, space, weights)
+        space = answer_space(run.recipe.prompt, run.data["train"].rows)
+        save_best(folder / "best", model, run.encoder.processor, run.recipe.prompt, space, weights)
         sentence = IMAGE_USE[use] if use else ""
         sentence = f"**{sentence}**" if use == "ignores_image" else sentence
         card = model_card(run.recipe, run.catalog, folder.name, trained.figures, (best, state.step), sentence)
@@ -236,7 +233,6 @@ def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
 
 
 def _total(numbers: Sequence[float]) -> list[float]:
-    """Sums over the processes."""
     state = processes()
     summed: Any = reduce(torch.tensor(numbers, dtype=torch.float64, device=state.device), "sum")
     return summed.tolist()
