@@ -309,7 +309,7 @@ def _dataset(where: str, spec: ReadSpec) -> Source:
             if files and builder.name == "parquet":  # read as single files are
                 tables = {
                     str(split): [read_parquet(path) for path in some]
-                    for split, some in builder.config.data_files.items()
+                    for split, some in (builder.config.data_files or {}).items()
                 }
                 return _pooled(where, name, tables, files, version)
             splits = builder.as_streaming_dataset()  # type: ignore[assignment]

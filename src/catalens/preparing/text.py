@@ -89,11 +89,13 @@ def open_bytes(path: str) -> IO[bytes]:
     """
     if "://" not in path and Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
         raise OSError(errno.EISDIR, "Is a folder, a pipe or a device")
-    opened: Any = fsspec.open(path, "rb").open()
+    to_open: Any = fsspec.open(path, "rb")
+    opened = to_open.open()
     file = opened if opened.seekable() else io.BufferedReader(opened)
     head = file.peek(8)[:8] if hasattr(file, "peek") else _peek(file)
     if name := next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None):
-        return fsspec.compression.compr[name](file, mode="rb")
+        codecs_by_name: Any = fsspec.compression.compr
+        return codecs_by_name[name](file, mode="rb")
     return _member(path, file) if head.startswith(b"PK\x03\x04") else file
 
 
