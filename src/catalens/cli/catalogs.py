@@ -74,7 +74,7 @@ def sample(
         card = catalens.sample(out, rows, seed, noise=noise, workers=workers, fractions=fractions, progress=progress)
     _report_catalog(out, card)
     floor = card.figures
-    console.print(f"noise floor of the price: median error {floor['mdape']:.1%}, mean error {floor['mae']:.1f}")
+    console.print(f"noise floor of the price: median error {floor['mdape']:.1%}, mean error {floor['mae']:.3g}")
 
 
 @app.command(

@@ -70,7 +70,11 @@ def _table(title: str, caption: str | None = None) -> Table:
 
 def _cells(metric: str, figures: Sequence[Mapping[str, float]]) -> list[str]:
     """The first figure, the model's own, with its interval."""
-    scale, unit = (100, "%") if METRICS[metric].share else (1, "")
+    share = METRICS[metric].share
+
+    def text(value: float) -> str:
+        return f"{100 * value:.1f}" if share else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
     first, *others = figures
-    interval = f"[dim]{scale * first['low']:.1f}-{scale * first['high']:.1f}[/]"
-    return [f"{scale * first['value']:.1f}{unit}\n{interval}"] + [f"{scale * f['value']:.1f}{unit}" for f in others]
+    unit, interval = "%" * share, f"[dim]{text(first['low'])}-{text(first['high'])}[/]"
+    return [f"{text(first['value'])}{unit}\n{interval}"] + [f"{text(figure['value'])}{unit}" for figure in others]

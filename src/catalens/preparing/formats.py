@@ -64,11 +64,15 @@ def kind_of(where: str, head: bytes) -> str:
     if re.match(rb"<(\?xml|rss|feed|[A-Za-z_][\w.-]*[\s>])", text):
         return "xml"
     if text[:1] in (b"[", b"{"):
+        first, *others = text.splitlines()
         try:
-            line = json.loads(text.splitlines()[0])
+            line = json.loads(first)
         except ValueError:
             return "json" if re.match(rb"\[\s*[\[{]|\{\s*\"", text) else "text"
-        return "jsonl" if isinstance(line, dict) else "json"
+        lists = isinstance(line, dict) and any(
+            isinstance(one, list) and one and isinstance(one[0], dict) for one in line.values()
+        )
+        return "json" if not isinstance(line, dict) or (lists and not others) else "jsonl"
     for magic, name in (
         (b"%PDF", "a PDF"),
         (b"\x89PNG", "a picture"),

@@ -146,6 +146,8 @@ class Table:
                 known = id in self._known and is_missing(cell)
                 reason = NO_PICTURE if known else reason or picture_reason(cell, self.image)
             elif reason is None:
+                if any(isinstance(one, str) and storable(one) != one for one in pictures[:1]):
+                    reason = picture_reason(cell, self.image)
                 self._remember(id, fields)
         except Exception as error:  # cells may hold anything, and make their reading raise anything
             return [("", {}, "", None, storable(f"cannot be read: {first_line(error)}"))]
