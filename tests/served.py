@@ -22,7 +22,7 @@ import requests
 from catalens.catalog import open_picture
 from catalens.config import PromptSpec
 from catalens.errors import PictureError
-from catalens.inference import Prediction
+from catalens.predictions import Prediction
 from catalens.serving import ModelCard, ServeSettings, address_of, create_app, make_server, open_socket, run_server
 
 CARD = ModelCard("fake", "# fake\n\nReads the bytes, not the picture: <b>not bold</b>.")

@@ -32,11 +32,11 @@ from catalens.inference import (
     output_writer,
     predict_lines,
     predict_to,
-    record_of,
     record_schema,
     run_version,
 )
 from catalens.journal import Journal
+from catalens.predictions import record_of
 from catalens.preparing import DownloadSpec
 
 ROOT = Path(__file__).parents[2]

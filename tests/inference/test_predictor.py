@@ -9,17 +9,9 @@ from catalens.catalog import Catalog
 from catalens.config import PromptSpec
 from catalens.errors import RecipeError
 from catalens.evaluation import calibrate
-from catalens.inference import (
-    Completion,
-    FieldScore,
-    Predictor,
-    field_scores,
-    fit_calibration,
-    load_predictor,
-    record_columns,
-    record_of,
-)
+from catalens.inference import Completion, FieldScore, Predictor, field_scores, fit_calibration, load_predictor
 from catalens.model import REFERENCE
+from catalens.predictions import record_columns, record_of
 
 END = REFERENCE.end_token
 TOKENS = {

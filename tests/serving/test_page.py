@@ -13,7 +13,7 @@ from hostile import HTML, jpeg
 from playwright.sync_api import Page
 from served import CARD, FakePredictor, Served, expected, serving
 
-from catalens.inference import Prediction
+from catalens.predictions import Prediction
 from catalens.serving import ModelCard, read_card
 
 pytestmark = [pytest.mark.browser, needs_chromium]
