@@ -24,7 +24,7 @@ from catalens.catalog.storage import CatalogWriter, Roles
 
 SIDE = 24
 """Pixels of a picture; PNG makes 1.8 KB of their noise."""
-TRAINING = {"max_steps": 3, "evaluations": 1, "validation_rows": 0, "feature_cache": False, "picture_cache_gb": 0}
+TRAINING = {"max_steps": 3, "num_evals": 1, "validation_rows": 0, "feature_cache": False}
 
 
 def write_catalog(folder: Path, rows: int) -> None:
@@ -42,10 +42,11 @@ def write_catalog(folder: Path, rows: int) -> None:
 def train_on(catalog: Path, out: Path) -> float:
     """Train, and give the peak of this process's resident memory in MB."""
     from catalens import make_recipe
-    from catalens.training.train import train
+    from catalens.training import train
 
+    train.PICTURE_CACHE = 0
     recipe = {"catalog": str(catalog), "num_crops": 1, "training": TRAINING, "tracking": {"to": "none"}}
-    train(make_recipe(recipe), out, console=Console(quiet=True))
+    train.train(make_recipe(recipe), out, console=Console(quiet=True))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

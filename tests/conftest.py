@@ -47,7 +47,7 @@ def recipe(drawn: Path):
     return make_recipe(
         {
             "catalog": str(drawn),
-            "training": training | {"evaluations": 2, "validation_rows": 4},
+            "training": training | {"num_evals": 2, "validation_rows": 4},
             "evaluation": {"batch_size": 8, "max_new_tokens": 48, "resamples": 100},
             "tracking": {"to": "none"},
         }

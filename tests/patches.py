@@ -169,9 +169,6 @@ class Patches:
             projector_weights=WIDTH * config.hidden_size,
         )
 
-    def use_liger(self, model):
-        raise ImportError("there are none for it")
-
 
 def save_patches(folder: Path) -> None:
     """A model with random weights and its processor."""

@@ -71,7 +71,7 @@ def test_an_import_costs_nothing():
 def test_the_example_goes_from_a_table_to_predictions(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     short = {
         "training.max_steps": 2,
-        "training.evaluations": 1,
+        "training.num_evals": 1,
         "evaluation.resamples": 100,
         "evaluation.before": False,
     }

@@ -241,23 +241,51 @@ def test_an_override_does_not_paper_over_a_value_in_the_place_of_a_group(empty: 
 
 
 @pytest.mark.parametrize("kind", ["text", "category", "number"])
-def test_best_by_knows_the_metrics_of_each_kind(kind: str):
+def test_metric_for_best_model_knows_the_metrics_of_each_kind(kind: str):
     fields = [{"column": "a.b", "label": "A", "kind": kind}]
     for metric in metrics_of(kind):
-        recipe = make_recipe({"catalog": "x", "prompt": {"fields": fields}}, [f"training.best_by=a.b.{metric}"])
-        assert recipe.training.best_by == f"a.b.{metric}"
+        recipe = make_recipe(
+            {"catalog": "x", "prompt": {"fields": fields}}, [f"training.metric_for_best_model=a.b.{metric}"]
+        )
+        assert recipe.training.metric_for_best_model == f"a.b.{metric}"
     others = {name for name, metric in METRICS.items() if metric.kind not in (kind, "answer")}
     for metric in others:
         with pytest.raises(RecipeError, match="the choices are "):
-            make_recipe({"catalog": "x", "prompt": {"fields": fields}}, [f"training.best_by=a.b.{metric}"])
+            make_recipe(
+                {"catalog": "x", "prompt": {"fields": fields}}, [f"training.metric_for_best_model=a.b.{metric}"]
+            )
 
 
-def test_best_by_suggests_and_needs_rows_to_measure_on():
-    with pytest.raises(RecipeError, match=r"best_by is 'title.exct': did you mean 'title.exact'\?"):
-        make_recipe({"catalog": "x", "training": {"best_by": "title.exct"}})
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("evaluations: 4", "num_evals: 4"),
+        ("checkpoints: 7", "num_checkpoints: 7"),
+        ("best_by: title.exact", "metric_for_best_model: title.exact"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_read_with_a_notice(old: str, now: str, tmp_path):
+    for name, line in (("old", old), ("now", now)):
+        (tmp_path / f"{name}.yaml").write_text(f"catalog: x\ntraining:\n  {line}\n")
+    with pytest.warns(FutureWarning, match=f"training.{old.split(':')[0]} is now training.{now.split(':')[0]}"):
+        read = load_recipe(tmp_path / "old.yaml")
+    assert read == load_recipe(tmp_path / "now.yaml")
+    key, value = old.split(": ")
+    with pytest.warns(FutureWarning, match="--set"):
+        assert make_recipe({"catalog": "x"}, [f"training.{key}={value}"]) == read
+
+
+def test_a_key_that_is_gone_is_read_over_with_a_notice():
+    with pytest.warns(FutureWarning, match="training.liger is left out"):
+        assert make_recipe({"catalog": "x", "training": {"liger": True}}) == make_recipe({"catalog": "x"})
+
+
+def test_metric_for_best_model_suggests_and_needs_rows_to_measure_on():
+    with pytest.raises(RecipeError, match=r"metric_for_best_model is 'title.exct': did you mean 'title.exact'\?"):
+        make_recipe({"catalog": "x", "training": {"metric_for_best_model": "title.exct"}})
     with pytest.raises(RecipeError, match=r"'parse_rate' needs .*validation_rows above 0"):
-        make_recipe({"catalog": "x", "training": {"best_by": "parse_rate", "validation_rows": 0}})
-    assert make_recipe({"catalog": "x", "training": {"validation_rows": 0}}).training.best_by == "loss"
+        make_recipe({"catalog": "x", "training": {"metric_for_best_model": "parse_rate", "validation_rows": 0}})
+    assert make_recipe({"catalog": "x", "training": {"validation_rows": 0}}).training.metric_for_best_model == "loss"
 
 
 def test_everything_is_frozen():
@@ -303,7 +331,14 @@ def test_a_dumped_recipe_reads_back_equal(recipe: Recipe, tmp_path_factory: pyte
 
 def test_the_dump_writes_every_default_out():
     dumped = dump_recipe(Recipe(catalog="x"))
-    for name in ("best_by: loss", "rank: 16", "decimal: .", "to: wandb", "label: Full Price", "resamples: 1000"):
+    for name in (
+        "metric_for_best_model: loss",
+        "rank: 16",
+        "decimal: .",
+        "to: wandb",
+        "label: Full Price",
+        "resamples: 1000",
+    ):
         assert name in dumped
 
 

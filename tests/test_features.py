@@ -198,7 +198,7 @@ def test_a_run_says_what_it_decided_and_keeps_to_it(recipe, tmp_path, capsys):
             update={"training": TrainingSpec.model_validate(recipe.training.model_dump() | training)}
         )
 
-    short = {"max_steps": 2, "evaluations": 1, "validation_rows": 0}
+    short = {"max_steps": 2, "num_evals": 1, "validation_rows": 0}
     train(asked(**short, feature_cache=True), tmp_path / "cached")
     assert "with the cache: on" in " ".join(capsys.readouterr().out.split())
     assert json.loads((tmp_path / "cached" / "setup.json").read_text())["cached_features"] is True

@@ -43,7 +43,7 @@ def test_pictures_with_transparency_stand_on_white(furniture: Path):
 
 
 def test_the_recipe_trains_and_scores(furniture: Path, tmp_path: Path):
-    short = ["training.max_steps=4", "training.evaluations=1", "training.validation_rows=4", "tracking.to=none"]
+    short = ["training.max_steps=4", "training.num_evals=1", "training.validation_rows=4", "tracking.to=none"]
     recipe = load_recipe(ROOT / "recipes/furniture.yaml", [f"catalog={furniture}", "evaluation.rows=12", *short])
     train(recipe, tmp_path / "run", validation_scorer(recipe))
     result = evaluate(tmp_path / "run").metrics

@@ -22,13 +22,13 @@ BUDGETS = {
     "evaluation/": 735,
     "inference/": 1695,
     "mimicking/": 1560,
-    "model/": 1330,
+    "model/": 1320,
     "pages/": 2210,
     "preparing/": 2660,
     "sampling/": 430,
     "serving/": 1410,
     "tracking/": 510,
-    "training/": 1505,
+    "training/": 1495,
 }
 """Lines by package, only ever lowered."""
 TOTAL = 19_900
@@ -141,7 +141,7 @@ def test_only_the_model_package_knows_its_family():
             known += [
                 f"{path}: {word}" for word in words if OF_A_FAMILY.search(re.sub(allowed, "", word, flags=re.I))
             ]
-    assert not [one for one in known if not one.startswith("src/catalens/model/")]
+    assert not known
 
 
 def test_tests_use_public_faces():

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from catalens.cli import app
 from catalens.errors import InferenceError, TrainingError
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore:.*training:FutureWarning")]
 
 ADAPTER = "best/adapter_model.safetensors"
 

@@ -149,7 +149,7 @@ def _over_resamples(
 
 
 def _resampled(cluster: NDArray[np.intp], resamples: int, seed: int) -> Iterator[Floats]:
-    """How often resamples of the products hold each row, [some, rows]."""
+    """Counts of each row in resamples of the products, [some, rows]."""
     rng, count = np.random.default_rng(seed), int(cluster.max()) + 1
     together = max(1, CELLS // len(cluster))
     for start in range(0, resamples, together):

@@ -160,7 +160,7 @@ def test_what_cannot_be_compared_is_refused():
         compare([run("a", rows), run("b", rows, split="validation")])
     other = {"prompt": {"fields": [{"column": "width", "label": "Width", "kind": "number"}]}}
     with pytest.raises(CatalogError, match="no field in common"):
-        compare([run("a", rows), run("b", rows, training={"best_by": "loss"}, **other)])
+        compare([run("a", rows), run("b", rows, training={"metric_for_best_model": "loss"}, **other)])
 
 
 def test_a_single_row_and_answers_that_did_not_parse():

@@ -75,9 +75,9 @@ def test_a_metric_is_one_entry(tmp_path: Path):
     write_comparison(tmp_path / "compare.html", comparison, comparison.disagreements)
     assert f"{LABEL} \u2193" in (tmp_path / "compare.html").read_text()
 
-    recipe = make_recipe({"catalog": "none", "training": {"best_by": "full_price.overshoot"}})
-    assert recipe.training.best_by == "full_price.overshoot"
-    assert not higher_is_better(recipe.training.best_by)
+    recipe = make_recipe({"catalog": "none", "training": {"metric_for_best_model": "full_price.overshoot"}})
+    assert recipe.training.metric_for_best_model == "full_price.overshoot"
+    assert not higher_is_better(recipe.training.metric_for_best_model)
 
 
 def test_every_kind_has_one_primary_metric_and_one_share_of_right_values():

@@ -713,7 +713,7 @@ def test_the_tiny_model_learns_a_mimicked_catalogue(tmp_path: Path):
     fractions = {"train": 0.82, "validation": 0.03, "test": 0.15}
     mimic_catalog(tmp_path / "like", tmp_path / "shop", 800, seed=1, fractions=fractions, workers=2)
     rates = {"method": "full", "optimizer": "muon", "learning_rate": 3e-3, "adamw_learning_rate": 3e-3}
-    training = rates | {"epochs": 14, "batch_size": 16, "evaluations": 1, "validation_rows": 0}
+    training = rates | {"epochs": 14, "batch_size": 16, "num_evals": 1, "validation_rows": 0}
     scoring = {"batch_size": 64, "before": False, "image_use": True, "resamples": 100}
     recipe = make_recipe(
         {"catalog": str(tmp_path / "like"), "training": training, "evaluation": scoring, "tracking": {"to": "none"}}

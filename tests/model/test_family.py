@@ -77,7 +77,7 @@ def test_a_family_from_outside_is_trained_checked_and_predicts(monkeypatch, draw
                 "learning_rate": 3e-3,
                 "max_steps": 20,
                 "validation_rows": 4,
-                "evaluations": 1,
+                "num_evals": 1,
                 "feature_cache": True,
             },
             "evaluation": {"batch_size": 8, "max_new_tokens": 40, "resamples": 100, "rows": 6},

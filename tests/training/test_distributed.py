@@ -1,7 +1,6 @@
 """Two real processes over gloo compute what one computes."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from processes import HANG, torchrun
 from safetensors.torch import load_file
 
 from catalens.catalog.storage import Catalog
@@ -22,22 +22,6 @@ from catalens.training.train import train
 
 pytestmark = [pytest.mark.integration, pytest.mark.xdist_group("gloo")]  # in one worker: they share runs
 
-TORCHRUN = Path(sys.executable).with_name("torchrun")
-
-
-def torchrun(*arguments: str | Path) -> None:
-    """Run a module or script in two processes; they are given up after many minutes, as a hang."""
-    anywhere = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # a free port
-    done = subprocess.run(
-        [TORCHRUN, "--nproc-per-node", "2", *anywhere, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,  # a hang, not a busy machine
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
 
 def changed(recipe, **training):
     spec = TrainingSpec.model_validate(recipe.training.model_dump() | training)
@@ -47,8 +31,8 @@ def changed(recipe, **training):
 @pytest.fixture(scope="module")
 def alone(recipe):
     """Global batches of 8 rows as two of 4; the last one has a single micro-batch, so one process gets none of it."""
-    steps = {"max_steps": None, "epochs": 0.75, "batch_size": 4, "gradient_accumulation": 2, "checkpoints": 5}
-    rounds = {"evaluations": 2, "validation_rows": 5, "evaluation_budget": 1.0}
+    steps = {"max_steps": None, "epochs": 0.75, "batch_size": 4, "gradient_accumulation": 2, "num_checkpoints": 5}
+    rounds = {"num_evals": 2, "validation_rows": 5, "evaluation_budget": 1.0}
     return changed(recipe, **steps, **rounds, parts={}, optimizer="adamw", learning_rate=1e-3, feature_cache=False)
 
 
@@ -70,7 +54,10 @@ def single(alone, tmp_path_factory) -> Path:
 def double(shared, tmp_path_factory) -> Path:
     """The run of two, as a user starts it."""
     folder = tmp_path_factory.mktemp("runs") / "double"
-    torchrun("-m", "catalens", "train", recipe_file(shared, folder), "--out", folder)
+    command = [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", "-m", "catalens", "train", recipe_file(shared, folder)]
+    done = subprocess.run([*command, "--out", folder], capture_output=True, text=True, timeout=HANG, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
@@ -132,7 +119,7 @@ def test_sharded_weights_train_the_same_and_are_saved_whole(single, shared, tmp_
 
 
 def test_sharded_gradients_are_accumulated_as_in_one_process(alone, tmp_path):
-    asked = {"max_steps": 1, "evaluations": 1, "validation_rows": 0}
+    asked = {"max_steps": 1, "num_evals": 1, "validation_rows": 0}
     one, two = tmp_path / "one", tmp_path / "two"
     train(changed(alone, gradient_accumulation=4, **asked), one)
     sharded = changed(alone, gradient_accumulation=2, fsdp=True, **asked)
@@ -145,6 +132,7 @@ import sys, torch
 from catalens.config import load_recipe
 from catalens.training import loop
 from catalens.training.train import train
+from processes import HANG, torchrun
 
 def exact(model, spec):
     sums = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
@@ -168,7 +156,9 @@ def test_sharded_in_bf16_losses_and_sums_of_gradients_are_not_rounded(shared, tm
 
 
 def test_sharded_adapters_go_on_to_the_same_bits(shared, tmp_path):
-    asked = changed(shared, method="lora", parts={"embeddings": "full"}, fsdp=True, validation_rows=0, checkpoints=5)
+    asked = changed(
+        shared, method="lora", parts={"embeddings": "full"}, fsdp=True, validation_rows=0, num_checkpoints=5
+    )
     run, stopped = tmp_path / "run", tmp_path / "stopped"
     torchrun("-m", "catalens", "train", recipe_file(asked, run), "--out", run)
     shutil.copytree(run, stopped)

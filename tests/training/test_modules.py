@@ -212,7 +212,7 @@ def changed(recipe, **training):
     ids=["qlora", "rslora and dora", "adapted tower", "8 bits", "paged"],
 )
 def test_every_method_learns_on_a_cpu_and_loads_again(recipe, tmp_path, training: dict):
-    asked = changed(recipe, **{"learning_rate": 1e-2} | training, max_steps=8, evaluations=1, validation_rows=0)
+    asked = changed(recipe, **{"learning_rate": 1e-2} | training, max_steps=8, num_evals=1, validation_rows=0)
     train(asked, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in lines if "train/learning_rate" in line]

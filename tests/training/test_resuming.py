@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import start
 from safetensors.torch import load_file
 
 from catalens import checkpoint
@@ -25,21 +26,14 @@ from catalens.training.train import train
 
 pytestmark = pytest.mark.integration
 
-TRAIN = """
-import sys
-from catalens.config import load_recipe
-from catalens.training.train import train
-train(load_recipe(sys.argv[1]), sys.argv[2], resume=sys.argv[3] == "resume")
-"""
-
 
 @pytest.fixture(scope="module")
 def short(recipe):
     """Twelve steps, a checkpoint every two, generation left out."""
     training = recipe.training.model_dump() | {
         "max_steps": 12,
-        "evaluations": 3,
-        "checkpoints": 6,
+        "num_evals": 3,
+        "num_checkpoints": 6,
         "validation_rows": 0,
     }
     return recipe.model_copy(update={"training": TrainingSpec.model_validate(training)})
@@ -70,24 +64,22 @@ def entries(folder: Path) -> int:
 def test_killed_at_random_moments_it_ends_with_the_same_bits(short, peace, tmp_path):
     (tmp_path / "recipe.yaml").write_text(dump_recipe(short))
     dice, kills, run = random.Random(1), 0, tmp_path / "run"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for _ in range(12):
         begun = run.is_dir() and (run / "versions.json").is_file()
         if not begun:
             shutil.rmtree(run, ignore_errors=True)
-        command = [sys.executable, "-c", TRAIN, str(tmp_path / "recipe.yaml"), str(run), "resume" if begun else "new"]
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as process:
-            if kills < 3:  # in the middle of steps and of writing a checkpoint
-                before = entries(run / "checkpoints")
-                while process.poll() is None and entries(run / "checkpoints") <= before + dice.randint(1, 9):
-                    time.sleep(0.005)
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-        if process.returncode == 0:
+        where = ("--resume", run) if begun else (tmp_path / "recipe.yaml", "--out", run)
+        process = start("-m", "catalens", "train", *where)
+        if kills < 3:  # in the middle of steps and of writing a checkpoint
+            before = entries(run / "checkpoints")
+            while process.is_alive() and entries(run / "checkpoints") <= before + dice.randint(1, 9):
+                time.sleep(0.005)
+            process.kill()
+            kills += 1
+        process.join()
+        if process.exitcode == 0:
             break
-    assert process.returncode == 0
+    assert process.exitcode == 0
     assert kills == 3
     assert same(peace, run)
     assert log(run) == log(peace)
@@ -102,8 +94,8 @@ def test_in_bf16_beside_full_parts_it_goes_on_to_the_same_bits_and_is_scored(sho
         "precision": "bf16",
         "parts": parts,
         "max_steps": 4,
-        "checkpoints": 2,
-        "evaluations": 1,
+        "num_checkpoints": 2,
+        "num_evals": 1,
     }
     training = TrainingSpec.model_validate(short.training.model_dump() | asked)
     evaluation = short.evaluation.model_copy(update={"before": False, "rows": 8})
@@ -184,7 +176,7 @@ def test_a_disk_that_fills_up_while_torch_writes_is_one_sentence(short, peace, t
 
 @pytest.mark.parametrize("moment", ["checkpoint-*/trainer_state.json", ".partial/checkpoint-*/optimizer.pt"])
 def test_control_c_is_one_line_and_the_run_can_go_on(short, tmp_path, moment):
-    long = short.training.model_copy(update={"max_steps": 3000, "checkpoints": 1500, "evaluations": 1})
+    long = short.training.model_copy(update={"max_steps": 3000, "num_checkpoints": 1500, "num_evals": 1})
     (tmp_path / "recipe.yaml").write_text(dump_recipe(short.model_copy(update={"training": long})))
     train_it = ["-m", "catalens", "train", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "run")]
     usual = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell lets what it runs behind ignore it

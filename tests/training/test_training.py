@@ -97,7 +97,7 @@ def test_the_same_seed_trains_the_same_weights(run, recipe, tmp_path):
 
 
 def test_lora_saves_an_adapter_that_loads_onto_the_base(recipe, tmp_path):
-    trained = train(changed(recipe, method="lora", optimizer="adamw", max_steps=2, evaluations=1), tmp_path / "lora")
+    trained = train(changed(recipe, method="lora", optimizer="adamw", max_steps=2, num_evals=1), tmp_path / "lora")
     assert trained.best_step == 2
     assert (tmp_path / "lora" / "best" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "lora" / "best" / "model.safetensors").exists()
@@ -113,17 +113,17 @@ def test_lora_saves_an_adapter_that_loads_onto_the_base(recipe, tmp_path):
 
 def test_gradient_checkpointing_changes_no_number(recipe, tmp_path):
     for name, on in (("off", False), ("on", True)):
-        train(changed(recipe, max_steps=2, evaluations=1, gradient_checkpointing=on), tmp_path / name)
+        train(changed(recipe, max_steps=2, num_evals=1, gradient_checkpointing=on), tmp_path / name)
     off, on = (load_file(tmp_path / name / "best" / "model.safetensors") for name in ("off", "on"))
     assert all(torch.allclose(off[name], on[name], atol=1e-5) for name in off)
 
 
 def test_the_best_checkpoint_is_the_best_by_the_chosen_figure(recipe, tmp_path):
-    asked = changed(recipe, max_steps=3, evaluations=3, evaluation_budget=1.0, best_by="title.exact")
+    asked = changed(recipe, max_steps=3, num_evals=3, evaluation_budget=1.0, metric_for_best_model="title.exact")
     trained = train(asked, tmp_path / "run", Given("title.exact", 0.7, 0.2, 0.5))
     assert trained.best_step == 1
     assert trained.figures["title.exact"] == 0.7
-    asked = changed(recipe, max_steps=3, evaluations=3, evaluation_budget=1.0, best_by="full_price.mdape")
+    asked = changed(recipe, max_steps=3, num_evals=3, evaluation_budget=1.0, metric_for_best_model="full_price.mdape")
     trained = train(asked, tmp_path / "lower", Given("full_price.mdape", 0.7, 0.2, 0.5))
     assert trained.best_step == 2
 
@@ -132,7 +132,7 @@ def test_an_offline_run_of_wandb_tells_everything(recipe, drawn, tmp_path, monke
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
-    asked = changed(recipe, max_steps=2, evaluations=2, evaluation_budget=1.0)
+    asked = changed(recipe, max_steps=2, num_evals=2, evaluation_budget=1.0)
     asked = asked.model_copy(update={"tracking": TrackingSpec(project="shop", examples=3)})
     train(asked, tmp_path / "run", validation_scorer(asked))
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
@@ -198,7 +198,7 @@ def two_fields(recipe):
 def test_a_row_that_cannot_be_learnt_is_named_and_left_out(two_fields, drawn, tmp_path):
     picture = Catalog(drawn).rows("train")[0]["image"]
     catalogue(tmp_path / "catalog", picture, [*(f"Bag {n}" for n in range(30)), "Bag<|end|>"])
-    asked = changed(two_fields.model_copy(update={"catalog": str(tmp_path / "catalog")}), max_steps=1, evaluations=1)
+    asked = changed(two_fields.model_copy(update={"catalog": str(tmp_path / "catalog")}), max_steps=1, num_evals=1)
     train(asked, tmp_path / "run")
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "run" / "left_out.jsonl").read_text().splitlines()]
     assert len(reasons) == 2
@@ -212,7 +212,7 @@ def test_a_row_that_cannot_be_learnt_is_named_and_left_out(two_fields, drawn, tm
 def test_rows_that_cannot_be_written_under_constraints_are_counted_and_named(two_fields, drawn, tmp_path):
     picture = Catalog(drawn).rows("train")[0]["image"]
     catalogue(tmp_path / "catalog", picture, ["Bag", "Scarf <| red", "Nim\u200cfasl <3"])
-    asked = changed(two_fields.model_copy(update={"catalog": str(tmp_path / "catalog")}), max_steps=1, evaluations=1)
+    asked = changed(two_fields.model_copy(update={"catalog": str(tmp_path / "catalog")}), max_steps=1, num_evals=1)
     console = Console(file=io.StringIO(), width=60)
     train(asked, tmp_path / "run", console=console)
     lines = (tmp_path / "run" / "unwritable.jsonl").read_text(encoding="utf-8").splitlines()
@@ -236,7 +236,7 @@ def test_every_stage_has_the_same_rows(two_fields, drawn, tmp_path, monkeypatch)
         return answer_ids(self, row, name)
 
     monkeypatch.setattr(Encoder, "answer_ids", lossy)
-    asked = changed(two_fields.model_copy(update={"catalog": str(tmp_path / "catalog")}), max_steps=1, evaluations=1)
+    asked = changed(two_fields.model_copy(update={"catalog": str(tmp_path / "catalog")}), max_steps=1, num_evals=1)
     asked = changed(asked, validation_rows=64)
     scored = []
 
@@ -290,7 +290,7 @@ def test_packed_rows_have_the_loss_of_padded_ones(drawn):
 
 def test_packing_trains_as_padding_does(recipe, tmp_path):
     for name, packing in (("padded", False), ("packed", True)):
-        asked = changed(recipe, max_steps=2, evaluations=1, validation_rows=0, batch_tokens=400, packing=packing)
+        asked = changed(recipe, max_steps=2, num_evals=1, validation_rows=0, batch_tokens=400, packing=packing)
         train(asked, tmp_path / name)
     lines = [json.loads(line) for line in (tmp_path / "packed" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["train/useful_tokens"] == 1 for line in lines if "train/useful_tokens" in line)
@@ -308,7 +308,7 @@ def test_rounds_of_generation_keep_to_their_budget_unless_they_choose_the_best(r
             return super().__call__(model, validation)
 
     for best_by, rounds, best in (("loss", [1, 6], None), ("title.exact", [1, 2, 3, 4, 5, 6], 3)):
-        asked = changed(recipe, max_steps=6, evaluations=6, best_by=best_by, validation_rows=4)
+        asked = changed(recipe, max_steps=6, num_evals=6, metric_for_best_model=best_by, validation_rows=4)
         trained = train(asked, tmp_path / best_by, Slow("title.exact", 0.2, 0.3, 0.9, 0.5, 0.6, 0.7))
         lines = [json.loads(line) for line in (tmp_path / best_by / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines if "validation/title.exact" in line] == rounds
@@ -326,7 +326,7 @@ def test_a_finished_training_leaves_no_model_in_memory(recipe, tmp_path):
 
     gc.disable()  # what is gone is gone by the training's own doing
     try:
-        train(changed(recipe, max_steps=1, evaluations=1), tmp_path / "run", Watching("title.exact", 0.5))
+        train(changed(recipe, max_steps=1, num_evals=1), tmp_path / "run", Watching("title.exact", 0.5))
         assert len(seen) > 20
         assert not any(one() is not None for one in seen)
     finally:
@@ -337,8 +337,8 @@ def test_training_stops_when_it_no_longer_gets_better(recipe, tmp_path):
     asked = changed(
         recipe,
         max_steps=6,
-        evaluations=6,
-        best_by="title.exact",
+        num_evals=6,
+        metric_for_best_model="title.exact",
         validation_rows=4,
         patience=2,
         evaluation_budget=1.0,
@@ -348,7 +348,7 @@ def test_training_stops_when_it_no_longer_gets_better(recipe, tmp_path):
 
 
 def test_only_a_model_that_is_shown_to_ignore_its_pictures_is_an_alarm(recipe, tmp_path, capsys):
-    asked = changed(recipe, max_steps=1, evaluations=1, validation_rows=4)
+    asked = changed(recipe, max_steps=1, num_evals=1, validation_rows=4)
     words = {
         "uses_image": "it uses the pictures",
         "ignores_image": "it ignores them",
@@ -367,9 +367,8 @@ def test_only_a_model_that_is_shown_to_ignore_its_pictures_is_an_alarm(recipe, t
 def test_what_only_a_gpu_can_do_is_refused(recipe, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    for name in ("compile", "liger"):
-        with pytest.raises(RecipeError, match=rf"training\.{name} is for GPUs"):
-            train(changed(recipe, **{name: True}), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"training\.compile is for GPUs"):
+        train(changed(recipe, compile=True), tmp_path / "run")
 
 
 def test_what_a_gpu_cannot_compute_is_refused_and_what_it_can_is_allowed(recipe, monkeypatch):
@@ -391,7 +390,7 @@ def test_what_a_gpu_cannot_compute_is_refused_and_what_it_can_is_allowed(recipe,
 
 def test_workers_prepare_the_same_batches(recipe, tmp_path):
     for name, workers in (("alone", 0), ("helped", 2)):
-        asked = changed(recipe, max_steps=3, evaluations=1, validation_rows=0, feature_cache=False, workers=workers)
+        asked = changed(recipe, max_steps=3, num_evals=1, validation_rows=0, feature_cache=False, workers=workers)
         train(asked, tmp_path / name)
     one, other = (load_file(tmp_path / name / "best" / "model.safetensors") for name in ("alone", "helped"))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -435,7 +434,7 @@ FULL_BESIDE = {"projector": {"train": "full", "learning_rate": 1e-5}, "embedding
 )
 def test_products_in_bf16_leave_weights_that_train_in_fp32(recipe, tmp_path, method, parts):
     asked = changed(recipe, method=method, parts=PartsSpec.model_validate(parts), optimizer="adamw")
-    asked = changed(asked, max_steps=3, evaluations=1, validation_rows=0, precision="bf16", learning_rate=1e-4)
+    asked = changed(asked, max_steps=3, num_evals=1, validation_rows=0, precision="bf16", learning_rate=1e-4)
     train(asked, tmp_path / "run")
     best, base = tmp_path / "run" / "best", load_file(TINY / "model.safetensors")
     (name,) = (path.name for path in best.glob("*model.safetensors"))

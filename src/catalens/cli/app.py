@@ -65,6 +65,7 @@ def main() -> None:
     # Threads that spin while they wait make a small model many times slower on a machine that does anything else.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one row is too little to share between threads
+    warnings.formatwarning = lambda message, *_: f"note: {message}\n"
     # what libraries tell one another
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it can do without a package

@@ -1,6 +1,7 @@
 """Recipes on disk and settings from flags -> checked objects, or one sentence about what is wrong."""
 
 import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,18 @@ from pydantic import ValidationError
 from catalens.config.prompt import Frozen
 from catalens.config.recipe import Recipe, suggestion
 from catalens.errors import RecipeError
+
+RENAMED = {
+    "training.evaluations": "training.num_evals",
+    "training.checkpoints": "training.num_checkpoints",
+    "training.best_by": "training.metric_for_best_model",
+}
+"""Keys of version 0.1 that are read as their new names."""
+RETIRED = {
+    "training.liger": "left out: the layers are compiled instead, by training.compile",
+    "training.picture_cache_gb": "left out: decoded pictures are kept as far as memory allows",
+}
+"""Keys of version 0.1 that are read over, and why."""
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -31,10 +44,13 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def make_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
-    """Validate a mapping as a recipe, after overrides; RecipeError as in `load_recipe`."""
-    merged = dict(data)
+    """Validate a mapping as a recipe, after overrides; RecipeError as in `load_recipe`.
+
+    Keys of earlier versions are read as what they are called now, with a FutureWarning.
+    """
+    merged = _renamed(data, source)
     for override in overrides:
-        merged = _override(merged, override)
+        merged = _renamed(_override(merged, override), f"--set {override}")
     try:
         return Recipe.model_validate(merged)
     except ValidationError as error:
@@ -55,6 +71,20 @@ def from_flags(settings: type[SettingsT], values: Mapping[str, Any]) -> Settings
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe, every default written out, as YAML that `load_recipe` reads back equal."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _renamed(data: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Copy a recipe's mapping with the keys of earlier versions under their names of today."""
+    merged = {key: dict(value) if isinstance(value, Mapping) else value for key, value in data.items()}
+    for old, now in (RENAMED | RETIRED).items():
+        group, key = old.split(".")
+        if not isinstance(keys := merged.get(group), dict) or key not in keys:
+            continue
+        value = keys.pop(key)
+        if old in RENAMED:
+            keys[now.removeprefix(f"{group}.")] = value
+        warnings.warn(f"{source}: {old} is {'now ' if old in RENAMED else ''}{now}", FutureWarning, stacklevel=3)
+    return merged
 
 
 class _Loader(yaml.SafeLoader):

@@ -1,4 +1,4 @@
-"""What is asked and answered: fields, labels, question, number format; and the base of all settings."""
+"""Prompt settings: question, fields and their labels, number format; and the base of all settings."""
 
 import re
 import unicodedata
@@ -43,7 +43,7 @@ class FieldSpec(Frozen):
 
 
 class NumberFormat(Frozen):
-    """How numbers are written and read back, one rule for every number field.
+    """Format in which numbers are written and read back, one for every number field.
 
     `{prefix}{digits}{suffix}`: an optional minus sign, digits in groups of three divided by `thousands`, then
     `decimal` and the digits after it. With `decimals` unset a number is written with the digits that it has, as
@@ -82,7 +82,7 @@ REFERENCE_FIELDS = (
 
 
 class PromptSpec(Frozen):
-    """What is asked and what is answered. The default is the text of the Phi-3 cookbook's Burberry recipe."""
+    """Question and fields of the answer. The default is the text of the Phi-3 cookbook's Burberry recipe."""
 
     question: str = "What is shown in this image?"
     """Stands after the picture, in any language."""

@@ -11,7 +11,7 @@ from catalens.config.training import TrainingSpec
 
 
 class EvaluationSpec(Frozen):
-    """How a run is scored."""
+    """Evaluation of a run."""
 
     split: Literal["test", "validation"] = "test"
     """Split whose rows are generated; training never saw `test`, and chose its best checkpoint by `validation`."""
@@ -34,7 +34,7 @@ class EvaluationSpec(Frozen):
 
 
 class TrackingSpec(Frozen):
-    """Where the run is tracked."""
+    """Tracking of a run."""
 
     to: Literal["wandb", "trackio", "tensorboard", "none"] = "wandb"
     """Weights & Biases (offline when nobody is logged in), trackio or TensorBoard on this machine, or nowhere."""
@@ -69,13 +69,14 @@ class Recipe(Frozen):
         from catalens.metrics import figure_names  # brings scikit-learn, which no --help should wait for
 
         names = figure_names({field.column: field.kind for field in self.prompt.fields})
-        if self.training.best_by not in names:
+        metric = self.training.metric_for_best_model
+        if metric not in names:
             raise ValueError(
-                f"training.best_by is {self.training.best_by!r}{suggestion(self.training.best_by, names)}; "
+                f"training.metric_for_best_model is {metric!r}{suggestion(metric, names)}; "
                 f"the choices are {', '.join(sorted(names))}"
             )
-        if self.training.best_by != "loss" and not self.training.validation_rows:
-            raise ValueError(f"training.best_by {self.training.best_by!r} needs training.validation_rows above 0")
+        if metric != "loss" and not self.training.validation_rows:
+            raise ValueError(f"training.metric_for_best_model {metric!r} needs training.validation_rows above 0")
         return self
 
 

@@ -1,4 +1,4 @@
-"""How a model is trained: what trains, by which method, for how long."""
+"""Training settings: parts that train, method, optimizer, schedule, checkpoints."""
 
 from typing import Annotated, Literal, Self
 
@@ -12,7 +12,7 @@ PARTS: tuple[Part, ...] = ("vision", "projector", "embeddings", "text")
 
 
 class PartSpec(Frozen):
-    """How one part of the model trains. In YAML a bare word such as `frozen` stands for `{train: frozen}`."""
+    """Training of one part of the model. In YAML a bare word such as `frozen` stands for `{train: frozen}`."""
 
     train: Literal["frozen", "adapted", "full"]
     """Not at all, by low-rank adapters on its linear modules, or all of its weights."""
@@ -26,7 +26,7 @@ class PartSpec(Frozen):
 
 
 class PartsSpec(Frozen):
-    """What trains, where it is not what the method says."""
+    """Parts of the model that train otherwise than the method says."""
 
     vision: PartSpec | None = None
     """The CLIP tower: `full` under the method `full`, else frozen."""
@@ -57,7 +57,7 @@ class LoraSpec(Frozen):
 
 
 class TrainingSpec(Frozen):
-    """How the model is trained."""
+    """Training of the model."""
 
     method: Literal["full", "lora", "qlora"] = "lora"
     """Train all weights, low-rank adapters, or adapters over weights in 4 bits (nf4 with double quantisation)."""
@@ -98,18 +98,18 @@ class TrainingSpec(Frozen):
     not fit the GPU without, by the estimate of `catalens check`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of products; `auto`: bf16 where a GPU can, fp32 on a CPU, some of which are quicker in bf16 too."""
-    evaluations: int = Field(default=3, ge=1)
+    num_evals: int = Field(default=3, ge=1)
     """Validation rounds in a run, evenly spaced, the last one at the end."""
     evaluation_budget: float = Field(default=0.1, gt=0, le=1)
     """Most of the wall time that free generation may take where the best is chosen by the loss: rounds beyond it, but
     the last, have the loss alone. Where a figure of generation chooses, every round generates."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Stop after so many validation rounds without a better `best_by`."""
+    """Stop after so many validation rounds without a better `metric_for_best_model`."""
     validation_rows: int = Field(default=64, ge=0)
     """Validation rows that are generated freely at each round; 0: validation loss only."""
-    best_by: str = "loss"
+    metric_for_best_model: str = "loss"
     """What chooses the best checkpoint: `loss`, `parse_rate`, or `<column>.<metric>` such as `title.exact`."""
-    checkpoints: int = Field(default=10, ge=1)
+    num_checkpoints: int = Field(default=10, ge=1)
     """Checkpoints written in a run, evenly spaced, besides those at validation rounds: what a kill can cost."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints kept on disk, the best one always among them."""
@@ -125,10 +125,6 @@ class TrainingSpec(Frozen):
     them to each (DDP)."""
     compile: bool = False
     """torch.compile; on GPUs."""
-    liger: bool = False
-    """Liger kernels for norms and gated products; on GPUs, with `pip install 'catalens[liger]'`."""
-    picture_cache_gb: float = Field(default=2.0, ge=0)
-    """Memory for decoded pictures; those that fit are decoded once, the others in every epoch."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target that is spread over the vocabulary."""
     seed: int = 0

@@ -99,7 +99,7 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
         for values, one in zip(predictions, written, strict=True)
     ]
     truths = [truth_of(run.prompt, row) for row in rows]
-    candidates = run.recipe.training.evaluations
+    candidates = run.recipe.training.num_evals
     calibration = fit_calibration(run.prompt, truths, predictions, scores, spec.interval, candidates)
     known = {row[roles.id] for row in rows}
     calibration = calibration.model_copy(update={"rows": sum(row[roles.id] in known for row in everything)})

@@ -81,7 +81,6 @@ class Family(Protocol):
     unused_parameter_names: list the parameters that never run.
     rope_switch: give the most positions before the factors of the rotary embedding, and all keys, change; else None.
     sizes: give the widths and depths of a configuration, or of the published model.
-    use_liger: put Liger's kernels into the text layers; ImportError where they are not installed.
     """
 
     model_type: str
@@ -106,7 +105,6 @@ class Family(Protocol):
     def unused_parameter_names(self, model: nn.Module) -> list[str]: ...
     def rope_switch(self, config: Any) -> int | None: ...
     def sizes(self, config: Any = None) -> ModelSizes: ...
-    def use_liger(self, model: Any) -> None: ...
 
 
 class Phi3V:
@@ -199,11 +197,6 @@ class Phi3V:
             tile_tokens=config.crop_grid**2,
             projector_weights=config.feature_size * config.hidden_size + config.hidden_size**2,
         )
-
-    def use_liger(self, model: Any) -> None:
-        from liger_kernel.transformers import apply_liger_kernel_to_phi3  # type: ignore[import-not-found]
-
-        apply_liger_kernel_to_phi3(rope=False, fused_linear_cross_entropy=False, model=model)  # both are ours
 
 
 PUBLISHED = Phi3VImageProcessor()

@@ -89,8 +89,8 @@ class Loop:
         self.accumulation = PlannedBatches(self.plan, 0, accelerator.num_processes).accumulation
         self.collate = Collator(run.encoder.family, run.encoder.tokenizer.pad_token_id, self.spec.packing)
         self.log_every = max(1, min(10, steps // 20))
-        self.validate_every = max(1, math.ceil(steps / self.spec.evaluations))
-        self.save_every = math.ceil(steps / self.spec.checkpoints)
+        self.validate_every = max(1, math.ceil(steps / self.spec.num_evals))
+        self.save_every = math.ceil(steps / self.spec.num_checkpoints)
         self._seen = list(accumulate(sum(map(len, step)) for step in self.plan))  # rows, after each step
         self._loss = torch.zeros((), device=accelerator.device)  # of the steps since the last line of the log
         self._loss_sum, self._logged, self._note = 0.0, self.state.step, ""
@@ -210,8 +210,8 @@ class Loop:
         self.run.console.print(
             f"step {self.state.step}: validation {shown}", highlight=False, markup=False, soft_wrap=True
         )
-        value, best = figures[self.spec.best_by], self.state.best_value
-        lower = not higher_is_better(self.spec.best_by)
+        value, best = figures[self.spec.metric_for_best_model], self.state.best_value
+        lower = not higher_is_better(self.spec.metric_for_best_model)
         if not math.isnan(value) and (best is None or (value < best if lower else value > best)):
             self.state.best_step, self.state.best_value, self.state.rounds_since_best = self.state.step, value, 0
         else:
@@ -240,7 +240,7 @@ class Loop:
         assert self.score is not None
         now = time.monotonic()
         share = (self._scored + self._last) / max(now - self._begun + self._last, 1e-9)
-        always = self.spec.best_by != "loss" or self.state.step == len(self.plan)
+        always = self.spec.metric_for_best_model != "loss" or self.state.step == len(self.plan)
         if not broadcast(always or not self._last or share <= self.spec.evaluation_budget):
             return {}
         figures, shown = self.score(self.model, self.run.data["validation"])

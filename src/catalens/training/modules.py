@@ -109,14 +109,6 @@ def check_gradients(model: Any, spec: TrainingSpec) -> None:
             )
 
 
-def use_liger(model: Any) -> None:
-    """Put Liger kernels into the norms and gated products of the text layers; RecipeError where there are none."""
-    try:
-        family_of(model.config.model_type).use_liger(model)
-    except ImportError as error:
-        raise RecipeError("training.liger needs liger-kernel: pip install 'catalens[liger]'") from error
-
-
 def _targets(family: Family, model: Any, spec: TrainingSpec) -> list[str]:
     """Full names of the linear modules, and of the embeddings of words, to adapt."""
     adapted = {part for part, asked in spec.resolved_parts.items() if asked.train == "adapted"}

@@ -192,7 +192,7 @@ tags: [catalens, phi-3-vision, product-pictures]
 {recipe.model} ({tag}) trained by catalens to read {fields} from a product picture.
 
 Catalogue: `{catalog.card.name}`, {catalog.card.rows["train"]} training rows, {catalog.card.content_hash}.
-Best checkpoint: step {steps[0]} of {steps[1]}, chosen by `{recipe.training.best_by}`.
+Best checkpoint: step {steps[0]} of {steps[1]}, chosen by `{recipe.training.metric_for_best_model}`.
 
 | validation | |
 |---|---:|

@@ -43,7 +43,7 @@ from catalens.progress import bars
 from catalens.tracking import NoTracker, Tracker, start_tracker
 from catalens.training.batches import plan_training, plan_validation
 from catalens.training.loop import Loop, Score
-from catalens.training.modules import Coverage, coverage, prepare_parts, use_liger
+from catalens.training.modules import Coverage, coverage, prepare_parts
 from catalens.training.run import (
     PreparedRun,
     RunSetup,
@@ -57,6 +57,8 @@ from catalens.training.run import (
 )
 from catalens.training.throughput import Meter, device_peak, needs_checkpointing
 
+PICTURE_CACHE = 2 * 2**30
+"""Bytes of decoded pictures that are kept; the others are decoded in every epoch."""
 IMAGE_USE: Mapping[ImageUse, str] = {
     "uses_image": "Its score on the validation sample falls with other products' pictures: it uses the pictures.",
     "ignores_image": "Its score on the validation sample does not fall with other products' pictures: it ignores "
@@ -146,7 +148,7 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     set_precision(spec.precision)
     encoder = Encoder(load_processor(recipe.model, recipe.num_crops), recipe.prompt)
     base, model = _trainable(recipe)
-    images = FeatureCache(encoder, int(spec.picture_cache_gb * 2**30), features=False)
+    images = FeatureCache(encoder, PICTURE_CACHE, features=False)
     wanted = spec.feature_cache if setup is None else setup.cached_features
     if wanted and spec.resolved_parts["vision"].train == "frozen":
         images.open(base, compute_dtype(spec.precision))
@@ -155,7 +157,7 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     training = plan_training(lengths, spec, setup.processes if setup else count)
     validation = plan_validation(data["validation"].lengths(), recipe.evaluation.batch_size, count)
     if images.features:
-        views = sum(len(batch) for step in training for batch in step) + spec.evaluations * len(data["validation"])
+        views = sum(len(batch) for step in training for batch in step) + spec.num_evals * len(data["validation"])
         pictures = list(dict.fromkeys(one for rows in data.values() for one in rows.pictures))
         fill_where_it_pays(images, pictures, views, wanted is True, console)
     cached, sizes = images.features, encoder.family.sizes(base.config)
@@ -178,17 +180,14 @@ def _trainable(recipe: Recipe) -> tuple[Any, Any]:
     frozen = spec.method != "full" and not spec.fsdp
     dtype = compute_dtype(spec.precision) if frozen else torch.float32
     base = load_model(recipe.model, dtype, spec.attention, spec.method == "qlora")
-    if spec.liger:
-        use_liger(base)
     return base, prepare_parts(base, spec)
 
 
 def check_machine(spec: TrainingSpec) -> None:
     """Raise RecipeError where the recipe asks for what this machine has not."""
-    for name in ("compile", "liger"):
-        if getattr(spec, name) and not torch.cuda.is_available():
-            raise RecipeError(f"training.{name} is for GPUs, and there is none here: leave it out")
     if not torch.cuda.is_available():
+        if spec.compile:
+            raise RecipeError("training.compile is for GPUs, and there is none here: leave it out")
         return
     if spec.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RecipeError("training.precision is bf16, which this GPU does not compute: set it to auto or fp32")
@@ -221,8 +220,8 @@ def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
         about = {"step": best, **trained.figures, "image_use": use, "catalog": run.catalog.card.content_hash}
         tracker.model(folder / "best", best, about)
     console.print(
-        f"best checkpoint: step {best} of {state.step} by {run.recipe.training.best_by}, {seconds:.0f} s; "
-        f"run in {folder}",
+        f"best checkpoint: step {best} of {state.step} by {run.recipe.training.metric_for_best_model}, "
+        f"{seconds:.0f} s; run in {folder}",
         highlight=False,
         markup=False,
         soft_wrap=True,
