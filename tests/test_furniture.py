@@ -10,7 +10,7 @@ from catalens.catalog import Catalog
 from catalens.config import Kind, load_recipe
 from catalens.evaluation import validation_scorer
 from catalens.evaluation.evaluate import evaluate
-from catalens.preparing import Columns
+from catalens.reading import Columns
 from catalens.training.train import train
 
 ROOT = Path(__file__).parents[1]

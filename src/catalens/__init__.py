@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from catalens.mimicking.mimic import mimic_catalog as mimic
     from catalens.pipeline import evaluate, train
     from catalens.preparing.prepare import PrepareSpec, prepare
-    from catalens.preparing.roles import Columns
+    from catalens.reading.roles import Columns
     from catalens.sampling.sample import sample_catalog as sample
 
 __version__ = "0.1.0"
@@ -56,7 +56,7 @@ __getattr__, _ = exports(
         "inference.predictor": "load_predictor",
         "mimicking.mimic": "mimic=mimic_catalog",
         "pipeline": "evaluate train",
-        "preparing.roles": "Columns",
+        "reading.roles": "Columns",
         "preparing.prepare": "PrepareSpec prepare",
         "sampling.sample": "sample=sample_catalog",
     },

@@ -674,7 +674,7 @@ def test_noise_is_the_profiles_own():
 @pytest.mark.skipif(not TABLE.is_file(), reason=f"no furniture table at {TABLE}")
 def test_a_real_catalogue_is_mimicked_and_kept_to_itself(tmp_path: Path):
     from catalens import prepare
-    from catalens.preparing import Columns
+    from catalens.reading import Columns
 
     fields: dict[str, Kind] = {"title": "text", "category3_code": "category", "width_cm": "number"}
     folder, _ = prepare(str(TABLE), tmp_path / "furniture", Columns(fields=fields))

@@ -21,9 +21,10 @@ from catalens.catalog import SPLITS, Catalog, CatalogWriter, Roles, group_batche
 from catalens.catalog import folder as folders
 from catalens.cli import app
 from catalens.errors import CatalensError, CatalogError, TooManyBadRowsError
-from catalens.preparing import Columns, PrepareSpec, TableJournal
+from catalens.preparing import PrepareSpec, TableJournal
 from catalens.preparing import prepare as preparing
-from catalens.preparing import table as reading
+from catalens.reading import Columns
+from catalens.reading import table as reading
 from catalens.sampling import sample_catalog
 
 HEADER = ["sku", "title", "category", "price", "photo"]
@@ -732,7 +733,7 @@ PEAK = """
 import resource, sys
 from catalens.preparing import PrepareSpec
 from catalens import prepare
-from catalens.preparing import Columns
+from catalens.reading import Columns
 prepare(sys.argv[1], sys.argv[2], Columns("photo", "sku", {"title": "text"}), PrepareSpec(max_bad=1.0))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

@@ -34,8 +34,8 @@ from catalens.predictions import Prediction, record_of
 from catalens.preparing.collect import CollectSpec, receive
 from catalens.preparing.download import Downloader
 from catalens.preparing.fetch import DownloadSpec
-from catalens.preparing.journal import TableRow
 from catalens.progress import Progress, silent
+from catalens.reading.table import TableRow
 
 BATCHES = 8
 """Batches in a chunk."""

@@ -18,12 +18,11 @@ from typing import Literal
 
 from catalens.catalog.storage import SPLITS, Catalog, is_missing
 from catalens.errors import CatalogError, RecipeError
-from catalens.preparing.addresses import PICTURE_NAME, TEMPLATE, filled, pictures_of
-from catalens.preparing.columns import picture_reason, read_id, storable
-from catalens.preparing.journal import TableRow
-from catalens.preparing.roles import expand, guess_id, guess_image
-from catalens.preparing.sources import ReadSpec, Row, is_table, open_source
-from catalens.preparing.table import picture_columns
+from catalens.reading.addresses import PICTURE_NAME, TEMPLATE, filled, pictures_of
+from catalens.reading.columns import picture_reason, read_id, storable
+from catalens.reading.roles import expand, guess_id, guess_image
+from catalens.reading.sources import ReadSpec, Row, is_table, open_source
+from catalens.reading.table import TableRow, picture_columns
 
 
 class InputSpec(ReadSpec):

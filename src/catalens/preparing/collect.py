@@ -29,8 +29,8 @@ from catalens.errors import PictureError, first_line
 from catalens.preparing.download import Downloader, Fetched
 from catalens.preparing.fetch import DownloadSpec
 from catalens.preparing.journal import EMBEDDED, Record, TableJournal, Wanted
-from catalens.preparing.text import open_bytes
 from catalens.progress import Progress, silent
+from catalens.reading.text import open_bytes
 
 HOST = re.compile(
     r"(www\.|[\w-]+(\.[\w-]+)*\.(com|net|org|shop|store|io|co|de|fr|es|it|nl|pl|se|uk|eu|ch|at|be|cz)/)\S+"

@@ -15,13 +15,14 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from catalens.catalog.pictures import PictureFacts
 from catalens.config import Kind
 from catalens.journal import Journal, read_object
 from catalens.preparing.download import Fetched
+from catalens.reading.table import TableRow
 
 ROWS = "(number INTEGER PRIMARY KEY, id TEXT, fields TEXT, source TEXT, picture INTEGER, reason TEXT, split TEXT)"
 SCHEMA = f"""
@@ -43,23 +44,6 @@ UPDATE pictures SET made = NULL WHERE reason IS NULL;
 """From format 1, which has no facts: pictures are decoded again, and none is fetched again."""
 EMBEDDED = "sha256:"
 """Beginning of the key of a picture that came with its row."""
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """A row of the table, read and checked."""
-
-    number: int
-    """Its place in the table, from 1."""
-    id: str
-    fields: Mapping[str, Any]
-    picture: str
-    """URL or path of the picture; empty where the bytes came with the row."""
-    embedded: bytes | None = None
-    reason: str | None = None
-    """Why it cannot be used, whatever its picture is."""
-    split: str | None = None
-    """Its own split, where the table says one."""
 
 
 class Wanted(NamedTuple):

@@ -36,11 +36,11 @@ from catalens.catalog.storage import (
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.files import locked, writing
 from catalens.preparing.collect import CollectSpec, collect, picture_key
-from catalens.preparing.journal import TableJournal, TableRow
-from catalens.preparing.roles import Columns
-from catalens.preparing.sources import Source, open_source
-from catalens.preparing.table import NO_PICTURE, Table, TableSpec, local_base
+from catalens.preparing.journal import TableJournal
 from catalens.progress import Progress, silent
+from catalens.reading.roles import Columns
+from catalens.reading.sources import Source, open_source
+from catalens.reading.table import NO_PICTURE, Table, TableRow, TableSpec, local_base
 
 MAX_SOURCE = 200
 """Characters that are shown of a URL or path."""

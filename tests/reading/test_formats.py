@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from catalens import prepare
 from catalens.catalog import Catalog
 from catalens.errors import CatalogError
-from catalens.preparing import Columns, PrepareSpec, ReadSpec, open_source, tell_numbers
+from catalens.preparing import PrepareSpec
+from catalens.reading import Columns, ReadSpec, open_source, tell_numbers
 
 ROWS = [{"sku": f"S{n}", "title": f"Lamp {n}", "price": 10 + n} for n in range(3)]
 

@@ -26,16 +26,8 @@ from hypothesis import strategies as st
 from catalens import prepare
 from catalens.catalog import SPLITS, Catalog, Roles
 from catalens.errors import CatalogError
-from catalens.preparing import (
-    Columns,
-    PrepareSpec,
-    ReadSpec,
-    Unreadable,
-    open_source,
-    picture_reason,
-    pictures_of,
-    read_values,
-)
+from catalens.preparing import PrepareSpec
+from catalens.reading import Columns, ReadSpec, Unreadable, open_source, picture_reason, pictures_of, read_values
 
 BURBERRY = "DBQ/Burberry.Product.prices.United.States"
 ROWS = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from catalens.errors import CatalogError
-from catalens.preparing import ReadSpec, detect_encoding, open_source
+from catalens.reading import ReadSpec, detect_encoding, open_source
 
 WORDS = {
     (

@@ -29,8 +29,8 @@ from python_calamine import CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
 
 from catalens.catalog.storage import group_batches, open_parquet
 from catalens.errors import CatalogError, first_line
-from catalens.preparing.columns import SAMPLE_ROWS, Unreadable
-from catalens.preparing.text import open_bytes
+from catalens.reading.columns import SAMPLE_ROWS, Unreadable
+from catalens.reading.text import open_bytes
 
 Row = Mapping[Any, Any] | str
 Read = Callable[[Collection[str] | None], Iterator[Row]]

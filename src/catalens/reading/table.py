@@ -21,12 +21,11 @@ from pydantic import model_validator
 from catalens.catalog.storage import Roles, is_missing, refuse_double_roles
 from catalens.config import Kind
 from catalens.errors import RecipeError, first_line
-from catalens.preparing.addresses import TEMPLATE, filled, pictures_of
-from catalens.preparing.columns import picture_reason, read_id, read_values, storable
-from catalens.preparing.journal import TableRow
-from catalens.preparing.numbers import Numbers, Sign, tell_numbers
-from catalens.preparing.roles import Columns, Sample, expand, guess_columns
-from catalens.preparing.sources import OWN_SPLIT, ReadSpec, Row, Source
+from catalens.reading.addresses import TEMPLATE, filled, pictures_of
+from catalens.reading.columns import picture_reason, read_id, read_values, storable
+from catalens.reading.numbers import Numbers, Sign, tell_numbers
+from catalens.reading.roles import Columns, Sample, expand, guess_columns
+from catalens.reading.sources import OWN_SPLIT, ReadSpec, Row, Source
 
 REMEMBERED = 2**16
 """Products whose texts and categories are kept for rows that lack them."""
@@ -58,6 +57,23 @@ class TableSpec(ReadSpec):
         """The decimal sign, as far as it is said."""
         others: dict[str | None, Sign] = {",": ".", ".": ","}
         return self.decimal or others.get(self.thousands)
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A row of the table, read and checked."""
+
+    number: int
+    """Its place in the table, from 1."""
+    id: str
+    fields: Mapping[str, Any]
+    picture: str
+    """URL or path of the picture; empty where the bytes came with the row."""
+    embedded: bytes | None = None
+    reason: str | None = None
+    """Why it cannot be used, whatever its picture is."""
+    split: str | None = None
+    """Its own split, where the table says one."""
 
 
 @dataclass

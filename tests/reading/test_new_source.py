@@ -11,7 +11,7 @@ from hostile import encoded, pixels
 from catalens import prepare
 from catalens.catalog import SPLITS, Catalog
 from catalens.files import file_hash
-from catalens.preparing import Source
+from catalens.reading import Source
 
 
 def sqlite_table(path: Path, table: str) -> Source:

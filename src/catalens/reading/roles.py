@@ -18,10 +18,10 @@ from typing import Any
 from catalens.catalog.storage import is_missing
 from catalens.config import Kind
 from catalens.errors import RecipeError
-from catalens.preparing.addresses import PICTURE_NAME, filled, pictures_of
-from catalens.preparing.columns import SHOWN, Unreadable, names_of, storable
-from catalens.preparing.nested import paths_of
-from catalens.preparing.numbers import Numbers
+from catalens.reading.addresses import PICTURE_NAME, filled, pictures_of
+from catalens.reading.columns import SHOWN, Unreadable, names_of, storable
+from catalens.reading.nested import paths_of
+from catalens.reading.numbers import Numbers
 
 # Names as shops write them, the best first; each word of one stands in the column's name, one after the other.
 PICTURES = (
@@ -234,7 +234,7 @@ def _file_name(sample: Sample, picture: str) -> str | None:
 
 def expand(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]], base: str = "") -> Sample:
     """A sample in which the plain values of nested cells are columns."""
-    from catalens.preparing.nested import value_at
+    from catalens.reading.nested import value_at
 
     names: list[str] = []
     more = [dict(row) for row in rows]

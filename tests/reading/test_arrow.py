@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from catalens import prepare
 from catalens.catalog import SPLITS, Catalog, Roles
-from catalens.preparing import Columns, PrepareSpec, Unreadable, batch_rows, open_source, picture_reason, read_values
+from catalens.preparing import PrepareSpec
+from catalens.reading import Columns, Unreadable, batch_rows, open_source, picture_reason, read_values
 
 ROLES = Roles(id="sku", fields={"title": "text", "kind": "category", "price": "number"})
 LATE = pa.array([2**60], pa.timestamp("ms"))

@@ -9,7 +9,7 @@ from hostile import encoded, pixels
 
 from catalens.catalog import Roles, is_missing
 from catalens.errors import RecipeError
-from catalens.preparing import (
+from catalens.reading import (
     Columns,
     Numbers,
     Sample,

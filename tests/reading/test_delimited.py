@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalens.preparing import ReadSpec, detect_delimiter, open_source, records
-from catalens.preparing.text import MAX_RECORD, NOT_CLOSED
+from catalens.reading import ReadSpec, detect_delimiter, open_source, records
+from catalens.reading.text import MAX_RECORD, NOT_CLOSED
 
 HEADER = ["sku", "title", "price"]
 

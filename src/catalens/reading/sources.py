@@ -26,8 +26,8 @@ import fsspec
 from catalens.config import Frozen
 from catalens.errors import CatalensError, CatalogError, first_line
 from catalens.files import file_hash
-from catalens.preparing.columns import SAMPLE_ROWS, SHOWN, names_of
-from catalens.preparing.formats import (
+from catalens.reading.columns import SAMPLE_ROWS, SHOWN, names_of
+from catalens.reading.formats import (
     Read,
     Reader,
     Row,
@@ -40,8 +40,8 @@ from catalens.preparing.formats import (
     read_parquet,
     read_sheet,
 )
-from catalens.preparing.nested import paths_in, value_of
-from catalens.preparing.text import csv_records, csv_rows, detect_delimiter, detect_encoding, json_rows, open_bytes
+from catalens.reading.nested import paths_in, value_of
+from catalens.reading.text import csv_records, csv_rows, detect_delimiter, detect_encoding, json_rows, open_bytes
 
 TABLES = (
     *(".csv", ".tsv", ".txt", ".parquet", ".pq", ".jsonl", ".ndjson", ".json", ".xml"),

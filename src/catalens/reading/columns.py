@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from catalens.catalog.storage import Roles, is_missing
-from catalens.preparing.numbers import Numbers
+from catalens.reading.numbers import Numbers
 
 SAMPLE_ROWS = 500
 """Rows that a guess looks at."""

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalens.errors import RecipeError
-from catalens.preparing import Numbers, tell_numbers
+from catalens.reading import Numbers, tell_numbers
 
 ENGLISH, GERMAN = Numbers(), Numbers(decimal=",")
 
