@@ -472,3 +472,23 @@ def test_what_is_said_once_for_a_product_is_said_for_its_rows(source: Path):
 )
 def test_reasons_are_counted_by_what_is_wrong(reason: str, kind: str):
     assert kind_of_reason(reason) == kind
+
+
+def test_a_parent_says_what_its_variants_lack(source: Path):
+    """As WooCommerce exports products with variations: the parent has no price."""
+    table(source)
+    lines = [
+        "ID,Type,SKU,Name,Regular price,Categories,Images,Parent",
+        "1,variable,X,Mug,,Home > Mugs,a.png,",
+        "2,variation,X-1,Mug - blue,5.50,,b.png,X",
+        "3,variation,X-2,Mug - red,6.50,,,X",
+        "4,simple,Y,Hat,7.50,Hats,a.png,",
+    ]
+    (source / "woo.csv").write_text("\n".join(lines))
+    told: list[str] = []
+    spec = PrepareSpec(max_bad=0.5, fractions={"train": 1.0})
+    folder, card = prepare_source(str(source / "woo.csv"), source.parent / "woo", spec=spec, notice=told.append)
+    assert "--id 'Parent|SKU'" in told[0]
+    rows = [tuple(row.values())[1:] for row in Catalog(folder).rows("train")]
+    assert rows == [("X", "Mug - blue", "Home > Mugs", 5.5), ("Y", "Hat", "Hats", 7.5)]
+    assert card.left_out == {"no value in 'Regular price'": 1, NO_PICTURE: 1}

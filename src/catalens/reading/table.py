@@ -19,7 +19,6 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from catalens.catalog.storage import Roles, is_missing, refuse_double_roles
-from catalens.config import Kind
 from catalens.errors import RecipeError, first_line
 from catalens.reading.addresses import TEMPLATE, filled, pictures_of
 from catalens.reading.columns import picture_reason, read_id, read_values, storable
@@ -86,7 +85,10 @@ class Table:
     roles: Roles
     numbers: Mapping[str, Numbers]
     spec: TableSpec
-    _known: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
+    _texts: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
+    """Texts and categories of products, by id."""
+    _pictured: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """Products that have a picture."""
     _completions: int = 0
 
     @classmethod
@@ -159,12 +161,12 @@ class Table:
             id, fields, reason = read_values(row, self.roles, self.numbers)
             pictures = pictures_of(cell)
             if not pictures:
-                known = id in self._known and is_missing(cell)
+                known = id in self._pictured and is_missing(cell)
                 reason = NO_PICTURE if known else reason or picture_reason(cell, self.image)
             elif reason is None:
                 if any(isinstance(one, str) and storable(one) != one for one in pictures[:1]):
                     reason = picture_reason(cell, self.image)
-                self._remember(id, fields)
+                _remember(self._pictured, id, None)
         except Exception as error:  # cells may hold anything, and make their reading raise anything
             return [("", {}, "", None, storable(f"cannot be read: {first_line(error)}"))]
         if reason is not None or not pictures:
@@ -178,19 +180,21 @@ class Table:
 
     def _completed(self, row: Mapping[Any, Any]) -> Mapping[Any, Any]:
         """A row with the texts and categories that an earlier row of its product has and this one lacks."""
-        kinds: Mapping[str, Kind] = self.roles.fields
-        lacking = [name for name, kind in kinds.items() if kind != "number" and is_missing(row.get(name))]
-        known = self._known.get(read_id(row.get(self.roles.id))) if lacking else None
-        if not known:
-            return row
-        self._completions += 1
-        return {**row, **{name: known[name] for name in lacking}}
+        id, kinds = read_id(row.get(self.roles.id)), self.roles.fields
+        texts = {name: row.get(name) for name, kind in kinds.items() if kind != "number"}
+        known = self._texts.get(id, {})
+        added = {name: known[name] for name, value in texts.items() if is_missing(value) and name in known}
+        said = {name: value for name, value in texts.items() if isinstance(value, str) and not is_missing(value)}
+        if id and not said.keys() <= known.keys():
+            _remember(self._texts, id, said | known)
+        self._completions += bool(added)
+        return {**row, **added} if added else row
 
-    def _remember(self, id: str, fields: dict[str, Any]) -> None:
-        if id not in self._known:
-            self._known[id] = {name: value for name, value in fields.items() if isinstance(value, str)}
-            if len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
+
+def _remember(products: OrderedDict[str, Any], id: str, value: Any) -> None:
+    products[id] = value
+    if len(products) > REMEMBERED:
+        products.popitem(last=False)
 
 
 def picture_columns(image: str | None, source: Source) -> list[str]:
