@@ -19,6 +19,13 @@ settings.register_profile("calm", deadline=None, derandomize=True, suppress_heal
 settings.load_profile("calm")
 
 ROOT = Path(__file__).parents[1]
+LONGEST = ("test_readme.py", "test_torture.py", "test_resuming.py", "test_cli.py")
+"""Files with the longest tests: begun first, so that no worker waits for them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

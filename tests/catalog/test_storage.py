@@ -160,7 +160,7 @@ def test_the_card_says_what_there_is(catalog: Path):
         "rows": {"train": 4, "validation": 1, "test": 1},
         "products": {"train": 3, "validation": 1, "test": 1},
         "integer_fields": ["width"],
-        "left_out": {"picture": 1, "no value in 'code'": 1},
+        "left_out": {"not a picture": 1, "no value in 'code'": 1},
         "figures": {},
     }
     assert Catalog(catalog).card.rows == card["rows"]
@@ -177,7 +177,7 @@ def test_the_dataset_card_has_front_matter_and_counts(catalog: Path):
     _, front, text = (catalog / "README.md").read_text().split("---\n", 2)
     assert [entry["split"] for entry in yaml.safe_load(front)["configs"][0]["data_files"]] == list(SPLITS)
     assert "| train | 4 | 3 |" in text
-    assert "Left out: 1 (picture), 1 (no value in 'code')." in text
+    assert "Left out: 1 (not a picture), 1 (no value in 'code')." in text
 
 
 def test_nothing_left_out_leaves_no_list(tmp_path: Path):

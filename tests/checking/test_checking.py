@@ -240,6 +240,15 @@ PLANTED: dict[str, tuple[Change, str, str, str, str]] = {
         "train row 4 (P3)",
         "price 84.37999725341797",
     ),
+    "a sign of groups as a point": (
+        lambda rows: [
+            row.update(price=round(1.299 + n / 100, 3) if n < 6 else 90.0 + n) for n, row in enumerate(rows)
+        ],
+        "warning",
+        "price has three decimals in 6 rows",
+        "train row 1 (P0)",
+        "price 1.299",
+    ),
     "text that does not read back": (
         lambda rows: rows[0].update(title="Scarf, Category: SHOES"),
         "warning",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from processes import HANG, torchrun
+from forked import HANG, torchrun
 from safetensors.torch import load_file
 
 from catalens.catalog import Catalog
@@ -133,7 +133,7 @@ import sys, torch
 from catalens.config import load_recipe
 from catalens.training import loop
 from catalens.training.train import train
-from processes import HANG, torchrun
+from forked import HANG, torchrun
 
 def exact(model, spec):
     sums = [p.grad.to_local() for p in model.parameters() if p.grad is not None]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import start
+from forked import start
 from safetensors.torch import load_file
 
 from catalens import checkpoint

@@ -33,6 +33,7 @@ MAX_BAD = 0.05  # share of a split's rows that training may leave out before it 
 RARE = 5  # training rows of a category below which it is rare
 SMALL_SIDE = 112  # pixels of the shorter side below which a picture shows little: a third of a crop of 336
 LONG_RATIO = 4.0  # longer side over shorter from which most of the crops are padding
+GROUP, MIN_GROUPED = 3, 5  # digits between group signs; so many numbers with so many decimals are a reason to ask
 MAX_DECIMALS = 4  # decimals of a price or a size; more are noise
 LONG_TEXT = 300  # characters from which a text is no title that a picture could tell
 MAX_COMPARED = 3000  # most words that are searched for near spellings: the work grows with the square
@@ -160,6 +161,9 @@ def _numbers(facts: Facts, add: Add) -> None:
         add("not_positive", [(row, f"{name} {value:,.12g}") for row, value in known if value <= 0], name=name)
         fine = [(row, f"{name} {value!r}") for row, value in known if _decimals(value) > MAX_DECIMALS]
         add("decimals", fine, name=name)
+        broken = [(row, value) for row, value in known if value % 1]
+        thirds = [(row, f"{name} {value!r}") for row, value in broken if _decimals(value) == GROUP]
+        add("thousands", thirds if len(thirds) >= max(MIN_GROUPED, 0.8 * len(broken)) else [], name=name)
         far = [
             (row, f"{values[row]:,.12g}{f' in {facts.values[by][row]}' if by else ''}, median {median:,.6g}")
             for row, median in facts.outliers[name]
