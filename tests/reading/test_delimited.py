@@ -108,3 +108,15 @@ def test_a_tab_may_be_said_as_it_is_typed(tmp_path: Path):
 def test_a_cell_of_any_length_that_nobody_uses(tmp_path: Path, quote: str):
     found = rows(tmp_path / "shop.csv", f"sku,html,title\n1,{quote}{'x' * 140_000}{quote},Bag\n2,,Hat\n")
     assert [row["title"] for row in found if isinstance(row, dict)] == ["Bag", "Hat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "titles"),
+    [
+        ('sku,title\n1,"24\\" screen"\n2,\\N\n3,"C:\\\\x, y"\n', ['24" screen', "", "C:\\x, y"]),  # MySQL
+        ('sku,title\n1,"24"" screen"\n2,C:\\x\n3,\\N\n', ['24" screen', "C:\\x", ""]),  # Excel; \\N of PostgreSQL
+        ("sku\ttitle\n1\t\\N\n2\tBag\n", ["", "Bag"]),
+    ],
+)
+def test_quotes_and_nothing_are_read_as_databases_write_them(text: str, titles: list[str], tmp_path: Path):
+    assert [row["title"] for row in rows(tmp_path / "t.csv", text)] == titles

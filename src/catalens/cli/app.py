@@ -56,7 +56,7 @@ Image = Annotated[
 ]
 Encoding = Annotated[str | None, typer.Option(help="Encoding of a CSV; else detected.")]
 Delimiter = Annotated[str | None, typer.Option(help="Delimiter of a CSV; else detected.")]
-Quote = Annotated[str | None, typer.Option(help="Quotes of a CSV: double, or none where they are text.")]
+Quote = Annotated[str | None, typer.Option(help="Quotes in cells of a CSV: double, backslash, none; else detected.")]
 Sheet = Annotated[str | None, typer.Option(help="Sheet of a workbook; else the first with cells.")]
 Config = Annotated[str | None, typer.Option(help="Configuration of a Hugging Face dataset.")]
 ImageRoot = Annotated[str | None, typer.Option(help="Folder or URL of the pictures; else that of the table.")]

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
@@ -41,7 +41,16 @@ from catalens.reading.formats import (
     read_sheet,
 )
 from catalens.reading.nested import paths_in, value_of
-from catalens.reading.text import csv_records, csv_rows, detect_delimiter, detect_encoding, json_rows, open_bytes
+from catalens.reading.text import (
+    Quotes,
+    csv_records,
+    csv_rows,
+    detect_delimiter,
+    detect_encoding,
+    detect_quotes,
+    json_rows,
+    open_bytes,
+)
 
 TABLES = (
     *(".csv", ".tsv", ".txt", ".parquet", ".pq", ".jsonl", ".ndjson", ".json", ".xml"),
@@ -147,8 +156,8 @@ class ReadSpec(Frozen):
     """Of delimited text and JSON Lines."""
     delimiter: str | None = None
     """Of delimited text."""
-    quote: Literal["double", "none"] | None = None
-    """Whether double quotes around a cell of delimited text are none of it."""
+    quote: Quotes | None = None
+    """How a quote stands within a quoted cell of delimited text: twice, behind a backslash, or as any other sign."""
     sheet: str | None = None
     """Of a workbook; else the first with cells."""
     config: str | None = None
@@ -243,13 +252,13 @@ def _text(where: str, sample: bytes, spec: ReadSpec, lines: bool) -> Reader:
     sign = "\t" if sign == "\\t" else sign
     if len(sign) != 1:
         raise CatalogError(f"{where}: --delimiter {sign!r} is no delimiter: give one sign")
-    quoted = spec.quote != "none"
-    header = next(csv_records(where, found, sign, quoted), None)
+    quotes = spec.quote or detect_quotes(text)
+    header = next(csv_records(where, found, sign, quotes), None)
     if not isinstance(header, list):
         raise CatalogError(f"{where}: {f'its header cannot be read: {header}' if header else 'the file is empty'}")
     if not spec.delimiter and (notice or sign not in (",", "\t")):
         notice = f"{notice or f'read as {found}'}, divided by {sign!r}"
-    return Reader(header, lambda _: csv_rows(where, found, sign, quoted), notice)
+    return Reader(header, lambda _: csv_rows(where, found, sign, quotes), notice)
 
 
 # Folders and datasets --------------------------------------------------------------------------------------------

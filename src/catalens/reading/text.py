@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import chardet
 import fsspec
@@ -62,6 +62,12 @@ MAX_RECORD = 2**20
 NOT_CLOSED = "a quote that is not closed: --quote none reads quotes as text"
 SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
 """A line that Excel writes above the header to say the delimiter."""
+
+NOTHING = "\\N"
+"""What MySQL and PostgreSQL write for a cell without a value."""
+Quotes = Literal["double", "backslash", "none"]
+DOUBLED, BACKSLASHED = re.compile(r'[^\s,;|]""[^\s,;|]'), re.compile(r'[^\\]\\"[^\r\n,;|\t]')
+"""A quote inside a cell as most programs write it, and as MySQL does."""
 
 csv.field_size_limit(2**31 - 1)  # a cell that nobody uses may be of any length; those that are used are limited
 codecs.register_error("catalens.damaged", lambda error: (DAMAGED, getattr(error, "end", 0)))
@@ -212,6 +218,11 @@ def _script(char: str) -> str:
     return "wide" if ord(char) >= 0x2E80 else unicodedata.name(char, "?").partition(" ")[0]
 
 
+def detect_quotes(sample: str) -> Quotes:
+    """Detect how a quote stands within a quoted cell."""
+    return "backslash" if BACKSLASHED.search(sample) and not DOUBLED.search(sample) else "double"
+
+
 def detect_delimiter(sample: str) -> str:
     """Detect the delimiter: what Excel's `sep=` line says, or the most frequent sign of the header outside quotes."""
     if given := SEPARATOR_LINE.match(sample):
@@ -221,22 +232,26 @@ def detect_delimiter(sample: str) -> str:
     return max(DELIMITERS, key=lambda sign: (plain.count(sign), -DELIMITERS.index(sign)))
 
 
-def csv_rows(where: str, encoding: str, delimiter: str, quoted: bool = True) -> Iterator[Mapping[Any, Any] | str]:
+def csv_rows(
+    where: str, encoding: str, delimiter: str, quotes: Quotes = "double"
+) -> Iterator[Mapping[Any, Any] | str]:
     """Yield the rows of a CSV by column, or why one cannot be read."""
-    found = csv_records(where, encoding, delimiter, quoted)
+    found = csv_records(where, encoding, delimiter, quotes)
     header = next(found)
     for cells in found:
         if isinstance(cells, list):
+            if NOTHING in cells:
+                cells = ["" if cell == NOTHING else cell for cell in cells]
             fits = len(cells) <= len(header)
             yield dict(zip(header, cells, strict=False)) if fits else "more values than the table has columns"
         else:
             yield cells
 
 
-def csv_records(where: str, encoding: str, delimiter: str, quoted: bool = True) -> Iterator[list[str] | str]:
+def csv_records(where: str, encoding: str, delimiter: str, quotes: Quotes = "double") -> Iterator[list[str] | str]:
     """Yield the records of a CSV, the header first, as `records` does."""
     with open_bytes(where) as file:
-        yield from records(_lines(file, encoding), delimiter, quoted)
+        yield from records(_lines(file, encoding), delimiter, quotes)
 
 
 def json_rows(where: str, encoding: str) -> Iterator[Mapping[Any, Any] | str]:
@@ -258,14 +273,18 @@ def _lines(file: IO[bytes], encoding: str) -> Iterator[str]:
         yield from text
 
 
-def records(lines: Iterable[str], delimiter: str, quoted: bool = True) -> Iterator[list[str] | str]:
+def records(lines: Iterable[str], delimiter: str, quotes: Quotes = "double") -> Iterator[list[str] | str]:
     """Yield the cells of each record, the header's first, or why it cannot be read; blank lines are left out.
 
-    Quotes are text where cells are not `quoted`.
+    A quote within a quoted cell stands twice (`double`) or behind a backslash; with `none` quotes are text.
     """
+    how: dict[str, Any] = {"quoting": csv.QUOTE_NONE} if quotes == "none" else {}
+    if quotes == "backslash":
+        how = {"escapechar": "\\", "doublequote": False}
+        nothing = re.compile(rf"(?<![^{re.escape(delimiter)}])\\N(?=[{re.escape(delimiter)}\r\n]|$)")
+        lines = (nothing.sub("", line) for line in lines)
     source, width = _Lines(lines), 0
-    how = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(source, delimiter=delimiter, strict=True, quoting=how)
+    reader = csv.reader(source, delimiter=delimiter, strict=True, **how)
     while True:
         source.taken, source.length = [], 0
         try:
