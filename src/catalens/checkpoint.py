@@ -63,6 +63,12 @@ def load_model(
     Raises CheckpointError where there is none, where it is another kind of model, or where its weights are not the
     ones that its configuration asks for.
     """
+    if (run := _adapted_run(name)) is not None:  # the model that its best adapter makes of its base
+        if four_bits:
+            raise CheckpointError(
+                f"model {name!r} is an adapter, which is merged in full precision: take method lora"
+            )
+        return _best_model(run / "best", load_recipe(run / "recipe.yaml"), dtype)
     source, family = _source(name), family_of(load_config(name).model_type)
     options: dict[str, Any] = {"attn_implementation": _attention(dtype) if attention == "auto" else attention}
     if four_bits:
@@ -93,6 +99,8 @@ def load_model(
 
 def load_config(name: str) -> Any:
     """Load a model's configuration by hub id, folder or `tiny`; CheckpointError where no family has its type."""
+    if (run := _adapted_run(name)) is not None:
+        return load_config(load_recipe(run / "recipe.yaml").model)
     with _loading(name):
         values, _ = PreTrainedConfig.get_config_dict(_source(name))
     family = _family(name, values.get("model_type"))
@@ -204,7 +212,15 @@ def _attention(dtype: torch.dtype) -> str:
 
 
 def _source(name: str) -> str:
-    return str(TINY) if name == "tiny" else name
+    """The folder or hub id of a model; of a run its best."""
+    best = Path(name) / "best"
+    return str(TINY) if name == "tiny" else str(best) if (best / "prompt.json").is_file() else name
+
+
+def _adapted_run(name: str) -> Path | None:
+    """The run whose best model is an adapter, where it or its best is named."""
+    best = Path(_source(name))
+    return best.parent if (best / "adapter_config.json").is_file() and (best / "prompt.json").is_file() else None
 
 
 @contextmanager

@@ -111,6 +111,20 @@ def test_lora_saves_an_adapter_that_loads_onto_the_base(recipe, tmp_path):
         load_run(tmp_path / "lora")
 
 
+def test_a_second_training_begins_with_the_model_of_the_first(recipe, tmp_path):
+    first = tmp_path / "first"
+    asked = changed(recipe, method="lora", optimizer="adamw", max_steps=2, num_evals=1, validation_rows=0)
+    train(asked, first)
+    merged = load_run(first).model.state_dict()
+    for name in (str(first), str(first / "best")):
+        begun = load_model(name).state_dict()
+        assert all(torch.equal(begun[key], weight) for key, weight in merged.items())
+    second = train(asked.model_copy(update={"model": str(first)}), tmp_path / "second").folder
+    assert any(not torch.equal(merged[key], weight) for key, weight in load_run(second).model.state_dict().items())
+    with pytest.raises(CheckpointError, match="is an adapter, which is merged in full precision"):
+        load_model(str(first), four_bits=True)
+
+
 def test_gradient_checkpointing_changes_no_number(recipe, tmp_path):
     for name, on in (("off", False), ("on", True)):
         train(changed(recipe, max_steps=2, num_evals=1, gradient_checkpointing=on), tmp_path / name)

@@ -52,7 +52,7 @@ class Recipe(Frozen):
     catalog: str
     """Folder of the catalogue, relative to the current directory."""
     model: str = "tiny"
-    """A hub id, a local folder, or `tiny` for the model that ships with catalens."""
+    """A hub id, a local folder, a run whose best model is to be trained on, or `tiny` for the one that ships here."""
     num_crops: Annotated[int, Field(ge=1)] | None = None
     """Most high-resolution crops of a picture, the big lever on cost; unset: what the processor was saved with."""
     prompt: PromptSpec = PromptSpec()
