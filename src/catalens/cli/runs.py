@@ -61,7 +61,7 @@ def train(
         Path | None, typer.Argument(help="A recipe; see recipes/ and `catalens recipe-schema`.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/<name of the recipe> by default.")] = None,
-    model: Annotated[str | None, typer.Option(help="A hub id, a folder, a run, or tiny; replaces the recipe's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Hub id, folder, run or tiny; replaces the recipe's.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
     overrides: Overrides = None,
 ) -> None:
