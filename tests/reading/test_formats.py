@@ -22,7 +22,7 @@ from catalens import prepare
 from catalens.catalog import Catalog
 from catalens.errors import CatalogError
 from catalens.preparing import PrepareSpec
-from catalens.reading import Columns, ReadSpec, open_source, tell_numbers
+from catalens.reading import Columns, ReadSpec, expand, guess_columns, open_source, tell_numbers
 
 ROWS = [{"sku": f"S{n}", "title": f"Lamp {n}", "price": 10 + n} for n in range(3)]
 
@@ -145,6 +145,45 @@ def test_labels_are_names_in_parquet_and_saved_datasets(tmp_path: Path):
     expected = [{"sku": "a", "kind": "shoe", "price": 20.99}, {"sku": "b", "kind": "dress", "price": 5.0}]
     assert rows_of(tmp_path / "t.parquet") == expected
     assert rows_of(tmp_path / "saved") == expected
+
+
+ANSWER = "Product: Vintage Check Scarf, red, Category: ACCESSORIES, Full Price: 390.0"
+FIELDS = {"Product": "Vintage Check Scarf, red", "Category": "ACCESSORIES", "Full Price": "390.0"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {  # LLaVA
+            "id": "1",
+            "image": "a.jpg",
+            "conversations": [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": ANSWER}],
+        },
+        {  # OpenAI
+            "id": "1",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "What: is it?"},
+                        {"type": "image_url", "image_url": {"url": "a.jpg"}},
+                    ],
+                },
+                {"role": "assistant", "content": ANSWER},
+            ],
+        },
+    ],
+    ids=["llava", "openai"],
+)
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_fields_of_a_chats_answer_are_columns(row: dict[str, Any], whole: bool, tmp_path: Path):
+    (tmp_path / "chat.jsonl").write_text(json.dumps([row, row]) if whole else f"{json.dumps(row)}\n" * 2)
+    source = open_source(str(tmp_path / "chat.jsonl"))
+    (read, *_) = rows_of(tmp_path / "chat.jsonl")
+    assert {name: read[name] for name in FIELDS} == FIELDS
+    columns = guess_columns(expand(source.columns, source.first()), Columns())
+    assert (str(columns.image).startswith("image"), columns.id) == (True, "id")
+    assert columns.fields == {"Product": "text", "Category": "category", "Full Price": "number"}
 
 
 def picture_table(numbers: range) -> pa.Table:

@@ -30,6 +30,7 @@ from python_calamine import CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
 from catalens.catalog.storage import group_batches, open_parquet
 from catalens.errors import CatalogError, first_line
 from catalens.reading.columns import SAMPLE_ROWS, Unreadable
+from catalens.reading.nested import with_answer
 from catalens.reading.text import open_bytes
 
 Row = Mapping[Any, Any] | str
@@ -69,9 +70,8 @@ def kind_of(where: str, head: bytes) -> str:
             line = json.loads(first)
         except ValueError:
             return "json" if re.match(rb"\[\s*[\[{]|\{\s*\"", text) else "text"
-        lists = isinstance(line, dict) and any(
-            isinstance(one, list) and one and isinstance(one[0], dict) for one in line.values()
-        )
+        values = line.values() if isinstance(line, dict) else ()
+        lists = sum(isinstance(one, list) and bool(one) and isinstance(one[0], dict) for one in values) == 1
         return "json" if not isinstance(line, dict) or (lists and not others) else "jsonl"
     for magic, name in (
         (b"%PDF", "a PDF"),
@@ -195,9 +195,9 @@ def read_document(where: str) -> Reader:
     def rows(names: Collection[str] | None) -> Iterator[Row]:
         with open_bytes(where) as file:
             for row in ijson.items(file, prefix, use_float=True):
-                yield row if isinstance(row, dict) else "not a JSON object"
+                yield with_answer(row) if isinstance(row, dict) else "not a JSON object"
 
-    known = (row for row in islice(rows(None), SAMPLE_ROWS) if isinstance(row, dict))
+    known = (row for row in islice(rows(None), SAMPLE_ROWS) if isinstance(row, Mapping))
     return Reader(list(dict.fromkeys(name for row in known for name in row)), rows)
 
 

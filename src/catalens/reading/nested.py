@@ -5,7 +5,11 @@
     dimensions.width.value               of  {"dimensions": {"width": {"value": 12.5, "unit": "cm"}}}
     item_group_id|id                     the first of several that holds something
 
-A column that is itself called like that is meant before a path.
+A column that is itself called like that is meant before a path. And a row that is a chat about a picture, as LLaVA
+and OpenAI store them, has the fields of its answer:
+
+    {"image": "a.jpg", "conversations": [..., {"from": "gpt", "value": "Product: Scarf, Price: 5"}]}
+      ->  {"image": "a.jpg", ..., "Product": "Scarf", "Price": "5"}
 """
 
 import json
@@ -18,6 +22,8 @@ from catalens.catalog.storage import is_missing
 
 STEP = re.compile(r"\.(?P<key>[^.|\[\]]+)|\[(?P<index>\d+)\]|\[(?P<name>[^\]=]+)=(?P<value>[^\]]*)\]")
 MAX_DEPTH = 4
+FIELD = re.compile(r"\s*([^\W\d_][^:,\n]{0,40}): (.*?)(?=,\s+[^\W\d_][^:,\n]{0,40}: |\n|$)\s*,?", re.DOTALL)
+"""A label and its value in an answer."""
 
 
 def paths_in(name: str, columns: Sequence[str]) -> list[tuple[str, str]]:
@@ -91,6 +97,23 @@ def _paths(cells: Sequence[Any], depth: int) -> list[str]:
             for path in _paths(inner, depth - 1)
         ]
     return [""]
+
+
+def with_answer(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row of a chat with the fields of its last answer, and its first picture, as columns; others as they are."""
+    turns = row.get("conversations") or row.get("messages")
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        return row
+    found: dict[str, Any] = {}
+    for turn in turns:
+        content = turn.get("value", turn.get("content"))
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        for part in (part for part in parts if isinstance(part, Mapping)):
+            if isinstance(image := part.get("image_url") or part.get("image"), str | Mapping):
+                found.setdefault("image", image)
+            elif turn.get("from", turn.get("role")) in ("gpt", "assistant") and isinstance(part.get("text"), str):
+                found |= {label.strip(): value.strip() for label, value in FIELD.findall(part["text"])}
+    return {**found, **row}
 
 
 def _is_path(text: str) -> bool:

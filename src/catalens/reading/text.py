@@ -32,6 +32,7 @@ import chardet
 import fsspec
 
 from catalens.errors import CatalogError, first_line
+from catalens.reading.nested import with_answer
 
 PAGES = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp874"),
@@ -263,7 +264,7 @@ def json_rows(where: str, encoding: str) -> Iterator[Mapping[Any, Any] | str]:
             except (ValueError, RecursionError) as error:
                 yield f"not JSON: {first_line(error)}"
             else:
-                yield row if isinstance(row, dict) else "not a JSON object"
+                yield with_answer(row) if isinstance(row, dict) else "not a JSON object"
 
 
 def _lines(file: IO[bytes], encoding: str) -> Iterator[str]:
