@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from aiohttp import web
 from hostile import EXTRA, KINDS, PUBLIC, SLOW, Hostile, expected_reason, gzip_bomb, hostile_server, jpeg  # noqa: F401
 from hypothesis import given
 from hypothesis import strategies as st
@@ -614,3 +615,30 @@ class TestHostile:
 
     def test_kinds_and_extras_do_not_share_a_name(self):
         assert not set(KINDS) & set(EXTRA)
+
+
+def test_a_cookie_lives_as_long_as_its_redirect():
+    asked: list[dict[str, str]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(dict(request.cookies))
+        if "pass" in request.cookies:
+            return web.Response(body=jpeg(1))
+        response = web.Response(status=302, headers={"Location": request.path})
+        response.set_cookie("pass", "1")
+        return response
+
+    async def fetched() -> list[Fetched]:
+        app = web.Application()
+        app.router.add_get("/photo.jpg", answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}/photo.jpg"
+        async with Downloader(DownloadSpec(allow_private_hosts=True)) as downloader:
+            found = [await downloader.fetch(url) for _ in range(2)]
+        await runner.cleanup()
+        return found
+
+    assert [one.body for one in asyncio.run(fetched())] == [jpeg(1)] * 2
+    assert asked == [{}, {"pass": "1"}] * 2
