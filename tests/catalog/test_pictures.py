@@ -366,3 +366,10 @@ def test_a_picture_is_opened_once_for_bytes_and_facts(monkeypatch: pytest.Monkey
     for n, (data, _) in enumerate(SAMPLES.values(), start=1):
         storable_picture(data)
         assert len(opened) == n
+
+
+def test_a_long_comment_is_no_reason_against_a_png():
+    notes, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    notes.add_text("comment", "x" * 3 * 2**20, zip=True)
+    Image.new("RGB", (40, 30), "red").save(buffer, "PNG", pnginfo=notes)
+    assert open_picture(buffer.getvalue()).size == (40, 30)

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from catalens.catalog.duplicates import fingerprint
 from catalens.errors import PictureError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 64_000_000
+PngImagePlugin.MAX_TEXT_CHUNK = 2**25  # bytes of a comment, which is no reason against a picture; they are read over
 JPEG_QUALITY = 92
 """Of photos that are made smaller."""
 ORIENTATION = 0x0112  # the EXIF tag
