@@ -73,7 +73,7 @@ class Record(NamedTuple):
 class TableJournal(Journal):
     """The rows and pictures of one table, and the catalogues that were made of them."""
 
-    schema, format, upgrades = SCHEMA, 3, {1: FACTS_ADDED, 2: SPLIT_ADDED}
+    schema, format, upgrades = SCHEMA, 3, {1: FACTS_ADDED + SPLIT_ADDED, 2: SPLIT_ADDED}
 
     def __contains__(self, manifest: object) -> bool:
         return self.one("SELECT 1 FROM catalogues WHERE manifest = ?", manifest) is not None

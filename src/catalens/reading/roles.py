@@ -19,7 +19,7 @@ from catalens.catalog.storage import is_missing
 from catalens.config import Kind
 from catalens.errors import RecipeError
 from catalens.reading.addresses import PICTURE_NAME, filled, pictures_of
-from catalens.reading.columns import SHOWN, Unreadable, names_of, storable
+from catalens.reading.columns import Unreadable, names_of, storable
 from catalens.reading.nested import paths_of
 from catalens.reading.numbers import Numbers
 
@@ -294,8 +294,3 @@ def _is_picture(value: Any) -> bool:
 def _is_address(value: Any) -> bool:
     first = next(iter(pictures_of(value)), None)
     return isinstance(first, str) and (first.startswith("//") or "://" in first)
-
-
-def shown(value: object) -> str:
-    """A cell, cut for a message."""
-    return str(value)[:SHOWN]
