@@ -144,7 +144,7 @@ def _measure_case(bench: Bench, case: Case, options: argparse.Namespace) -> Iter
     largest = 1
     for record in doubled(lambda batch: _figures(bench, case, row, batch), options.largest_batch):
         largest = largest if "failed" in record else record["batch"]
-        yield {**asdict(case), "tokens": len(row["input_ids"]), "crops": len(row["image"].pixels), **record}
+        yield {**asdict(case), "tokens": len(row["input_ids"]), "crops": len(row["images"][0].pixels), **record}
     if options.profile:
         options.profile = False  # one is enough
         _, failed = _guarded(lambda: _profile(bench, case, row, largest, options.out))
@@ -224,7 +224,7 @@ def _figures(bench: Bench, case: Case, row: dict[str, Any], size: int) -> Record
         _step(bench, batch)
     _synchronize()
     rate = size * bench.steps / (time.perf_counter() - started)
-    tokens, crops = float(len(row["input_ids"])), float(len(row["image"].pixels))
+    tokens, crops = float(len(row["input_ids"])), float(len(row["images"][0].pixels))
     needed = sample_flops(bench.sizes, replace(case.setup, checkpointing=False), tokens, crops)
     figures = {"images_per_second": rate, "mfu": rate * needed / bench.peak}
     figures["estimated_gb"] = step_memory(bench.sizes, case.setup, tokens, crops).peak(size) / 1e9

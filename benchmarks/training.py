@@ -168,7 +168,7 @@ def _print(
     vocabulary: int | None,
 ) -> None:
     tokens = sum(len(example["input_ids"]) for example in examples) / len(examples)
-    crops = sum(len(example["image"].pixels) for example in examples) / len(examples)
+    crops = sum(len(example["images"][0].pixels) for example in examples) / len(examples)
     table = Table(
         title=f"{options.model}{f', {vocabulary:,} words' if vocabulary else ''}, {options.rows} rows of "
         f"{tokens:.0f} tokens and {crops:.1f} crops, medians of {options.rounds} rounds, "

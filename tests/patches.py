@@ -107,7 +107,7 @@ class Patches:
     layer_classes = ("LlamaDecoderLayer",)
     tables = frozenset({"embed_tokens", "lm_head"})
 
-    def chat(self, question):
+    def chat(self, question, images=1):
         return f"{self.image_tag}{question}<|assistant|>"
 
     def hd_size(self, processor, width, height, max_tiles=None):

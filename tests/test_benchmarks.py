@@ -48,7 +48,7 @@ def test_a_random_model_is_the_official_one():
 def test_drawn_rows_have_their_slots(tall: bool, crops: int, tokens: int):
     config = official_config(**SMALL)
     (row,) = drawn_rows(config, 1, num_crops=4, tall=tall)
-    assert (len(row["image"].pixels), len(row["input_ids"])) == (crops, tokens)
+    assert (len(row["images"][0].pixels), len(row["input_ids"])) == (crops, tokens)
     assert int((row["input_ids"] == config.image_token_id).sum()) == tokens - 60
 
 

@@ -46,7 +46,7 @@ def test_labels_cover_the_answer_and_its_end_only(encoder, dataset):
 
 def test_what_is_trained_continues_what_is_generated_from(encoder, dataset):
     example, row = dataset[0], dataset.rows[0]
-    chat, size = encoder.family.chat(encoder.prompt.question), [example["image"].hd_size]
+    chat, size = encoder.family.chat(encoder.prompt.question), [example["images"][0].hd_size]
     prompt = encoder.family.token_ids(encoder.processor, chat, size)
     assert example["input_ids"].tolist() == encoder.family.token_ids(encoder.processor, chat + text_of(row), size)
     assert example["input_ids"].tolist()[: len(prompt)] == prompt
@@ -61,7 +61,7 @@ def test_a_batch_is_padded_to_its_longest_row_and_holds_real_tiles_only(encoder,
     assert batch["input_ids"].shape == batch["labels"].shape == (6, max(lengths))
     assert batch["attention_mask"].sum(1).tolist() == lengths
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
-    assert batch["pixel_values"].shape[0] == sum(len(example["image"].pixels) for example in examples)
+    assert batch["pixel_values"].shape[0] == sum(len(example["images"][0].pixels) for example in examples)
     assert batch["image_sizes"].shape == (6, 2)
 
 
@@ -71,7 +71,7 @@ def test_a_row_that_only_fills_a_place_has_no_label(dataset):
     assert torch.equal(filler["input_ids"], row["input_ids"])
     assert (row["labels"] != IGNORED).any()
     assert dataset.lengths()[:6] == [len(one["input_ids"]) for one in made(dataset)]
-    assert dataset.tiles()[:6] == [len(one["image"].pixels) for one in made(dataset)]
+    assert dataset.tiles()[:6] == [len(one["images"][0].pixels) for one in made(dataset)]
 
 
 def test_rows_have_the_place_of_their_pictures_and_no_bytes(drawn, examples):

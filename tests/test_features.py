@@ -75,7 +75,7 @@ def test_pictures_are_decoded_once_while_they_fit(encoder, examples, monkeypatch
         examples.images = images
         first, again = ([examples[index] for index in range(3)] for _ in range(2))
         assert len(decoded) == expected
-        assert all(torch.equal(a["image"].pixels, b["image"].pixels) for a, b in zip(first, again, strict=True))
+        assert all(torch.equal(a["images"][0].pixels, b["images"][0].pixels) for a, b in zip(first, again, strict=True))
 
 
 def test_cached_features_train_like_pictures(encoder, examples):
@@ -145,12 +145,12 @@ def test_workers_that_are_not_forked_read_the_cache_without_a_model(encoder, exa
     cache.fill(pictures, lambda done: None)
     dataset = examples
     dataset.images = cache
-    wanted = [dataset[index]["image"].features for index in range(len(dataset))]  # shards are open from here on
+    wanted = [dataset[index]["images"][0].features for index in range(len(dataset))]  # shards are open from here on
     assert len(pickle.dumps(cache)) < 10**6  # the tiny model's weights are seven times that
     loader = DataLoader(
         dataset, batch_size=None, num_workers=1, multiprocessing_context="forkserver", generator=torch.Generator()
     )
-    assert all(torch.equal(row["image"].features, features) for row, features in zip(loader, wanted, strict=True))
+    assert all(torch.equal(row["images"][0].features, features) for row, features in zip(loader, wanted, strict=True))
 
 
 def test_a_copy_has_nothing_in_memory_and_decodes_by_itself(encoder, pictures):

@@ -3,8 +3,8 @@
     {"image": Picture(...), "title": "Red Tote Bag", "category3_code": "BAGS", "full_price": 129.0}
 
 becomes input ids with one slot for every picture token, labels on the answer and its end token only, and the tiles of
-the picture, or the features that a frozen tower made of them. Rows are rendered and tokenized once, when they are
-read; of their pictures they have the place alone. Legend: T tokens of a row, A of its answer, B rows.
+its pictures, or the features that a frozen tower made of them. Answers are rendered and tokenized once, when they are
+read; of their pictures rows have the place alone. Legend: T tokens of a row, A of its answer, B rows.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ from catalens.errors import (
     TooManyBadRowsError,
     TrainingError,
 )
-from catalens.examples import render_answer
-from catalens.model import Family, ImageInputs, family_of
+from catalens.examples import complete_question, render_answer
+from catalens.model import Family, ImageInputs, Size, family_of
 
 IGNORED = -100
 MAX_BAD = 0.05
@@ -63,6 +63,17 @@ Encoded = bytes | Picture
 """A picture as a JPEG, a PNG ..., or where it is stored."""
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Pictures of one product, in the order of their tags, and the question about them."""
+
+    pictures: tuple[Encoded, ...]
+    question: str
+
+    def __bytes__(self) -> bytes:
+        return b"".join(map(bytes, self.pictures))
+
+
 class Encoder:
     """Turns rows into token ids and pixels, with the processor and prompt of a run.
 
@@ -74,45 +85,51 @@ class Encoder:
         self.family = family_of(processor.model_type)
         self.tokenizer: Any = processor.tokenizer
         self._chat = self.family.chat(prompt.question)
-        self._prompts: dict[tuple[int, int], torch.Tensor] = {}
+        self._prompts: dict[tuple[Size, ...], torch.Tensor] = {}
         self._tile = self.family.hd_size(processor, 1, 1, 1)
         ids = self._ids(f"{prompt.fields[0].label}: 1{self.family.end_token}")
-        if ids[: len(self.prompt_ids(self._tile))] != self.prompt_ids(self._tile).tolist():
+        if ids[: len(self.prompt_ids([self._tile]))] != self.prompt_ids([self._tile]).tolist():
             raise CheckpointError("the tokenizer does not end a token where the prompt ends: use the model's own")
 
-    def prompt_ids(self, hd_size: tuple[int, int]) -> torch.Tensor:
-        """Tokens [T - A] before an answer about a picture of this HD size."""
-        if hd_size not in self._prompts:
-            ids = self.family.token_ids(self.processor, self._chat, [hd_size])
-            self._prompts[hd_size] = torch.tensor(ids)
-        return self._prompts[hd_size]
+    def prompt_ids(self, hd_sizes: Sequence[Size], question: str | None = None) -> torch.Tensor:
+        """Tokens [T - A] before an answer about pictures of these HD sizes; the question is by default the prompt's."""
+        sizes = tuple(hd_sizes)
+        if question not in (None, self.prompt.question):  # one of many
+            return torch.tensor(self.family.token_ids(self.processor, self.family.chat(question, len(sizes)), sizes))
+        if sizes not in self._prompts:
+            chat = self.family.chat(self.prompt.question, len(sizes))
+            self._prompts[sizes] = torch.tensor(self.family.token_ids(self.processor, chat, sizes))
+        return self._prompts[sizes]
 
     def answer_ids(self, row: Mapping[str, Any], name: str = "row") -> list[int]:
         """Tokens [A] of a row's answer and its end; PromptError where it, or they, do not read back."""
         answer = render_answer(self.prompt, row, name) + self.family.end_token
-        ids = self._ids(answer)[len(self.prompt_ids(self._tile)) :]
+        ids = self._ids(answer)[len(self.prompt_ids([self._tile])) :]
         if self.tokenizer.decode(ids).strip() != answer:
             raise PromptError(f"{name}: the tokenizer does not give back {answer!r}; change the text of the row")
         return ids
 
-    def text_tokens(self, answer_ids: Sequence[int]) -> int:
-        """Count the tokens of the prompt and an answer, the picture's left out."""
-        prompt = len(self.prompt_ids(self._tile)) - self.family.image_tokens(self.processor, self._tile)
-        return prompt + len(answer_ids)
+    def text_tokens(self, question: str | None = None, images: int = 1) -> int:
+        """Count the tokens of a prompt about so many pictures, theirs left out."""
+        tiles = [self._tile] * images
+        return len(self.prompt_ids(tiles, question)) - images * self.family.image_tokens(self.processor, self._tile)
 
-    def image(self, data: bytes) -> ImageInputs:
+    def image(self, picture: Encoded) -> ImageInputs:
         """Decode and cut a picture; PictureError where it is none."""
-        return self.family.encode_image(self.processor, open_picture(data))
+        return self.family.encode_image(self.processor, open_picture(bytes(picture)))
 
-    def hd_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def hd_size(self, size: tuple[int, int]) -> Size:
         """Give the (H, W) of what the tiles of a picture of this width and height are cut from."""
         return self.family.hd_size(self.processor, *size)
 
-    def example(self, answer_ids: Sequence[int], image: ImageInputs) -> dict[str, Any]:
-        """Put together `input_ids` [T], `labels` [T] and `image`."""
-        prompt, answer = self.prompt_ids(image.hd_size), torch.tensor(answer_ids, dtype=torch.long)
+    def example(
+        self, answer_ids: Sequence[int], *images: ImageInputs, question: str | None = None
+    ) -> dict[str, Any]:
+        """Put together `input_ids` [T], `labels` [T] and `images`."""
+        prompt = self.prompt_ids([image.hd_size for image in images], question)
+        answer = torch.tensor(answer_ids, dtype=torch.long)
         labels = torch.cat([torch.full_like(prompt, IGNORED), answer])
-        return {"input_ids": torch.cat([prompt, answer]), "labels": labels, "image": image}
+        return {"input_ids": torch.cat([prompt, answer]), "labels": labels, "images": images}
 
     def _ids(self, answer: str) -> list[int]:
         return self.family.token_ids(self.processor, self._chat + answer, [self._tile])
@@ -121,7 +138,7 @@ class Encoder:
 class Examples(Dataset[dict[str, Any]]):
     """Rows of a split that a model can learn from and be judged by.
 
-    As a dataset it has the examples of a training, whose pictures are `images`, by a call with a `Picture`. Example
+    As a dataset it has the examples of a training, whose pictures are `images`, by calls with a `Picture`. Example
     `~i` is example `i` without labels: it fills a place and teaches nothing. TrainingError, with the row's id, where
     a picture cannot be read any more.
     """
@@ -129,7 +146,7 @@ class Examples(Dataset[dict[str, Any]]):
     def __init__(self, encoder: Encoder, roles: Roles, images: Any = None) -> None:
         self.encoder, self.roles, self.images = encoder, roles, images
         self.rows: list[dict[str, Any]] = []
-        """Id and fields, and in the image column a `Picture`."""
+        """Id and fields, and in the image column a `Query`."""
         self.bad: list[str] = []
         """Reasons against the other rows."""
         self._tokens, self._ends = array("i"), array("q", [0])  # of all answers, one after the other
@@ -145,9 +162,14 @@ class Examples(Dataset[dict[str, Any]]):
         return self._tokens[self._ends[row] : self._ends[row + 1]].tolist()
 
     @property
-    def pictures(self) -> list[Picture]:
-        """The rows' pictures."""
+    def queries(self) -> list[Query]:
+        """What the rows ask."""
         return [row[self.roles.image] for row in self.rows]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Pictures of all rows, one after the other."""
+        return [picture for query in self.queries for picture in query.pictures if isinstance(picture, Picture)]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -156,7 +178,9 @@ class Examples(Dataset[dict[str, Any]]):
         place = ~index if index < 0 else index
         row = self.rows[place]
         try:
-            example = self.encoder.example(self.answer_ids(place), self.images(row[self.roles.image]))
+            query = row[self.roles.image]
+            images = map(self.images, query.pictures)
+            example = self.encoder.example(self.answer_ids(place), *images, question=query.question)
         except (PictureError, CatalogError) as error:
             shown = ", ".join(str(value) for name, value in row.items() if name != self.roles.image)
             raise TrainingError(f"row ({shown}): picture {error}: see to it, and go on with --resume") from error
@@ -164,47 +188,71 @@ class Examples(Dataset[dict[str, Any]]):
 
     def lengths(self) -> list[int]:
         """Count the tokens T of each row."""
-        prompts = (len(self.encoder.prompt_ids(size)) for size in self.hd_sizes)
-        return [prompt + end - start for prompt, (start, end) in zip(prompts, pairwise(self._ends), strict=True)]
+        answers = (end - start for start, end in pairwise(self._ends))
+        prompts = zip(self.queries, self.hd_sizes, strict=True)
+        lengths = (len(self.encoder.prompt_ids(sizes, query.question)) for query, sizes in prompts)
+        return [prompt + answer for prompt, answer in zip(lengths, answers, strict=True)]
 
     def tiles(self) -> list[int]:
-        """Count the tiles of each row's picture."""
-        return [self.encoder.family.num_tiles(self.encoder.processor, size) for size in self.hd_sizes]
+        """Count the tiles of each row's pictures."""
+        family, processor = self.encoder.family, self.encoder.processor
+        return [sum(family.num_tiles(processor, size) for size in sizes) for sizes in self.hd_sizes]
 
     @cached_property
-    def hd_sizes(self) -> list[tuple[int, int]]:
-        """HD sizes (H, W) of the rows' pictures."""
+    def hd_sizes(self) -> list[tuple[Size, ...]]:
+        """HD sizes (H, W) of each row's pictures."""
         by_size = {size: self.encoder.hd_size(size) for size in {one.size for one in self.pictures}}
-        return [by_size[picture.size] for picture in self.pictures]
+        pictures = iter(self.pictures)
+        return [tuple(by_size[next(pictures).size] for _ in query.pictures) for query in self.queries]
 
 
 def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = None) -> Examples:
     """Read the rows of a split that are of use, and the reasons against the others.
 
-    The one reader of all stages, so that they have the same rows: text and its tokens read back, the picture decodes,
-    as `images.look` has it where there are `images`. Raises CatalogError as `Catalog.batches`, and
-    TooManyBadRowsError where more than `MAX_BAD` of the rows are of no use.
+    The one reader of all stages, so that they have the same rows: text and its tokens read back, the pictures decode,
+    as `images.look` has it where there are `images`. Raises CatalogError as `Catalog.batches`, and where the question
+    names a column that the catalogue does not have; and TooManyBadRowsError where more than `MAX_BAD` of the rows are
+    of no use.
     """
-    roles, look = catalog.card.roles, images.look if images else open_picture
-    found, stored, number = Examples(encoder, roles, images), Pictures(catalog, split), 0
-    columns = [roles.image, roles.id, *(field.column for field in encoder.prompt.fields)]
+    roles, prompt, look = catalog.card.roles, encoder.prompt, images.look if images else open_picture
+    found, number = Examples(encoder, roles, images), 0
+    stored = {column: Pictures(catalog, split, column) for column in roles.images}
+    kept = [roles.id, *(field.column for field in prompt.fields)]
+    columns = [*roles.images, *kept, *readable_inputs(prompt, catalog)]
     for row in (row for batch in catalog.batches(split, columns) for row in batch):
         number += 1
-        name, data = f"{split} row {number} ({row[roles.id]})", row[roles.image]
+        name = f"{split} row {number} ({row[roles.id]})"
+        pictures = []
         try:
             answer_ids = encoder.answer_ids(row, name)
-            look(data)
-            picture = Picture(stored, number - 1, hashlib.sha256(data).digest(), picture_size(data))
+            for column in roles.images:
+                if (data := row[column]) or column == roles.image:
+                    look(data)
+                    digest, size = hashlib.sha256(data).digest(), picture_size(data)
+                    pictures.append(Picture(stored[column], number - 1, digest, size))
         except PromptError as error:
             found.bad.append(str(error))
         except PictureError as error:
             found.bad.append(f"{name}: picture {error}")
         else:
-            found.add(row | {roles.image: picture}, answer_ids)
+            query = Query(tuple(pictures), complete_question(prompt, row))
+            found.add({name: row[name] for name in kept} | {roles.image: query}, answer_ids)
     if len(found.bad) > MAX_BAD * number:
         reasons = "; ".join(found.bad[:3])
         raise TooManyBadRowsError(f"{len(found.bad)} of {number} {split} rows cannot be used: {reasons}")
     return found
+
+
+def readable_inputs(prompt: PromptSpec, catalog: Catalog) -> list[str]:
+    """Columns of the question; CatalogError where the catalogue lacks one."""
+    roles = catalog.card.roles
+    if missing := [name for name in prompt.inputs if name not in (*roles.inputs, *roles.fields)]:
+        having = ", ".join([*roles.inputs, *roles.fields])
+        raise CatalogError(
+            f"{catalog.folder}: no column {missing[0]!r} for the question {prompt.question!r}: it has {having}; "
+            f"prepare the table with --input {missing[0]}, or leave it out of prompt.question"
+        )
+    return prompt.inputs
 
 
 class Collator:
@@ -223,7 +271,7 @@ class Collator:
         """Make the batch."""
         ids = [example["input_ids"] for example in examples]
         labels = [example["labels"] for example in examples]
-        seen = [example["image"] for example in examples if "image" in example]
+        seen = [image for example in examples for image in example.get("images", ())]
         images = self.family.collate(seen) if seen else {}
         if self.packed:
             return {

@@ -24,11 +24,15 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from catalens.config import SPECIAL, FieldSpec, Frozen, NumberFormat, PromptSpec
+from catalens.config import PLACEHOLDER, SPECIAL, FieldSpec, Frozen, NumberFormat, PromptSpec
 from catalens.errors import PromptError
 
 LARGEST = 10**15
 """Numbers are smaller than this in size; no price has more digits."""
+LONGEST_INPUT = 2000
+"""Characters of a text that the model is given; what is longer is cut."""
+TOKEN_LIKE = re.compile(r"<(?=\||/?s>|unk>)")
+"""Beginning of what a tokenizer may take for a special token."""
 
 Value = str | float | int
 
@@ -99,6 +103,24 @@ def render_answer(spec: PromptSpec, row: Mapping[str, object], name: str = "row"
             "another field's label stands in the text: change the text or the label in the recipe"
         )
     return answer
+
+
+def complete_question(spec: PromptSpec, row: Mapping[str, object]) -> str:
+    """Put a row's texts in the places of the question's columns; what the row lacks is left empty.
+
+    Texts come on one line, without control characters, cut after `LONGEST_INPUT` characters, and whatever looks like
+    a special token is broken by a space, so that no text can end the question or stand for a picture.
+    """
+    return PLACEHOLDER.sub(lambda found: _input_text(spec, row.get(found[1])), spec.question)
+
+
+def _input_text(spec: PromptSpec, value: object) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST:
+        return format_number(spec.numbers, value)
+    plain = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in str(value))
+    return TOKEN_LIKE.sub("< ", canonical_text(plain)[:LONGEST_INPUT]).strip()
 
 
 def parse_answer(spec: PromptSpec, text: str, end_token: str) -> Answer:

@@ -155,7 +155,7 @@ def test_the_card_says_what_there_is(catalog: Path):
     assert card == {
         "format": 2,
         "name": "shop",
-        "roles": {"id": "code", "fields": dict(ROLES.fields), "image": "image"},
+        "roles": {"id": "code", "fields": dict(ROLES.fields), "image": "image", "pictures": 1, "inputs": []},
         "provenance": {"command": "test"},
         "rows": {"train": 4, "validation": 1, "test": 1},
         "products": {"train": 3, "validation": 1, "test": 1},

@@ -117,7 +117,7 @@ def test_equal_pictures_are_answered_once_and_no_picture_twice(run, recipe, draw
     found = evaluate(run, recipe).metrics
     free, constrained, blank = asked
     assert len(free) == len(set(free)) == len(constrained) == 3
-    assert len(blank) == len(set(blank)) == len({one.size for one in free})
+    assert len(blank) == len(set(blank)) == len({one.pictures[0].size for one in free})
     assert picture in map(bytes, free)
     assert found["rows"] == 6
 

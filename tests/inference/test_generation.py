@@ -10,7 +10,7 @@ from PIL import Image
 from catalens.catalog import Catalog, open_picture
 from catalens.checkpoint import greedy, load_model, load_processor
 from catalens.config import PromptSpec
-from catalens.data import Encoder
+from catalens.data import Encoder, Query
 from catalens.errors import InferenceError, PictureError
 from catalens.examples import answer_space
 from catalens.features import FeatureCache
@@ -177,13 +177,14 @@ def test_batches_follow_the_size_of_the_memory_and_not_what_is_free_in_it(model,
     `max_new_tokens` and not for the longest answer that its grammar allows."""
     wide = jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))
     constrained = Generator(model, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 4, space)
-    rows = sorted(map(constrained._tokens, [*pictures, wide]))
+    small, large = ([Query((one,), PromptSpec().question) for one in some] for some in (pictures, [wide]))
+    rows = sorted(map(constrained._tokens, [*small, *large]))
     config, weights = model.config, sum(weight.nbytes for weight in model.parameters())
     token = 2 * config.num_hidden_layers * config.hidden_size * 4  # bytes of fp32 keys and values
     size = weights + int(2 * token * 3 * rows[0])  # half of what the weights leave holds three small rows
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=size, available=free))
     assert rows[-1] > rows[0] == len(slow_ids(constrained, pictures[0])) + 4
-    assert list(constrained._batches([wide, *pictures])) == [[1, 2, 3], [4, 5, 6], [7, 0]]
+    assert list(constrained._batches([*large, *small])) == [[1, 2, 3], [4, 5, 6], [7, 0]]
 
 
 def slow_ids(generator: Generator, picture: bytes) -> list[int]:
@@ -270,5 +271,5 @@ def test_rows_that_come_to_the_longrope_switch_are_written_as_without_a_cache(cr
 def test_batches_do_not_mix_sides_of_the_longrope_switch(crossing, pictures):
     wide = jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))
     short = Generator(crossing, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 4)
-    batches = list(short._batches([wide, *pictures, wide]))
+    batches = list(short._batches([Query((one,), PromptSpec().question) for one in (wide, *pictures, wide)]))
     assert sorted(batches, key=len) == [[0, 8], [1, 2, 3, 4, 5, 6, 7]]

@@ -5,7 +5,7 @@ train row 7 (10432877)  -> PictureFacts of its picture, title "Check Scarf", cat
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from catalens.catalog.pictures import PictureFacts
@@ -25,6 +25,9 @@ class Scan:
         self.numbers: list[int] = []
         """Row numbers within the split, from 1."""
         self.pictures: list[PictureFacts] = []
+        """The first of each row."""
+        self.further: list[tuple[PictureFacts, ...]] = []
+        """The other ones of each row."""
         self.values: dict[str, list[Any]] = {name: [] for name in roles.fields}
         """By field; None where missing or no finite number."""
         self.firsts: dict[str, int] = {}
@@ -34,15 +37,22 @@ class Scan:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def add(self, split: str, row: Mapping[str, Any], picture: PictureFacts) -> None:
-        """Take a row in."""
+    @property
+    def all_pictures(self) -> list[tuple[int, PictureFacts]]:
+        """All pictures, each with its row."""
+        rows = enumerate(zip(self.pictures, self.further, strict=True))
+        return [(row, picture) for row, (first, further) in rows for picture in (first, *further)]
+
+    def add(self, split: str, row: Mapping[str, Any], pictures: Sequence[PictureFacts]) -> None:
+        """Take a row in, with the facts of its pictures."""
         id = "" if row[self.roles.id] is None else str(row[self.roles.id])
         self._counts[split] += 1
         self.firsts.setdefault(id, len(self))
         self.ids.append(id)
         self.splits.append(split)
         self.numbers.append(self._counts[split])
-        self.pictures.append(picture)
+        self.pictures.append(pictures[0])
+        self.further.append(tuple(pictures[1:]))
         for name, kind in self.roles.fields.items():
             value = row[name]
             if kind == "number":

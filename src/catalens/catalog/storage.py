@@ -5,6 +5,7 @@
       data/validation-00000-of-...         "title": "Striped Red Tote Bag", "category3_code": "BAGS",
       data/test-00000-of-...               "full_price": 129.0,
                                            "image_facts": {"sha256": "9f86d0...", "width": 300, "height": 375, ...}}
+                                          "image_2", ... where rows have several pictures, null where one lacks them
       catalog.json                        roles, provenance, content hash, counts, what was left out and why
       rejected.parquet                    the rows that were left out, if any: row, id, reason
       README.md                           dataset card
@@ -32,7 +33,7 @@ from typing import IO, Any, Literal, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from catalens.catalog.folder import Manifests, partial_of, put_in_place, recover, refuse_taken, sweep
 from catalens.catalog.pictures import PictureFacts, picture_facts
@@ -69,15 +70,29 @@ class Roles(Frozen):
     """Columns to learn, with their kinds."""
     image: str = "image"
     """Column of the picture, an Image feature of Hugging Face datasets."""
+    pictures: int = Field(default=1, ge=1)
+    """Most pictures of a row; the further ones are in columns of their own, `image_2`, ..."""
+    inputs: tuple[str, ...] = ()
+    """Text columns that a question may give to the model."""
 
     def columns(self, kind: Kind) -> list[str]:
         """Columns of a kind."""
         return [name for name, own in self.fields.items() if own == kind]
 
     @property
+    def images(self) -> list[str]:
+        """Columns of the pictures, in their order."""
+        return [self.image, *(f"{self.image}_{number}" for number in range(2, self.pictures + 1))]
+
+    @property
+    def facts(self) -> list[str]:
+        """Columns of the facts of the pictures, in the same order."""
+        return [FACTS, *(f"{name}_facts" for name in self.images[1:])]
+
+    @property
     def names(self) -> list[str]:
-        """All columns: picture, id, fields."""
-        return [self.image, self.id, *self.fields]
+        """All columns: pictures, id, fields, inputs."""
+        return [*self.images, self.id, *self.fields, *self.inputs]
 
     @property
     def leading(self) -> str | None:
@@ -123,7 +138,7 @@ class CatalogCard(Frozen):
 
 def refuse_double_roles(roles: Roles) -> None:
     """Raise CatalogError where one column would stand for two things in the catalogue."""
-    names = [*roles.names, FACTS]
+    names = [*roles.names, *roles.facts]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise CatalogError(f"column {twice!r} has two roles in the catalogue: rename it in the table")
 
@@ -187,25 +202,32 @@ class CatalogWriter:
                 undo.pop_all()  # what is there now may be another process's
 
     def add(
-        self, split: str, image: bytes, id: str, values: Mapping[str, object], facts: PictureFacts | None = None
+        self,
+        split: str,
+        image: bytes,
+        id: str,
+        values: Mapping[str, object],
+        facts: PictureFacts | None = None,
+        more: Sequence[tuple[bytes, PictureFacts]] = (),
     ) -> None:
-        """Add a row with the facts of its picture, which is decoded where they are not known.
+        """Add a row with the facts of its picture, which is decoded where they are not known, and `more` pictures.
 
         Raises CatalogError where the row cannot be written.
         """
-        shards, facts = self._shards[split], facts or picture_facts(image)
-        extension = EXTENSIONS.get(image[:2], "img")
-        row = {
-            self.roles.image: {"bytes": image, "path": f"{split}-{shards.rows:07d}.{extension}"},
-            self.roles.id: id,
-        }
-        row |= {name: values[name] for name in self.roles.fields}
-        row[FACTS] = {name: getattr(facts, name) for name in FACT_TYPES}
+        roles, shards = self.roles, self._shards[split]
+        pictures = [(image, facts or picture_facts(image)), *more]
+        row: dict[str, Any] = {roles.id: id} | {name: values[name] for name in (*roles.fields, *roles.inputs)}
+        for name, facts_name, (data, known) in zip(roles.images, roles.facts, pictures, strict=False):
+            place = "" if name == roles.image else name.removeprefix(roles.image).replace("_", "-")
+            path = f"{split}-{shards.rows:07d}{place}.{EXTENSIONS.get(data[:2], 'img')}"
+            row |= {name: {"bytes": data, "path": path}, facts_name: {fact: getattr(known, fact) for fact in FACT_TYPES}}
         with writing(self.folder):
-            shards.add(row, len(image))
+            shards.add(row, sum(len(data) for data, _ in pictures))
         self._products[split].append(key(id))
-        self._digest.update(json.dumps([split, id, [values[name] for name in self.roles.fields]]).encode())
-        self._digest.update(bytes.fromhex(facts.sha256))
+        told = [values[name] for name in (*roles.fields, *roles.inputs)]
+        self._digest.update(json.dumps([split, id, told]).encode())
+        for _, known in pictures:
+            self._digest.update(bytes.fromhex(known.sha256))
 
     def reject(self, row: RejectedRow) -> None:
         """Record a row that is not in the catalogue."""
@@ -332,7 +354,7 @@ class Catalog:
         roles = self.card.roles
         known = roles.names
         wanted = list(known if columns is None else columns)
-        if missing := [name for name in wanted if name not in (*known, FACTS)]:
+        if missing := [name for name in wanted if name not in (*known, *roles.facts)]:
             raise CatalogError(f"{self.folder}: no column {missing[0]!r}; columns are {', '.join(known)}")
         in_file = {roles.image if name == FACTS and self.card.format == 1 else name for name in wanted}
         found = 0
@@ -350,27 +372,30 @@ class Catalog:
 
     def _completed(self, rows: list[dict[str, Any]], wanted: Sequence[str]) -> list[dict[str, Any]]:
         """Rows as they are stored -> with the wanted columns, pictures as bytes, facts as objects."""
-        image = self.card.roles.image
-        for row in rows if image in rows[0] else ():
-            row[image] = (row[image] or {}).get("bytes") or b""
+        roles = self.card.roles
+        image = roles.image
+        for name in (name for name in roles.images if name in rows[0]):
+            for row in rows:
+                row[name] = (row[name] or {}).get("bytes") or b""
         if FACTS in wanted and self.card.format == 1:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 for row, facts in zip(rows, pool.map(picture_facts, [row[image] for row in rows]), strict=True):
                     row[FACTS] = facts
-        elif FACTS in wanted:
-            for row in rows:
-                row[FACTS] = PictureFacts(**row[FACTS])
+        else:
+            for name in (name for name in roles.facts if name in wanted):
+                for row in rows:
+                    row[name] = row[name] and PictureFacts(**row[name])
         return [{name: row[name] for name in wanted} for row in rows]
 
 
 class Pictures(Sequence[bytes]):
-    """Encoded pictures of a split, by row; each is read when it is asked for, with its row group.
+    """Encoded pictures of a column of a split, by row; each is read when it is asked for, with its row group.
 
     Raises CatalogError where they cannot be read.
     """
 
-    def __init__(self, catalog: Catalog, split: str) -> None:
-        self._catalog, self._column = catalog, f"{catalog.card.roles.image}.bytes"
+    def __init__(self, catalog: Catalog, split: str, column: str | None = None) -> None:
+        self._catalog, self._column = catalog, f"{column or catalog.card.roles.image}.bytes"
         self._groups: list[tuple[Path, int]] = []
         self._ends = [0]
         with catalog.reading():
@@ -414,11 +439,12 @@ def group_batches(
 def _schema(roles: Roles, integer_fields: Sequence[str]) -> pa.Schema:
     """Arrow schema with the metadata by which datasets knows the Image feature."""
     types = {name: "float64" if kind == "number" else "string" for name, kind in roles.fields.items()}
-    types = {roles.id: "string"} | types | dict.fromkeys(integer_fields, "int64")
-    columns: list[tuple[str, Any]] = [(roles.image, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
+    types = {roles.id: "string"} | types | dict.fromkeys(integer_fields, "int64") | dict.fromkeys(roles.inputs, "string")
+    image, facts = pa.struct([("bytes", pa.binary()), ("path", pa.string())]), list(FACT_TYPES.items())
+    columns: list[tuple[str, Any]] = [(name, image) for name in roles.images]
     columns += [(name, pa.type_for_alias(dtype)) for name, dtype in types.items()]
-    columns += [(FACTS, pa.struct([(name, pa.type_for_alias(dtype)) for name, dtype in FACT_TYPES.items()]))]
-    features = {roles.image: {"_type": "Image"}}
+    columns += [(name, pa.struct([(fact, pa.type_for_alias(t)) for fact, t in facts])) for name in roles.facts]
+    features = {name: {"_type": "Image"} for name in roles.images}
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
@@ -426,13 +452,15 @@ def _dataset_card(card: CatalogCard) -> str:
     files = "".join(f"  - {{split: {split}, path: data/{split}-*}}\n" for split, rows in card.rows.items() if rows)
     counts = "".join(f"| {split} | {rows} | {card.products[split]} |\n" for split, rows in card.rows.items())
     fields = ", ".join(f"`{name}` ({kind})" for name, kind in card.roles.fields.items())
+    images = ", ".join(f"`{name}`" for name in card.roles.images)
     left_out = ", ".join(f"{count} ({reason})" for reason, count in card.left_out.items())
     return (
         f"---\npretty_name: {json.dumps(card.name)}\ntags: [catalens, product-pictures]\nconfigs:\n"
         f"- config_name: default\n  version: {_version(card)}\n  data_files:\n{files}---\n\n"
         f"# {card.name}\n\nA catalogue of product pictures, made by catalens.\n\n"
         f"| split | rows | products |\n|---|---:|---:|\n{counts}\n"
-        f"Product id: `{card.roles.id}`. Picture: `{card.roles.image}`. Fields: {fields}.\n"
+        f"Product id: `{card.roles.id}`. Pictures: {images}. Fields: {fields}.\n"
+        + (f"Texts that a question may give: {', '.join(f'`{n}`' for n in card.roles.inputs)}.\n" * bool(card.roles.inputs))
         + (f"\nLeft out: {left_out}.\n" if left_out else "")
     )
 
@@ -442,6 +470,11 @@ def _version(card: CatalogCard) -> str:
     columns = json.dumps([card.content_hash, card.roles.model_dump(), card.integer_fields])
     digest = hashlib.sha256(columns.encode()).digest()
     return f"1.{int.from_bytes(digest[:4], 'big')}.{int.from_bytes(digest[4:8], 'big')}"
+
+
+def facts_of(roles: Roles, row: Mapping[str, Any]) -> list[PictureFacts]:
+    """Facts of all pictures of a row that was read with the columns of them."""
+    return [row[name] for name in roles.facts if row[name] is not None]
 
 
 def is_missing(value: object) -> bool:

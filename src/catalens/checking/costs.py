@@ -82,17 +82,19 @@ def load_sizes(model: str | None) -> tuple[Any, ModelSizes, str]:
 def crop_costs(facts: Facts, processor: Any, sizes: ModelSizes, training: TrainingSpec) -> list[CropCost]:
     """Estimate costs by `num_crops` from the training rows whose text and picture are of use; empty without any."""
     rows = [
-        (text, look.size)
-        for split, text, look in zip(facts.splits, facts.text_tokens, facts.pictures, strict=True)
-        if split == "train" and text is not None and look.size
+        (text, [look.size for look in (first, *further)])
+        for split, text, first, further in zip(
+            facts.splits, facts.text_tokens, facts.pictures, facts.further, strict=True
+        )
+        if split == "train" and text is not None and all(look.size for look in (first, *further))
     ]
     family = family_of(processor.model_type) if processor else REFERENCE
     costs = []
     for num_crops in NUM_CROPS if rows else ():
-        hd_sizes = [family.hd_size(processor, *size, num_crops) for _, size in rows]
-        crops = np.array([family.num_tiles(processor, size) for size in hd_sizes], float)
+        hd_sizes = [[family.hd_size(processor, *size, num_crops) for size in own if size] for _, own in rows]
+        crops = np.array([sum(family.num_tiles(processor, size) for size in own) for own in hd_sizes], float)
         tokens = np.array([text for text, _ in rows], float)
-        tokens += [family.image_tokens(processor, size) for size in hd_sizes]
+        tokens += [sum(family.image_tokens(processor, size) for size in own) for own in hd_sizes]
         costs.append(_crop_cost(num_crops, tokens, crops, sizes, training))
     return costs
 

@@ -20,11 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from catalens.catalog.duplicates import BITS, near_pairs
 from catalens.catalog.scan import Scan
-from catalens.catalog.storage import FACTS, Catalog
+from catalens.catalog.storage import Catalog, facts_of
 from catalens.config import PromptSpec
-from catalens.data import Encoder
+from catalens.data import Encoder, readable_inputs
 from catalens.errors import CatalogError, PromptError
-from catalens.examples import format_number, parse_number, render_answer
+from catalens.examples import complete_question, format_number, parse_number, render_answer
 from catalens.model import REFERENCE
 from catalens.progress import Progress, silent
 
@@ -68,12 +68,12 @@ class Facts(Scan):
     def add_text(self, row: Mapping[str, Any], prompt: PromptSpec, encoder: Encoder | None) -> None:
         """Note what a prompt makes of the row that was added last; without an encoder its length is estimated."""
         index = len(self) - 1
-        name = self.name(index)
+        name, question, images = self.name(index), complete_question(prompt, row), 1 + len(self.further[index])
         try:
             if encoder:
-                tokens = encoder.text_tokens(encoder.answer_ids(row, name))
+                tokens = encoder.text_tokens(question, images) + len(encoder.answer_ids(row, name))
             else:
-                text = REFERENCE.chat(prompt.question) + render_answer(prompt, row, name) + REFERENCE.end_token
+                text = REFERENCE.chat(question, images) + render_answer(prompt, row, name) + REFERENCE.end_token
                 tokens = math.ceil(len(text) / CHARACTERS_PER_TOKEN)
         except PromptError as error:
             self.problems[index] = str(error).removeprefix(f"{name}: ")
@@ -89,8 +89,10 @@ class Facts(Scan):
     @cached_property
     def copies(self) -> list[list[int]]:
         """Groups of two or more rows with the same picture, byte by byte."""
-        groups = group_rows(look.sha256 if look.size else None for look in self.pictures)
-        return [rows for rows in groups.values() if len(rows) > 1]
+        pictures = self.all_pictures
+        groups = group_rows(look.sha256 if look.size else None for _, look in pictures).values()
+        by_row = ([*dict.fromkeys(pictures[i][0] for i in group)] for group in groups)
+        return [rows for rows in by_row if len(rows) > 1]
 
     @cached_property
     def placeholders(self) -> list[list[int]]:
@@ -101,10 +103,11 @@ class Facts(Scan):
     @cached_property
     def near(self) -> list[tuple[int, int]]:
         """Pairs of rows whose pictures are alike without being the same bytes."""
-        decoded = np.array([row for row, look in enumerate(self.pictures) if look.size], np.intp)
-        prints = bytes.fromhex("".join(self.pictures[row].fingerprint for row in decoded))
-        pairs = decoded[near_pairs(np.frombuffer(prints, np.uint8).reshape(-1, BITS // 8))]
-        return [(a, b) for a, b in pairs.tolist() if self.pictures[a].sha256 != self.pictures[b].sha256]
+        seen = [(row, look) for row, look in self.all_pictures if look.size]
+        prints = bytes.fromhex("".join(look.fingerprint for _, look in seen))
+        pairs = near_pairs(np.frombuffer(prints, np.uint8).reshape(-1, BITS // 8)).tolist()
+        found = ((seen[a], seen[b]) for a, b in pairs if seen[a][1].sha256 != seen[b][1].sha256)
+        return [*dict.fromkeys((one, other) for (one, _), (other, _) in found if one != other)]
 
     @cached_property
     def across(self) -> list[tuple[int, int]]:
@@ -146,9 +149,10 @@ def read_facts(catalog: Catalog, prompt: PromptSpec, encoder: Encoder | None, pr
     Raises CatalogError where the catalogue's files cannot be read or do not hold what `catalog.json` says.
     """
     facts, roles = Facts(catalog), catalog.card.roles
-    for split, batch in catalog.all_batches([roles.id, *roles.fields, FACTS]):
+    wanted = [roles.id, *roles.fields, *roles.facts, *readable_inputs(prompt, catalog)]
+    for split, batch in catalog.all_batches(dict.fromkeys(wanted)):
         for row in batch:
-            facts.add(split, row, row[FACTS])
+            facts.add(split, row, facts_of(roles, row))
             facts.add_text(row, prompt, encoder)
         progress("checking", len(facts), sum(catalog.card.rows.values()))
     return facts

@@ -162,7 +162,7 @@ def _text(facts: Facts, name: str) -> View:
 
 
 def _pictures(facts: Facts, photos: Mapping[int, str | None]) -> View | None:
-    looks = [look for look in facts.pictures if look.size]
+    looks = [look for _, look in facts.all_pictures if look.size]
     if not looks:
         return None
     sizes = np.array([look.size for look in looks], float)  # [N, 2]
@@ -176,7 +176,7 @@ def _pictures(facts: Facts, photos: Mapping[int, str | None]) -> View | None:
         )
     ]
     formats = Counter(look.format for look in looks).most_common()
-    broken = len(facts) - len(looks)
+    broken = len(facts.all_pictures) - len(looks)
     products = {rows[0]: sorted({facts.ids[row] for row in rows})[:3] for rows in facts.placeholders}
     return {
         "summary": ", ".join(f"{count:,} {form}" for form, count in formats)

@@ -126,7 +126,7 @@ def _splits(facts: Facts, add: Add) -> None:
 
 def _rows(facts: Facts, add: Add) -> None:
     add("no_id", [(row, "") for row, id in enumerate(facts.ids) if not id.strip()])
-    add("undecodable", [(row, look.reason) for row, look in enumerate(facts.pictures) if look.size is None])
+    add("undecodable", [(row, look.reason) for row, look in facts.all_pictures if look.size is None])
     add("unreadable", sorted(facts.problems.items()))
     for name, values in facts.values.items():
         add("missing", [(row, "") for row, value in enumerate(values) if value is None], name=name)
@@ -147,10 +147,10 @@ def _pictures(facts: Facts, add: Add) -> None:
     add("placeholder", [(row, "") for group in shared for row in group], things=len(shared))
     within = [(a, b) for a, b in facts.near if facts.splits[a] == facts.splits[b] and facts.ids[a] != facts.ids[b]]
     add("alike", [(a, f"like {facts.name(b)}") for a, b in within])
-    sizes = [(row, look.size) for row, look in enumerate(facts.pictures) if look.size]
+    sizes = [(row, look.size) for row, look in facts.all_pictures if look.size]
     add("small", [(row, f"{w} \u00d7 {h}") for row, (w, h) in sizes if min(w, h) < SMALL_SIDE])
     add("thin", [(row, f"{w} \u00d7 {h}") for row, (w, h) in sizes if max(w, h) >= LONG_RATIO * min(w, h)])
-    add("position", [(row, "") for row, look in enumerate(facts.pictures) if look.position])
+    add("position", [(row, "") for row, look in facts.all_pictures if look.position])
 
 
 def _numbers(facts: Facts, add: Add) -> None:

@@ -10,6 +10,8 @@ Kind = Literal["text", "category", "number"]
 
 SPECIAL = re.compile(r"<\|[^|<>]*\|>|</?s>|<unk>")
 """The special tokens of Phi-3's tokenizer."""
+PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+"""Column of the catalogue in a question, such as `{description}`."""
 
 
 class Frozen(BaseModel):
@@ -85,11 +87,17 @@ class PromptSpec(Frozen):
     """Question and fields of the answer. The default is the text of the Phi-3 cookbook's Burberry recipe."""
 
     question: str = "What is shown in this image?"
-    """Stands after the picture, in any language."""
+    """Stands after the picture, in any language. A column of the catalogue in braces, such as `{description}`, stands
+    for a row's text: the model is given it, and is not to write it."""
     fields: tuple[FieldSpec, ...] = Field(default=REFERENCE_FIELDS, min_length=1)
     """The fields of the answer, in order."""
     numbers: NumberFormat = NumberFormat()
     """How numbers are written."""
+
+    @property
+    def inputs(self) -> list[str]:
+        """Columns whose texts the model is given, in the order of the question."""
+        return list(dict.fromkeys(PLACEHOLDER.findall(self.question)))
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -99,4 +107,6 @@ class PromptSpec(Frozen):
                 raise ValueError(f"{what} {twice[0]!r} is used by two fields: name each field once")
         if odd := _odd(self.question.replace("\n", " ")):
             raise ValueError(f"the question holds {odd!r}: special tokens are added by catalens, leave it out")
+        if given := next((field.column for field in self.fields if field.column in self.inputs), None):
+            raise ValueError(f"the question gives {given!r} away, which the model is to write: leave one of the two out")
         return self

@@ -90,8 +90,8 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
     rows = sampled(one_a_product(everything, roles.id, roles.image), PRODUCTS)
     writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
     with bars(console) as progress:
-        pictures = [row[roles.image] for row in rows]
-        written = writer.generate(pictures, lambda done: progress("calibrating", done, len(rows)))
+        queries = [row[roles.image] for row in rows]
+        written = writer.generate(queries, lambda done: progress("calibrating", done, len(rows)))
     end = writer.family.end_token
     predictions = [parse_answer(run.prompt, one.text, end).values for one in written]
     scores = [

@@ -17,6 +17,7 @@ base model under the same constraints: left free, it would not know the form of 
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from catalens import metrics
 from catalens.catalog.storage import Catalog, Roles
 from catalens.checkpoint import Run, load_model, load_run
 from catalens.config import EvaluationSpec, Recipe
-from catalens.data import Encoded, Encoder, Examples, Picture, load_examples
+from catalens.data import Encoder, Examples, Picture, Query, load_examples
 from catalens.devices import compute_dtype, processes
 from catalens.errors import CatalogError
 from catalens.evaluation.calibrating import calibrate, confidence_block, review_block, run_predictor, sampled
@@ -40,7 +41,7 @@ from catalens.inference.records import Completion
 from catalens.metrics import Figure, ImageUse, Row
 from catalens.pages.report import write_report
 from catalens.predictions import FORMAT, Evaluation, ScoredRow, truth_of
-from catalens.progress import Progress, bars
+from catalens.progress import Progress, bars, silent
 from catalens.tracking import LoggedExample
 
 __all__ = ["Evaluation", "ValidationScorer", "calibrate", "evaluate", "flatten", "validation_scorer"]
@@ -82,15 +83,17 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
         result["constrained"] = rows.score([row.values for row in scored])
         result |= _trust(predictor, rows, scored)
         result["baselines"] = _baselines(catalog, encoder, rows, writer, progress)
-        if spec.image_use:
-            blank = rows.answers(writer, "blanked pictures", progress, [blanked(one.size) for one in rows.pictures])
-            result["image_use"] = rows.image_use(rows.values(free)) | {"blank": rows.score(rows.values(blank))}
+        if spec.image_use or loaded.prompt.inputs:
+            blank = rows.score(rows.values(rows.answers(writer, "blanked pictures", progress, rows.blanked())))
+            result["baselines"] |= {"text_alone": blank} if loaded.prompt.inputs else {}
+            if spec.image_use:
+                result["image_use"] = rows.image_use(writer, rows.values(free), progress) | {"blank": blank}
         if spec.before:
             result["before"] = _before(loaded, recipe, rows, progress)
     result["left_out"] = usable.bad
     result["noise_floor"] = catalog.card.figures
     result["seconds"] = {"generation": seconds, "evaluation": time.monotonic() - started}
-    result["cost"] = _cost(free, constrained, seconds / len(set(rows.pictures)))
+    result["cost"] = _cost(free, constrained, seconds / len(set(rows.queries)))
     folder = loaded.folder / _folder_name(loaded.recipe, recipe)
     own = loaded.recipe.model_copy(update={"prompt": loaded.prompt})
     evaluation = Evaluation(loaded.folder.resolve().name, folder, own, result, scored)
@@ -110,18 +113,27 @@ class ScoringRows:
         self.prompt, self.end_token, self.resamples = prompt, encoder.family.end_token, spec.resamples
         self.kinds = {field.column: field.kind for field in prompt.fields}
         self.ids: list[str] = [row[roles.id] for row in rows]
-        self.pictures: list[Picture] = [row[roles.image] for row in rows]
+        self.queries: list[Query] = [row[roles.image] for row in rows]
+        self.pictures = [query.pictures[0] for query in self.queries]
+        """The first of each row."""
         self.truths = [truth_of(prompt, row) for row in rows]
 
     def answers(
-        self, engine: Generator, stage: str, progress: Progress, pictures: Sequence[Encoded] | None = None
+        self, engine: Generator, stage: str, progress: Progress, queries: Sequence[Query] | None = None
     ) -> list[Completion]:
-        """Write one answer a picture, in their order; equal pictures are answered once."""
-        pictures = self.pictures if pictures is None else pictures
-        once = list(dict.fromkeys(pictures))
+        """Write one answer a query, in their order; equal ones are answered once."""
+        queries = self.queries if queries is None else queries
+        once = list(dict.fromkeys(queries))
         answers = engine.generate(once, lambda done: progress(stage, done, len(once)))
-        by_picture = dict(zip(once, answers, strict=True))
-        return [by_picture[picture] for picture in pictures]
+        by_query = dict(zip(once, answers, strict=True))
+        return [by_query[query] for query in queries]
+
+    def blanked(self) -> list[Query]:
+        """The queries with grey pictures of the same sizes."""
+        return [
+            replace(query, pictures=tuple(blanked(one.size) for one in query.pictures if isinstance(one, Picture)))
+            for query in self.queries
+        ]
 
     def read(self, answers: Sequence[Completion]) -> list[Answer]:
         """Read each answer."""
@@ -135,10 +147,37 @@ class ScoringRows:
         """Score values, None being a failed parse."""
         return metrics.score(self.kinds, self.truths, predictions, self.ids, self.resamples)
 
-    def image_use(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
-        """Test whether the pictures are used, and score what was read from other products' pictures."""
-        found = image_use(self.kinds, self.truths, predictions, self.ids)
-        return found | {"shuffled": self.score([predictions[i] for i in partners(self.ids)])}
+    def image_use(
+        self, engine: Generator, predictions: Sequence[Row | None], progress: Progress = silent
+    ) -> dict[str, Any]:
+        """Test whether the pictures are used, and score what was read from other products' pictures.
+
+        Of rows with several pictures `positions` tells it for each place.
+        """
+        given, most = partners(self.ids), max(len(query.pictures) for query in self.queries)
+        others = [self.queries[i].pictures for i in given]
+        if most == 1 and not self.prompt.inputs:
+            shuffled = [predictions[i] for i in given]
+        else:
+            exchanged = [replace(one, pictures=theirs) for one, theirs in zip(self.queries, others, strict=True)]
+            shuffled = self.values(self.answers(engine, "shuffled pictures", progress, exchanged))
+        found = image_use(self.kinds, self.truths, predictions, self.ids, shuffled)
+        places = [self._position_use(engine, predictions, place, progress) for place in range(most if most > 1 else 0)]
+        return found | {"shuffled": self.score(shuffled)} | ({"positions": places} if places else {})
+
+    def _position_use(
+        self, engine: Generator, predictions: Sequence[Row | None], place: int, progress: Progress
+    ) -> dict[str, Any]:
+        """Test the same by exchanging one of several pictures, among the rows that have one in that place."""
+        rows = [i for i, query in enumerate(self.queries) if len(query.pictures) > max(1, place)]
+        ids, exchanged = [self.ids[i] for i in rows], []
+        for i, other in zip(rows, partners(ids), strict=True):
+            pictures = [*self.queries[i].pictures]
+            pictures[place] = self.queries[rows[other]].pictures[place]
+            exchanged.append(replace(self.queries[i], pictures=tuple(pictures)))
+        written = self.values(self.answers(engine, f"picture {place + 1} exchanged", progress, exchanged))
+        truths, own = [self.truths[i] for i in rows], [predictions[i] for i in rows]
+        return {"rows": len(rows)} | image_use(self.kinds, truths, own, ids, written)
 
     def scored(
         self, predictor: Predictor, written: Sequence[Completion], free: Sequence[Completion]
@@ -165,7 +204,7 @@ class ValidationScorer:
 
     def __call__(self, model: Any, validation: Examples) -> tuple[dict[str, Figure], list[LoggedExample]]:
         """Figures by name, and the first rows with what was written about them."""
-        rows, answers = self._write(model, validation)
+        rows, _, answers = self._write(model, validation)
         shown = [
             LoggedExample(rows.ids[i], bytes(rows.pictures[i]), rows.truths[i], answer.values, answer.error)
             for i, answer in enumerate(rows.read(answers[: self.recipe.tracking.examples]))
@@ -174,17 +213,17 @@ class ValidationScorer:
 
     def image_use(self, model: Any, validation: Examples) -> tuple[ImageUse, dict[str, Figure]]:
         """Test whether the model uses the pictures; figures are of other products' pictures."""
-        rows, answers = self._write(model, validation)
-        found = rows.image_use(rows.values(answers))
+        rows, writer, answers = self._write(model, validation)
+        found = rows.image_use(writer, rows.values(answers))
         return found["verdict"], flatten(found["shuffled"])
 
-    def _write(self, model: Any, validation: Examples) -> tuple["ScoringRows", list[Completion]]:
+    def _write(self, model: Any, validation: Examples) -> tuple["ScoringRows", Generator, list[Completion]]:
         encoder, spec, images = validation.encoder, self.recipe.evaluation, validation.images
         some = sampled(validation.rows, self.recipe.training.validation_rows)
         rows = ScoringRows(encoder, validation.roles, some, spec)
         size, longest = spec.batch_size, spec.max_new_tokens
         writer = Generator(model, encoder.processor, encoder.prompt, size, longest, cache=images)
-        return rows, writer.generate(rows.pictures)
+        return rows, writer, writer.generate(rows.queries)
 
 
 def validation_scorer(recipe: Recipe) -> ValidationScorer | None:
@@ -241,7 +280,7 @@ def _baselines(
     truths = [truth_of(encoder.prompt, row) for row in train]
     own = writer.features(rows.pictures)  # first: the memory has them
     theirs = writer.features(
-        [row[catalog.card.roles.image] for row in train],
+        [row[catalog.card.roles.image].pictures[0] for row in train],
         lambda done: progress("features of training pictures", done, len(train)),
     )
     return {

@@ -5,8 +5,9 @@
      "fields": {"title": {"metric": "exact", "loss": {"value": 0.62, "low": 0.55, "high": 0.69, "p": 0.002},
                           "shown": true, "telling": true}, ...}}
 
-An answer depends on the picture alone, so what a model reads from another product's picture is what it read from it
-in that product's own row: nothing is generated anew.
+Where an answer depends on one picture alone, what a model reads from another product's picture is what it read from
+it in that product's own row, and nothing is generated anew. Where it is given texts, or several pictures, it writes
+again: about the pictures of another product with the texts of its own, and with one of several exchanged.
 """
 
 import io
@@ -44,9 +45,12 @@ def image_use(
     truths: Sequence[metrics.Row],
     predictions: Sequence[metrics.Row | None],
     ids: Sequence[str],
+    exchanged: Sequence[metrics.Row | None] | None = None,
     resamples: int = 10_000,
 ) -> dict[str, Any]:
     """Test on the same rows how much the first figure of each field loses by other products' pictures.
+
+    `exchanged` is what was read with the pictures of `partners`; unset: what they read in their own rows.
 
     `uses_image`: some field loses, by a paired test with Holm's correction over the fields. `ignores_image`: none
     does, and the 95 % interval of each loss ends within `MARGIN`, in the `telling` fields, which have more than that
@@ -59,7 +63,7 @@ def image_use(
     if not rows:
         return result
     y_true, own = [truths[i] for i in rows], [predictions[i] for i in rows]
-    other = [predictions[given[i]] for i in rows]
+    other = [predictions[given[i]] if exchanged is None else exchanged[i] for i in rows]
     changes = metrics.differences(kinds, y_true, own, other, [ids[i] for i in rows], resamples)
     figures = metrics.statistics(kinds, y_true, own)
     misled = metrics.statistics(kinds, y_true, [truths[given[i]] for i in rows])

@@ -1,4 +1,4 @@
-"""Pictures -> answers, greedily, in batches, from the picture alone: nothing of an answer is shown to the model.
+"""Pictures -> answers, greedily, in batches: nothing of an answer is shown to the model.
 
     Generator(run.model, run.processor, run.prompt).generate([picture])[0].text
     "Product: Red Tote Bag, Category: BAGS, Full Price: 129.0<|end|>"
@@ -39,13 +39,13 @@ from torch.nn.functional import adaptive_avg_pool2d
 from transformers import DynamicCache
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
-from catalens.catalog.pictures import open_picture, picture_size
+from catalens.catalog.pictures import picture_size
 from catalens.checkpoint import greedy
 from catalens.config import PromptSpec
-from catalens.data import Encoded, Picture
+from catalens.data import Encoded, Encoder, Picture, Query
 from catalens.devices import processes
 from catalens.errors import InferenceError, PictureError
-from catalens.examples import AnswerSchema
+from catalens.examples import AnswerSchema, complete_question
 from catalens.features import FeatureCache
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.inference.records import Completion
@@ -61,7 +61,8 @@ MEMORY = 0.5
 """Share of the memory beside the weights that a batch's cache may take; the rest is for what a pass needs besides."""
 
 OnProgress = Callable[[int], None]
-"""Called with how many pictures are done."""
+"""Called with how many are done."""
+Asked = TypeVar("Asked")
 Made = TypeVar("Made")
 
 
@@ -95,19 +96,19 @@ class Generator:
         self._switch = self.family.rope_switch(model.config) or math.inf
         self._decoder = _Decoder(model, self.vocabulary, ends, longest, constraint)
         self._answer_tokens = min(longest, max_new_tokens)  # room that a row is given; few answers need more
-        self._prompt = self.family.chat(prompt.question)
-        tile = self.family.hd_size(processor, 1, 1, 1)
-        ids = self.family.token_ids(processor, self._prompt, [tile])
-        self._text_tokens = len(ids) - self.family.image_tokens(processor, tile)
+        self._encoder, self._question = Encoder(processor, prompt), complete_question(prompt, {})
         self._cache = cache
 
-    def generate(self, pictures: Sequence[Encoded], on_progress: OnProgress = lambda done: None) -> list[Completion]:
-        """Write one answer a picture, in their order.
+    def generate(
+        self, asked: Sequence[Query | Encoded], on_progress: OnProgress = lambda done: None
+    ) -> list[Completion]:
+        """Write one answer each, in their order; about a picture alone the question is the prompt's, without texts.
 
-        What cannot be decoded gets an answer that has an `error`. Under torchrun the processes share the pictures
-        and all get all answers. Raises InferenceError where a single picture is too much for the memory.
+        What cannot be decoded gets an answer that has an `error`. Under torchrun the processes share the work
+        and all get all answers. Raises InferenceError where a single row is too much for the memory.
         """
-        return self._shared(self._generate, pictures, on_progress)
+        queries = [one if isinstance(one, Query) else Query((one,), self._question) for one in asked]
+        return self._shared(self._generate, queries, on_progress)
 
     def features(
         self, pictures: Sequence[Encoded], on_progress: OnProgress = lambda done: None
@@ -117,64 +118,68 @@ class Generator:
         They come from the cache, and fill it. Shared, and raised, as by `generate`; PictureError where one is no
         picture.
         """
-        return np.stack(self._shared(self._features, pictures, on_progress))
+        queries = [Query((picture,), self._question) for picture in pictures]
+        return np.stack(self._shared(self._features, queries, on_progress))
 
     def _shared(
         self,
-        work: Callable[[Sequence[Encoded], OnProgress], list[Made]],
-        pictures: Sequence[Encoded],
+        work: Callable[[Sequence[Query], OnProgress], list[Made]],
+        queries: Sequence[Query],
         on_progress: OnProgress,
     ) -> list[Made]:
-        """Work on all pictures; under torchrun each process does its share, and all get everything."""
+        """Work on all queries; under torchrun each process does its share, and all get everything."""
         state, was_training = processes(), self.model.training
         self.model.eval()  # while it trains, checkpointing would drop the KV cache
         try:
-            if state.num_processes == 1 or not pictures:
-                return work(pictures, on_progress)
-            share = math.ceil(len(pictures) / state.num_processes)  # the same in each: they wait for one another
-            indices = [min(state.process_index + n * state.num_processes, len(pictures) - 1) for n in range(share)]
-            mine = work([pictures[i] for i in indices], lambda done: on_progress(done * state.num_processes))
+            if state.num_processes == 1 or not queries:
+                return work(queries, on_progress)
+            share = math.ceil(len(queries) / state.num_processes)  # the same in each: they wait for one another
+            indices = [min(state.process_index + n * state.num_processes, len(queries) - 1) for n in range(share)]
+            mine = work([queries[i] for i in indices], lambda done: on_progress(done * state.num_processes))
         finally:
             self.model.train(was_training)
         everyones = gather_object(mine)  # one process after the other
-        return [made for n in range(share) for made in everyones[n::share]][: len(pictures)]
+        return [made for n in range(share) for made in everyones[n::share]][: len(queries)]
 
-    def _generate(self, pictures: Sequence[Encoded], on_progress: OnProgress) -> list[Completion]:
-        completions: list[Completion] = [Completion()] * len(pictures)
-        for indices, images in self._batches_ahead(pictures, on_progress):
-            good = {i: image for i, image in zip(indices, images, strict=True) if isinstance(image, ImageInputs)}
-            for i, image in zip(indices, images, strict=True):
-                if isinstance(image, PictureError):
-                    completions[i] = Completion(error=f"picture {image}")
+    def _generate(self, queries: Sequence[Query], on_progress: OnProgress) -> list[Completion]:
+        completions: list[Completion] = [Completion()] * len(queries)
+        for indices, images in self._batches_ahead(queries, on_progress):
+            good: dict[int, list[ImageInputs]] = {}
+            for i, own in zip(indices, images, strict=True):
+                if isinstance(own, PictureError):
+                    completions[i] = Completion(error=f"picture {own}")
+                else:
+                    good[i] = own
+            rows = [queries[i] for i in good]
             batch = list(good.values())
             if self._cache and self._cache.features:  # all of them or none: a batch is of one kind
-                batch = self._with_features([pictures[i] for i in good], batch)
-            for i, completion in zip(good, self._fitting(self._answers, batch), strict=True):
+                batch = self._with_features(rows, batch)
+            for i, completion in zip(good, self._fitting(self._answers, [*zip(rows, batch)]), strict=True):
                 completions[i] = completion
         return completions
 
-    def _features(self, pictures: Sequence[Encoded], on_progress: OnProgress) -> list[NDArray[np.float32]]:
-        quarters: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(pictures)
-        for indices, images in self._batches_ahead(pictures, on_progress):
-            if problem := next((image for image in images if isinstance(image, PictureError)), None):
+    def _features(self, queries: Sequence[Query], on_progress: OnProgress) -> list[NDArray[np.float32]]:
+        quarters: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(queries)
+        for indices, images in self._batches_ahead(queries, on_progress):
+            if problem := next((own for own in images if isinstance(own, PictureError)), None):
                 raise problem
-            good = [image for image in images if isinstance(image, ImageInputs)]
-            for i, image in zip(indices, self._with_features([pictures[i] for i in indices], good), strict=True):
-                assert image.features is not None
-                whole = image.features[0].float().movedim(-1, 0)  # [F, m, m]
+            good = [own for own in images if not isinstance(own, PictureError)]
+            for i, own in zip(indices, self._with_features([queries[i] for i in indices], good), strict=True):
+                assert own[0].features is not None
+                whole = own[0].features[0].float().movedim(-1, 0)  # [F, m, m]
                 quarters[i] = adaptive_avg_pool2d(whole, QUARTERS).flatten().numpy()
         return quarters
 
     def _batches_ahead(
-        self, pictures: Sequence[Encoded], on_progress: OnProgress
-    ) -> Iterator[tuple[list[int], list[ImageInputs | PictureError]]]:
+        self, queries: Sequence[Query], on_progress: OnProgress
+    ) -> Iterator[tuple[list[int], list[list[ImageInputs] | PictureError]]]:
         """Batches of indices with their pictures, decoded while the batches before are worked on."""
-        waiting: deque[tuple[list[int], list[Future[ImageInputs | PictureError]]]] = deque()
-        batches, done = self._batches(pictures), 0
+        waiting: deque[tuple[list[int], list[Future[list[ImageInputs] | PictureError]]]] = deque()
+        batches, done = self._batches(queries), 0
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             while True:
                 while len(waiting) <= AHEAD and (batch := next(batches, None)):
-                    waiting.append((batch, [pool.submit(self._encoded, pictures[i]) for i in batch]))
+                    waiting.append((batch, [pool.submit(self._encoded, queries[i]) for i in batch]))
                 if not waiting:
                     return
                 indices, coming = waiting.popleft()
@@ -182,11 +187,11 @@ class Generator:
                 done += len(indices)
                 on_progress(done)
 
-    def _batches(self, pictures: Sequence[Encoded]) -> Iterator[list[int]]:
+    def _batches(self, queries: Sequence[Query]) -> Iterator[list[int]]:
         chunk, room = CHUNK * self.batch_size, self._cache_tokens()
-        for start in range(0, len(pictures), chunk):
-            indices = range(start, min(start + chunk, len(pictures)))
-            tokens = {i: self._tokens(pictures[i]) for i in indices}
+        for start in range(0, len(queries), chunk):
+            indices = range(start, min(start + chunk, len(queries)))
+            tokens = {i: self._tokens(queries[i]) for i in indices}
             batch: list[int] = []
             for i in sorted(indices, key=tokens.__getitem__):
                 fits = len(batch) < self.batch_size and (len(batch) + 1) * tokens[i] <= room
@@ -196,14 +201,14 @@ class Generator:
                 batch.append(i)
             yield batch
 
-    def _tokens(self, picture: Encoded) -> int:
-        """Tokens that a row with a picture is given room for, its answer counted; 0 where it is none."""
+    def _tokens(self, query: Query) -> int:
+        """Tokens that a row is given room for, its answer counted; 0 where a picture is none."""
         try:
-            seen = picture.size if isinstance(picture, Picture) else picture_size(picture)
+            seen = [one.size if isinstance(one, Picture) else picture_size(one) for one in query.pictures]
         except PictureError:
             return 0
-        size = self.family.hd_size(self.processor, *seen)
-        return self.family.image_tokens(self.processor, size) + self._text_tokens + self._answer_tokens
+        prompt = self._encoder.prompt_ids([self._encoder.hd_size(size) for size in seen], query.question)
+        return len(prompt) + self._answer_tokens
 
     def _side(self, tokens: int) -> int:
         """0 below the longrope switch, 2 beyond it, 1 where an answer may cross it."""
@@ -219,17 +224,18 @@ class Generator:
         memory = torch.cuda.get_device_properties(device).total_memory if gpu else psutil.virtual_memory().total
         return MEMORY * (memory - weights) / token
 
-    def _encoded(self, picture: Encoded) -> ImageInputs | PictureError:
+    def _encoded(self, query: Query) -> list[ImageInputs] | PictureError:
         try:
-            if self._cache:
-                return self._cache(picture)
-            return self.family.encode_image(self.processor, open_picture(bytes(picture)))
+            return [(self._cache or self._encoder.image)(picture) for picture in query.pictures]
         except PictureError as error:
             return error
 
-    def _with_features(self, pictures: Sequence[Encoded], images: Sequence[ImageInputs]) -> list[ImageInputs]:
+    def _with_features(
+        self, queries: Sequence[Query], images: Sequence[Sequence[ImageInputs]]
+    ) -> list[list[ImageInputs]]:
         """Run the tower on pictures that lack features, and keep these as long as there is room."""
-        known = dict(zip(pictures, images, strict=True))
+        rows = zip(queries, images, strict=True)
+        known = {data: image for query, own in rows for data, image in zip(query.pictures, own, strict=True)}
         new = {data: image for data, image in known.items() if image.features is None}
         made = self._fitting(
             lambda some: self.family.encode_features(self.model, some, self.model.dtype), list(new.values())
@@ -238,38 +244,36 @@ class Generator:
         if self._cache:
             for data in new:
                 self._cache.add(data, known[data])
-        return [known[data] for data in pictures]
+        return [[known[data] for data in query.pictures] for query in queries]
 
-    def _answers(self, images: Sequence[ImageInputs]) -> list[Completion]:
-        prompts = [self.family.token_ids(self.processor, self._prompt, [image.hd_size]) for image in images]
-        return self._decoder(prompts, images)
+    def _answers(self, rows: Sequence[tuple[Query, Sequence[ImageInputs]]]) -> list[Completion]:
+        prompts = [
+            self._encoder.prompt_ids([image.hd_size for image in images], query.question).tolist()
+            for query, images in rows
+        ]
+        return self._decoder(prompts, [images for _, images in rows])
 
-    def _fitting(
-        self, work: Callable[[Sequence[ImageInputs]], list[Made]], images: Sequence[ImageInputs]
-    ) -> list[Made]:
+    def _fitting(self, work: Callable[[Sequence[Asked]], list[Made]], batch: Sequence[Asked]) -> list[Made]:
         """Work on a batch; on halves of it, from then on, where the memory does not suffice."""
-        if not images:
+        if not batch:
             return []
         try:
-            return work(images)
+            return work(batch)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            if len(images) == 1:
-                height, width = images[0].hd_size
-                raise InferenceError(
-                    f"one picture of {width} x {height} pixels is too much for the memory: lower num_crops"
-                ) from error
+            if len(batch) == 1:
+                raise InferenceError("one row alone is too much for the memory: lower num_crops") from error
         gc.collect()  # what the failed pass held has gone with its exception
         torch.cuda.empty_cache()
-        half = self.batch_size = len(images) // 2
-        return self._fitting(work, images[:half]) + self._fitting(work, images[half:])
+        half = self.batch_size = len(batch) // 2
+        return self._fitting(work, batch[:half]) + self._fitting(work, batch[half:])
 
 
 @dataclass(eq=False)
 class _Row:
     prompt: list[int]
-    image: ImageInputs
+    images: Sequence[ImageInputs]
     matcher: Any
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
@@ -292,12 +296,12 @@ class _Decoder:
         self.together = is_fsdp_managed_module(self.model) and processes().num_processes > 1
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[list[int]], images: Sequence[ImageInputs]) -> list[Completion]:
-        """Answer prompts of any lengths, each with its one image; all with pixels or all with features.
+    def __call__(self, prompts: Sequence[list[int]], images: Sequence[Sequence[ImageInputs]]) -> list[Completion]:
+        """Answer prompts of any lengths, each with its own images; all with pixels or all with features.
 
         Every process of a sharded model calls this with a batch of its own.
         """
-        rows = [_Row(ids, image, None) for ids, image in zip(prompts, images, strict=True)]
+        rows = [_Row(ids, own, None) for ids, own in zip(prompts, images, strict=True)]
         if self.constraint:
             for row in rows:
                 row.matcher = self.constraint.start()
@@ -330,7 +334,7 @@ class _Decoder:
         width, device = max(1, *map(len, ids)), self.model.device
         fed = torch.tensor([[0] * (width - len(own)) + own for own in ids], device=device)  # [B, width]
         real = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in ids], device=device)
-        inputs = self.family.collate([row.image for row in batch]) if mask is None else {}
+        inputs = self.family.collate([image for row in batch for image in row.images]) if mask is None else {}
         images = {
             name: value.to(device, self.model.dtype if value.is_floating_point() else None)
             for name, value in inputs.items()

@@ -154,7 +154,7 @@ def kolmogorov(one: Sequence[float], other: Sequence[float]) -> float:
 
 def refuse_leaks(original: Survey, drawn: Survey, k: int) -> None:
     """Raise CatalogError where a drawn row holds an id, text, text-number pair, rare word or picture of the other."""
-    ids, pictures = set(original.ids), {seen.sha256 for seen in original.pictures}
+    ids, pictures = set(original.ids), {seen.sha256 for _, seen in original.all_pictures}
     texts: set[str] = set()
     pairs: set[tuple[str, float]] = set()
     for row in range(len(original.ids)):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from catalens.catalog.scan import PictureFacts, Scan
-from catalens.catalog.storage import FACTS, SPLITS, Catalog, Roles
+from catalens.catalog.storage import SPLITS, Catalog, Roles, facts_of
 from catalens.checkpoint import load_processor
 from catalens.config import FieldSpec, PromptSpec
 from catalens.data import Encoder
@@ -61,7 +61,7 @@ class Survey(Scan):
 
     def take(self, split: str, row: Mapping[str, Any]) -> None:
         """Take in a row with its picture and the facts of that."""
-        self.add(split, row, row[FACTS])
+        self.add(split, row, facts_of(self.roles, row))
         if len(self) % max(1, self.total // MEASURED) == 0:
             try:
                 example = self._encoder.example(
@@ -69,7 +69,7 @@ class Survey(Scan):
                 )
             except (PromptError, PictureError):
                 return  # as in training, which names it
-            self.costs.append(Needs(len(example["input_ids"]), len(example["image"].pixels)))
+            self.costs.append(Needs(len(example["input_ids"]), len(example["images"][0].pixels)))
 
     @property
     def needs(self) -> Needs | None:
@@ -84,7 +84,7 @@ class Survey(Scan):
 def survey_catalog(catalog: Catalog, progress: Progress = silent) -> Survey:
     """Read a catalogue once."""
     survey = Survey(catalog.card.roles, sum(catalog.card.rows.values()))
-    for split, batch in catalog.all_batches([*survey.roles.names, FACTS]):
+    for split, batch in catalog.all_batches([*survey.roles.names, *survey.roles.facts]):
         for row in batch:
             survey.take(split, row)
         progress("measuring", len(survey.ids), survey.total)
@@ -113,7 +113,7 @@ def learn_profile(catalog: Catalog, k: int = K, survey: Survey | None = None) ->
     splits = Counter(survey.splits[row] for row in survey.firsts.values())
     return Profile(
         k=k,
-        roles=roles,
+        roles=roles.model_copy(update={"pictures": 1, "inputs": ()}),
         integer_fields=catalog.card.integer_fields,
         rows=len(survey.ids),
         products=len(rows),

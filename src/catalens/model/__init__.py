@@ -3,7 +3,7 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoProcessor
 
 from .configuration import Phi3VConfig
-from .family import REFERENCE, Family, ImageInputs, ModelSizes, family_of
+from .family import REFERENCE, Family, ImageInputs, ModelSizes, Size, family_of
 from .modeling import Phi3VForCausalLM, Phi3VModel, unused_parameter_names
 from .processing import Phi3VImageProcessor, Phi3VProcessor
 
@@ -23,6 +23,7 @@ __all__ = [
     "Phi3VImageProcessor",
     "Phi3VModel",
     "Phi3VProcessor",
+    "Size",
     "family_of",
     "unused_parameter_names",
 ]

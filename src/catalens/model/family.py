@@ -62,12 +62,12 @@ class ModelSizes:
 class Family(Protocol):
     """Vision-language models of one architecture, with their processors.
 
-    `image_tag` stands for the image in a chat and `end_token` ends an answer; `whole_modules` can be trained in full
+    `image_tag` stands for the first image in a chat and `end_token` ends an answer; `whole_modules` can be trained in full
     beside adapters, each with its part; `full_precision` modules are not quantised; `layer_classes` are sharded one
     by one; `tables`, parts of names, are embeddings and heads, which are no matrices that transform. Processors load
     by `AutoProcessor` and have the family's `model_type`.
 
-    chat: render a question about one image, up to where the answer begins.
+    chat: render a question about so many images, which stand before it, up to where the answer begins.
     hd_size: give the (H, W) of an image of `width` x `height` pixels, cut into `max_tiles`, or as the processor does;
         like the two below it takes None for the processor of the published model.
     limit_tiles: cut images into at most so many tiles from now on.
@@ -92,7 +92,7 @@ class Family(Protocol):
     layer_classes: Sequence[str]
     tables: Collection[str]
 
-    def chat(self, question: str) -> str: ...
+    def chat(self, question: str, images: int = 1) -> str: ...
     def hd_size(self, processor: Any, width: int, height: int, max_tiles: int | None = None) -> Size: ...
     def limit_tiles(self, processor: Any, most: int) -> None: ...
     def num_tiles(self, processor: Any, hd_size: Size) -> int: ...
@@ -125,8 +125,9 @@ class Phi3V:
         "model.vision_embed_tokens.img_processor": "vision",
     }
 
-    def chat(self, question: str) -> str:
-        return f"<|user|>\n{self.image_tag}{question}{self.end_token}<|assistant|>\n"
+    def chat(self, question: str, images: int = 1) -> str:
+        tags = "\n".join(f"<|image_{number}|>" for number in range(1, images + 1))
+        return f"<|user|>\n{tags}{question}{self.end_token}<|assistant|>\n"
 
     def hd_size(self, processor: Phi3VProcessor, width: int, height: int, max_tiles: int | None = None) -> Size:
         return _images(processor).hd_size(width, height, max_tiles)

@@ -33,6 +33,7 @@ SYSTEMS = (
     System(("before",), "Before fine-tuning", "the base model as it came, constrained", "before\ntrain.*"),
     System(NEAREST, "Nearest neighbour", "copies the training picture most like it", "nearest\npicture"),
     System(MAJORITY, "Majority", "never looks: most frequent or median value", "\nmajority"),
+    System(("baselines", "text_alone"), "Text alone", "this model, given the text and grey pictures", "text\nalone"),
     System(("image_use", "blank"), "Blanked pictures", "shown plain grey", "blank\npicture"),
     System(
         ("image_use", "shuffled"), "Shuffled pictures", "shown another product\u2019s picture", "shuffled\npicture"
@@ -125,7 +126,8 @@ def verdict(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> dict[str
         opening = "Is not shown to do better than the baselines"
     else:
         opening = f"Reads {listed(f.label for f in read)}"
-        opening += " from the picture alone" if looks == "uses_image" else ""
+        texts = "text_alone" in (metrics.get("baselines") or {})
+        opening += (" from picture and text" if texts else " from the picture alone") if looks == "uses_image" else ""
     parts = [part for field in fields if (part := _in_words(field, metrics["model"]))]
     remarks = []
     if read and (rest := [field.label for field in fields if field not in read]):
@@ -164,7 +166,14 @@ def image_use_in_words(use: Mapping[str, Any], fields: Sequence[FieldSpec]) -> s
             for key, word in (("blank", "blanked"), ("shuffled", "shuffled"))
             if (figure := figure_of(use.get(key) or {}, field.column, metric))
         ]
-        return f"The pictures do the work: {field.label} goes to {listed(falls)}." if falls else ""
+        positions = [(n, place["verdict"]) for n, place in enumerate(use.get("positions", ()), start=1)]
+        used, unused = (
+            [f"picture {n}" for n, found in positions if found == verdict] for verdict in ("uses_image", "ignores_image")
+        )
+        places = [f"It uses {listed(used)}."] if used else []
+        places += [f"It ignores {listed(unused)}."] if unused else []
+        told = [f"The pictures do the work: {field.label} goes to {listed(falls)}."] if falls else []
+        return " ".join([*told, *places])
     margin = f"{100 * use['margin']:g} points"
     if use["verdict"] == "ignores_image":
         most = max(found["loss"]["high"] for _, found in known if found["telling"])
