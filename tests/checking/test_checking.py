@@ -421,6 +421,7 @@ class Texts:
     splits = ("train", "train", "test")
     text_tokens = (60, 60, 9000)
     pictures = (SimpleNamespace(size=(800, 800)),) * 3
+    further = ((),) * 3
 
 
 def costs_of(training: dict[str, Any]) -> list[CropCost]:
