@@ -9,6 +9,7 @@ read; of their pictures they have the place alone. Legend: T tokens of a row, A 
 
 import hashlib
 from array import array
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,7 @@ from catalens.errors import (
     TooManyBadRowsError,
     TrainingError,
 )
-from catalens.examples import render_answer
+from catalens.examples import answer_gaps, fields_of, render_answer
 from catalens.model import Family, ImageInputs, family_of
 
 IGNORED = -100
@@ -95,6 +96,26 @@ class Encoder:
             raise PromptError(f"{name}: the tokenizer does not give back {answer!r}; change the text of the row")
         return ids
 
+    def answer_labels(self, row: Mapping[str, Any], answer_ids: Sequence[int]) -> list[int]:
+        """Labels [A] of the tokens of a row's answer: `IGNORED` where it lacks a field, for no model is to leave one out.
+
+        A token that holds a character of a value has its label.
+        """
+        labels, answer = list(answer_ids), render_answer(self.prompt, row)
+        text = answer + self.family.end_token
+        for gap in answer_gaps(self.prompt, row, answer, self.family.end_token):
+            first, last = (self._count_tokens(answer_ids, text[:end]) for end in gap)
+            labels[first:last] = [IGNORED] * (last - first)
+        return labels
+
+    def _count_tokens(self, ids: Sequence[int], text: str) -> int:
+        """Count the first tokens that it takes to write a text, by bisection: more of them write it as well."""
+
+        def writes(count: int) -> bool:
+            return self.tokenizer.decode(ids[:count]).lstrip().startswith(text)
+
+        return bisect_left(range(len(ids)), True, key=writes)
+
     def text_tokens(self, answer_ids: Sequence[int]) -> int:
         """Count the tokens of the prompt and an answer, the picture's left out."""
         prompt = len(self.prompt_ids(self._tile)) - self.family.image_tokens(self.processor, self._tile)
@@ -108,10 +129,13 @@ class Encoder:
         """Give the (H, W) of what the tiles of a picture of this width and height are cut from."""
         return self.family.hd_size(self.processor, *size)
 
-    def example(self, answer_ids: Sequence[int], image: ImageInputs) -> dict[str, Any]:
-        """Put together `input_ids` [T], `labels` [T] and `image`."""
+    def example(
+        self, answer_ids: Sequence[int], image: ImageInputs, answer_labels: Sequence[int] | None = None
+    ) -> dict[str, Any]:
+        """Put together `input_ids` [T], `labels` [T] and `image`; without labels of its own all of the answer has some."""
         prompt, answer = self.prompt_ids(image.hd_size), torch.tensor(answer_ids, dtype=torch.long)
-        labels = torch.cat([torch.full_like(prompt, IGNORED), answer])
+        learnt = answer if answer_labels is None else torch.tensor(answer_labels, dtype=torch.long)
+        labels = torch.cat([torch.full_like(prompt, IGNORED), learnt])
         return {"input_ids": torch.cat([prompt, answer]), "labels": labels, "image": image}
 
     def _ids(self, answer: str) -> list[int]:
@@ -132,10 +156,14 @@ class Examples(Dataset[dict[str, Any]]):
         """Id and fields, and in the image column a `Picture`."""
         self.bad: list[str] = []
         """Reasons against the other rows."""
+        self._labels: dict[int, list[int]] = {}
+        """Of the answers of rows that lack a field."""
         self._tokens, self._ends = array("i"), array("q", [0])  # of all answers, one after the other
 
     def add(self, row: dict[str, Any], answer_ids: Sequence[int]) -> None:
         """Take a row in."""
+        if len(fields_of(self.encoder.prompt, row)) < len(self.encoder.prompt.fields):
+            self._labels[len(self.rows)] = self.encoder.answer_labels(row, answer_ids)
         self.rows.append(row)
         self._tokens.extend(answer_ids)
         self._ends.append(len(self._tokens))
@@ -156,7 +184,8 @@ class Examples(Dataset[dict[str, Any]]):
         place = ~index if index < 0 else index
         row = self.rows[place]
         try:
-            example = self.encoder.example(self.answer_ids(place), self.images(row[self.roles.image]))
+            image = self.images(row[self.roles.image])
+            example = self.encoder.example(self.answer_ids(place), image, self._labels.get(place))
         except (PictureError, CatalogError) as error:
             shown = ", ".join(str(value) for name, value in row.items() if name != self.roles.image)
             raise TrainingError(f"row ({shown}): picture {error}: see to it, and go on with --resume") from error
@@ -183,13 +212,15 @@ def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = 
 
     The one reader of all stages, so that they have the same rows: text and its tokens read back, the picture decodes,
     as `images.look` has it where there are `images`. Raises CatalogError as `Catalog.batches`, and
-    TooManyBadRowsError where more than `MAX_BAD` of the rows are of no use.
+    TooManyBadRowsError where more than `MAX_BAD` of the rows are of no use; those that have no field of the prompt do
+    not count, unless there are no others.
     """
     roles, look = catalog.card.roles, images.look if images else open_picture
-    found, stored, number = Examples(encoder, roles, images), Pictures(catalog, split), 0
+    found, stored, number, empty = Examples(encoder, roles, images), Pictures(catalog, split), 0, 0
     columns = [roles.image, roles.id, *(field.column for field in encoder.prompt.fields)]
     for row in (row for batch in catalog.batches(split, columns) for row in batch):
         number += 1
+        empty += not fields_of(encoder.prompt, row)
         name, data = f"{split} row {number} ({row[roles.id]})", row[roles.image]
         try:
             answer_ids = encoder.answer_ids(row, name)
@@ -201,7 +232,7 @@ def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = 
             found.bad.append(f"{name}: picture {error}")
         else:
             found.add(row | {roles.image: picture}, answer_ids)
-    if len(found.bad) > MAX_BAD * number:
+    if len(found.bad) - empty > MAX_BAD * (number - empty) or empty == number:
         reasons = "; ".join(found.bad[:3])
         raise TooManyBadRowsError(f"{len(found.bad)} of {number} {split} rows cannot be used: {reasons}")
     return found

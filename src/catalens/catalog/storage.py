@@ -158,6 +158,8 @@ class CatalogWriter:
         self.figures: dict[str, float] = {}
         self.aside = partial_of(self.folder)
         """Becomes the folder when the block ends, with whatever else was put into it."""
+        self.missing: Counter[str] = Counter()
+        """Rows that lack a value, by field."""
         self._reasons: Counter[str] = Counter()
         self._rejected = _Shards(self.aside / "rejected.parquet", REJECTED)
         schema, data = _schema(roles, self.integer_fields), self.aside / "data"
@@ -191,7 +193,7 @@ class CatalogWriter:
     ) -> None:
         """Add a row with the facts of its picture, which is decoded where they are not known.
 
-        Raises CatalogError where the row cannot be written.
+        A value that the row lacks is None. Raises CatalogError where the row cannot be written.
         """
         shards, facts = self._shards[split], facts or picture_facts(image)
         extension = EXTENSIONS.get(image[:2], "img")
@@ -204,6 +206,7 @@ class CatalogWriter:
         with writing(self.folder):
             shards.add(row, len(image))
         self._products[split].append(key(id))
+        self.missing.update(name for name in self.roles.fields if is_missing(values[name]))
         self._digest.update(json.dumps([split, id, [values[name] for name in self.roles.fields]]).encode())
         self._digest.update(bytes.fromhex(facts.sha256))
 
@@ -232,7 +235,7 @@ class CatalogWriter:
         for shards in (*self._shards.values(), self._rejected):
             shards.close()
         (self.aside / "catalog.json").write_text(self.card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (self.aside / "README.md").write_text(_dataset_card(self.card), encoding="utf-8")
+        (self.aside / "README.md").write_text(_dataset_card(self.card, self.missing), encoding="utf-8")
 
 
 class _Shards:
@@ -422,10 +425,11 @@ def _schema(roles: Roles, integer_fields: Sequence[str]) -> pa.Schema:
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _dataset_card(card: CatalogCard) -> str:
+def _dataset_card(card: CatalogCard, missing: Mapping[str, int]) -> str:
     files = "".join(f"  - {{split: {split}, path: data/{split}-*}}\n" for split, rows in card.rows.items() if rows)
     counts = "".join(f"| {split} | {rows} | {card.products[split]} |\n" for split, rows in card.rows.items())
     fields = ", ".join(f"`{name}` ({kind})" for name, kind in card.roles.fields.items())
+    lacking = ", ".join(f"`{name}` in {count}" for name, count in missing.items())
     left_out = ", ".join(f"{count} ({reason})" for reason, count in card.left_out.items())
     return (
         f"---\npretty_name: {json.dumps(card.name)}\ntags: [catalens, product-pictures]\nconfigs:\n"
@@ -433,6 +437,7 @@ def _dataset_card(card: CatalogCard) -> str:
         f"# {card.name}\n\nA catalogue of product pictures, made by catalens.\n\n"
         f"| split | rows | products |\n|---|---:|---:|\n{counts}\n"
         f"Product id: `{card.roles.id}`. Picture: `{card.roles.image}`. Fields: {fields}.\n"
+        + (f"Rows without a value: {lacking}.\n" if lacking else "")
         + (f"\nLeft out: {left_out}.\n" if left_out else "")
     )
 
