@@ -97,7 +97,7 @@ class Encoder:
         return ids
 
     def answer_labels(self, row: Mapping[str, Any], answer_ids: Sequence[int]) -> list[int]:
-        """Labels [A] of the tokens of a row's answer: `IGNORED` where it lacks a field, for no model is to leave one out.
+        """Label the tokens of a row's answer, [A]: `IGNORED` where it lacks a field, lest leaving it out be learnt.
 
         A token that holds a character of a value has its label.
         """
@@ -132,7 +132,7 @@ class Encoder:
     def example(
         self, answer_ids: Sequence[int], image: ImageInputs, answer_labels: Sequence[int] | None = None
     ) -> dict[str, Any]:
-        """Put together `input_ids` [T], `labels` [T] and `image`; without labels of its own all of the answer has some."""
+        """Put together `input_ids` [T], `labels` [T] and `image`; all tokens of the answer by default."""
         prompt, answer = self.prompt_ids(image.hd_size), torch.tensor(answer_ids, dtype=torch.long)
         learnt = answer if answer_labels is None else torch.tensor(answer_labels, dtype=torch.long)
         labels = torch.cat([torch.full_like(prompt, IGNORED), learnt])

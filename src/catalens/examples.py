@@ -91,7 +91,7 @@ def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]]) -> Answ
             written[field.column].add(_write(field, row[field.column], spec.numbers, "row"))
     if empty := next((column for column, texts in written.items() if not texts), None):
         raise PromptError(
-            f"no training row has a value of field {empty!r}: fill some in, or take it out of the recipe's prompt.fields"
+            f"no training row has a value of field {empty!r}: fill some in, or take it out of prompt.fields"
         )
     return AnswerSchema(fields={f.column: _space(f, spec.numbers, written[f.column]) for f in spec.fields})
 

@@ -130,9 +130,7 @@ def report_unwritable(folder: Path, run: PreparedRun) -> None:
     constraint = Constraint(vocabulary, prompt, run.schema)
     train, found = run.data["train"].rows, []
     some = {f.column: next(row[f.column] for row in train if f in fields_of(prompt, row)) for f in prompt.fields}
-    some |= {
-        f.column: "x" for f in prompt.fields if f.kind == "text"
-    }  # a text of another row might be refused itself
+    some |= {f.column: "x" for f in prompt.fields if f.kind == "text"}  # another row's might be refused
     for split, examples in run.data.items():
         for index, row in enumerate(examples.rows):
             answer_ids, own = examples.answer_ids(index), fields_of(prompt, row)
