@@ -1,5 +1,6 @@
 import io
 import pickle
+from itertools import groupby, product
 
 import pytest
 import torch
@@ -42,6 +43,71 @@ def test_labels_cover_the_answer_and_its_end_only(encoder, dataset):
     assert encoder.tokenizer.decode(learnt) == text_of(row)
     before = example["input_ids"][: len(example["input_ids"]) - len(learnt)]
     assert encoder.tokenizer.decode(before[before != encoder.processor.image_token_id]).endswith("<|assistant|>")
+
+
+TITLES = ["Red Bag", "羊 👗", "Bag (red),", "x,", "Größe 8, blau", '"Kensington"', "👗"]
+PRESENT = [present for present in product([True, False], repeat=3) if any(present)]
+
+
+@pytest.mark.parametrize("title", TITLES)
+@pytest.mark.parametrize("present", PRESENT, ids=str)
+def test_where_a_field_is_left_out_nothing_is_learnt(encoder, title: str, present: tuple[bool, ...]):
+    row = {"title": title, "category3_code": "BAGS", "full_price": 390.0}
+    row = {name: value if has else None for (name, value), has in zip(row.items(), present, strict=True)}
+    ids = encoder.answer_ids(row)
+    labels = encoder.answer_labels(row, ids)
+    assert all(label in (token, IGNORED) for label, token in zip(labels, ids, strict=True))
+    assert (labels == ids) == all(present)
+    assert (labels[-1] == IGNORED) == (not present[-1])
+    runs = [
+        encoder.tokenizer.decode([token for token, _ in run]).strip()
+        for learnt, run in groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED)
+        if learnt
+    ]
+    first, whole = present.index(True), [str(value) for value in row.values() if value is not None]
+    before = "Product: " if first == 0 else ""
+    if all(present):
+        expected = [f"Product: {title}, Category: BAGS, Full Price: 390.0<|end|>"]
+    elif present == (False, True, True):
+        expected = ["BAGS, Full Price: 390.0<|end|>"]
+    elif present == (True, True, False):
+        expected = [f"{before}{title}, Category: BAGS"]
+    else:
+        expected = [before + whole[0], *whole[1:]]
+        expected[-1] += "<|end|>" if present[-1] else ""
+    assert runs == expected
+
+
+def test_examples_of_rows_with_gaps_have_the_same_tokens_and_fewer_labels(drawn, encoder, tmp_path):
+    catalog = Catalog(drawn)
+    rows = catalog.rows("train")
+    with CatalogWriter(tmp_path / "gaps", catalog.card.roles, {}) as writer:
+        for number, row in enumerate(rows):
+            column = ("title", "category3_code", "full_price")[number % 3]
+            writer.add("train", row["image"], row["product_code"], row | ({column: None} if number % 2 else {}))
+    images = FeatureCache(encoder, 0, features=False)
+    whole = load_examples(catalog, encoder, "train", images)
+    gaps = load_examples(Catalog(tmp_path / "gaps"), encoder, "train", images)
+    assert gaps.bad == []
+    for number in range(len(rows)):
+        one, other = whole[number], gaps[number]
+        if number % 2 == 0:
+            assert torch.equal(one["input_ids"], other["input_ids"])
+            assert torch.equal(one["labels"], other["labels"])
+        else:
+            learnt = int((other["labels"] != IGNORED).sum())
+            assert 0 < learnt < len(gaps.answer_ids(number)) < len(whole.answer_ids(number))
+
+
+def test_a_row_without_any_field_of_the_prompt_is_left_out_and_no_reason_to_stop(catalog, titles):
+    found = load_examples(catalog(*["Bag"] * 5, *[None] * 5), titles, "test")
+    assert (len(found), len(found.bad)) == (5, 5)
+    assert found.bad[0] == "test row 6 (P5): no field has a value: fill one in or leave the row out"
+
+
+def test_a_split_in_which_no_row_has_a_field_of_the_prompt_is_refused(catalog, titles):
+    with pytest.raises(TooManyBadRowsError, match=r"^5 of 5 test rows cannot be used: .*: no field has a value"):
+        load_examples(catalog(*[None] * 5), titles, "test")
 
 
 def test_what_is_trained_continues_what_is_generated_from(encoder, dataset):
@@ -111,7 +177,7 @@ def test_a_tokenizer_that_melts_prompt_and_answer_is_refused():
 
 @pytest.fixture
 def catalog(tmp_path):
-    def make(*titles: str, picture: bytes | None = None) -> Catalog:
+    def make(*titles: str | None, picture: bytes | None = None) -> Catalog:
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
         with CatalogWriter(tmp_path / "catalog", Roles(id="code", fields={"title": "text"}), {}) as writer:

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from catalens.config import FieldSpec, NumberFormat, PromptSpec
 from catalens.errors import PromptError
-from catalens.examples import Answer, canonical_text, format_number, parse_number, render_answer
+from catalens.examples import (
+    Answer,
+    answer_gaps,
+    answer_space,
+    canonical_text,
+    format_number,
+    parse_number,
+    render_answer,
+)
 from catalens.examples import parse_answer as parse_to
 
 END = "<|end|>"
@@ -100,10 +108,16 @@ def test_what_is_written_reads_back_and_what_does_not_is_refused_by_name(case: t
     try:
         answer = render_answer(spec, row, "row 12")
     except PromptError as error:
-        refused = re.match(r"row 12: field 'c\d'", str(error))
+        refused = re.match(r"row 12: (field 'c\d'|no field has a value)", str(error))
         assert refused
         return
     assert END not in answer
+    present = tuple(field for field in spec.fields if row[field.column] == 0 or str(row[field.column]).strip())
+    gaps = answer_gaps(spec, row, answer, END)
+    assert bool(gaps) == (len(present) < len(spec.fields))
+    learnt = "".join(c for n, c in enumerate(answer + END) if not any(start <= n < end for start, end in gaps))
+    assert all(canonical_text(str(row[field.column])) in learnt for field in present if field.kind != "number")
+    spec = spec.model_copy(update={"fields": present})
     assert parse_answer(spec, answer).values is None
     for said in (f"{answer}{END}", f" {answer}{END}<|endoftext|>"):
         values = parse_answer(spec, said).values
@@ -168,10 +182,6 @@ def test_the_canonical_form_is_its_own(text: str):
 @pytest.mark.parametrize(
     ("column", "value", "reason"),
     [
-        ("title", None, "is missing"),
-        ("title", math.nan, "is missing"),
-        ("title", "", "is empty"),
-        ("title", " \n\t", "is empty"),
         ("title", "Scarf, Category: BAGS", "another field's label stands in the text"),
         ("category3_code", "BAGS, Full Price: 3", "another field's label stands in the text"),
         ("title", "Scarf, Category: BAGS, Full Price: 1.0<|end|>", r"special token '<\|end\|>'"),
@@ -181,8 +191,6 @@ def test_the_canonical_form_is_its_own(text: str):
         ("title", "a\x00b", r"control character U\+0000"),
         ("title", "a\x1bb", r"control character U\+001B"),
         ("title", "half\ud83d", r"control character U\+D83D"),
-        ("full_price", None, "is missing"),
-        ("full_price", math.nan, "is missing"),
         ("full_price", math.inf, "is inf, not a finite number"),
         ("full_price", -math.inf, "is -inf, not a finite number"),
         ("full_price", True, "is True, not a finite number"),
@@ -204,9 +212,60 @@ def test_values_that_do_not_hold_are_refused_by_row_and_field(
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_column_is_named():
-    with pytest.raises(PromptError, match="row: field 'full_price' is missing"):
-        render_answer(DEFAULT, {"title": "Scarf", "category3_code": "BAGS"})
+LACKING = [
+    ((), "Product: Red Bag, Category: BAGS, Full Price: 390.0", []),
+    (("title",), "Category: BAGS, Full Price: 390.0", ["Category:"]),
+    (("category3_code",), "Product: Red Bag, Full Price: 390.0", [", Full Price:"]),
+    (("full_price",), "Product: Red Bag, Category: BAGS", [END]),
+    (("title", "category3_code"), "Full Price: 390.0", ["Full Price:"]),
+    (("title", "full_price"), "Category: BAGS", ["Category:", END]),
+    (("category3_code", "full_price"), "Product: Red Bag", [END]),
+]
+"""Fields that a row lacks, its answer, and what of that is not learnt."""
+
+
+@pytest.mark.parametrize(("lacking", "answer", "gaps"), LACKING)
+@pytest.mark.parametrize("nothing", [None, math.nan, "", " \n\t", "absent"], ids=repr)
+def test_an_answer_has_the_fields_of_its_row(lacking: tuple[str, ...], answer: str, gaps: list[str], nothing: object):
+    row: dict[str, object] = {"title": "Red Bag", "category3_code": "BAGS", "full_price": 390.0}
+    row |= dict.fromkeys(lacking, nothing)
+    if nothing == "absent":
+        row = {column: value for column, value in row.items() if column not in lacking}
+    assert render_answer(DEFAULT, row) == answer
+    assert [(answer + END)[start:end] for start, end in answer_gaps(DEFAULT, row, answer, END)] == gaps
+
+
+@pytest.mark.parametrize("row", [{}, dict.fromkeys(SCARF), {"title": " ", "full_price": math.nan}], ids=repr)
+def test_a_row_without_any_field_has_no_answer(row: dict[str, object]):
+    with pytest.raises(PromptError, match=r"^row 7: no field has a value: fill one in or leave the row out$"):
+        render_answer(DEFAULT, row, "row 7")
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"title": "Scarf, Category: BAGS", "category3_code": None}, "title"),
+        ({"title": "Scarf, Category: BAGS", "category3_code": None, "full_price": None}, "title"),
+        ({"title": "Scarf, Full Price: 3", "category3_code": None}, "title"),
+        ({"title": "Scarf, Full Price: 3", "category3_code": None, "full_price": None}, "title"),
+        ({"category3_code": "BAGS, Full Price: 3", "full_price": None}, "category3_code"),
+        ({"title": None, "category3_code": "BAGS, Full Price: 3", "full_price": None}, "category3_code"),
+    ],
+)
+def test_the_label_of_a_field_that_is_left_out_may_not_stand_in_a_text(row: dict[str, object], column: str):
+    with pytest.raises(PromptError, match=f"^row: field '{column}' does not read back .* another field's label"):
+        render_answer(DEFAULT, SCARF | row)
+
+
+def test_an_answer_schema_goes_by_the_values_that_there_are():
+    rows = [SCARF | {"full_price": None}, SCARF | {"category3_code": None, "title": " "}]
+    assert answer_space(DEFAULT, rows) == answer_space(DEFAULT, [SCARF])
+
+
+@pytest.mark.parametrize("column", [*SCARF])
+def test_a_field_without_any_value_is_named(column: str):
+    with pytest.raises(PromptError, match=f"^no training row has a value of field '{column}': fill some in, or "):
+        answer_space(DEFAULT, [SCARF | {column: None}] * 3)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ read; of their pictures rows have the place alone. Legend: T tokens of a row, A 
 
 import hashlib
 from array import array
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,7 @@ from catalens.errors import (
     TooManyBadRowsError,
     TrainingError,
 )
-from catalens.examples import complete_question, render_answer
+from catalens.examples import answer_gaps, complete_question, fields_of, render_answer
 from catalens.model import Family, ImageInputs, Size, family_of
 
 IGNORED = -100
@@ -109,6 +110,26 @@ class Encoder:
             raise PromptError(f"{name}: the tokenizer does not give back {answer!r}; change the text of the row")
         return ids
 
+    def answer_labels(self, row: Mapping[str, Any], answer_ids: Sequence[int]) -> list[int]:
+        """Label the tokens of a row's answer, [A]: `IGNORED` where it lacks a field, lest leaving it out be learnt.
+
+        A token that holds a character of a value has its label.
+        """
+        labels, answer = list(answer_ids), render_answer(self.prompt, row)
+        text = answer + self.family.end_token
+        for gap in answer_gaps(self.prompt, row, answer, self.family.end_token):
+            first, last = (self._count_tokens(answer_ids, text[:end]) for end in gap)
+            labels[first:last] = [IGNORED] * (last - first)
+        return labels
+
+    def _count_tokens(self, ids: Sequence[int], text: str) -> int:
+        """Count the first tokens that it takes to write a text, by bisection: more of them write it as well."""
+
+        def writes(count: int) -> bool:
+            return self.tokenizer.decode(ids[:count]).lstrip().startswith(text)
+
+        return bisect_left(range(len(ids)), True, key=writes)
+
     def text_tokens(self, question: str | None = None, images: int = 1) -> int:
         """Count the tokens of a prompt about so many pictures, theirs left out."""
         tiles = [self._tile] * images
@@ -123,12 +144,17 @@ class Encoder:
         return self.family.hd_size(self.processor, *size)
 
     def example(
-        self, answer_ids: Sequence[int], *images: ImageInputs, question: str | None = None
+        self,
+        answer_ids: Sequence[int],
+        *images: ImageInputs,
+        question: str | None = None,
+        answer_labels: Sequence[int] | None = None,
     ) -> dict[str, Any]:
-        """Put together `input_ids` [T], `labels` [T] and `images`."""
+        """Put together `input_ids` [T], `labels` [T] and `images`; learnt are by default all tokens of the answer."""
         prompt = self.prompt_ids([image.hd_size for image in images], question)
         answer = torch.tensor(answer_ids, dtype=torch.long)
-        labels = torch.cat([torch.full_like(prompt, IGNORED), answer])
+        learnt = answer if answer_labels is None else torch.tensor(answer_labels, dtype=torch.long)
+        labels = torch.cat([torch.full_like(prompt, IGNORED), learnt])
         return {"input_ids": torch.cat([prompt, answer]), "labels": labels, "images": images}
 
     def _ids(self, answer: str) -> list[int]:
@@ -149,10 +175,14 @@ class Examples(Dataset[dict[str, Any]]):
         """Id and fields, and in the image column a `Query`."""
         self.bad: list[str] = []
         """Reasons against the other rows."""
+        self._labels: dict[int, list[int]] = {}
+        """Of the answers of rows that lack a field."""
         self._tokens, self._ends = array("i"), array("q", [0])  # of all answers, one after the other
 
     def add(self, row: dict[str, Any], answer_ids: Sequence[int]) -> None:
         """Take a row in."""
+        if len(fields_of(self.encoder.prompt, row)) < len(self.encoder.prompt.fields):
+            self._labels[len(self.rows)] = self.encoder.answer_labels(row, answer_ids)
         self.rows.append(row)
         self._tokens.extend(answer_ids)
         self._ends.append(len(self._tokens))
@@ -178,9 +208,11 @@ class Examples(Dataset[dict[str, Any]]):
         place = ~index if index < 0 else index
         row = self.rows[place]
         try:
-            query = row[self.roles.image]
+            query, labels = row[self.roles.image], self._labels.get(place)
             images = map(self.images, query.pictures)
-            example = self.encoder.example(self.answer_ids(place), *images, question=query.question)
+            example = self.encoder.example(
+                self.answer_ids(place), *images, question=query.question, answer_labels=labels
+            )
         except (PictureError, CatalogError) as error:
             shown = ", ".join(str(value) for name, value in row.items() if name != self.roles.image)
             raise TrainingError(f"row ({shown}): picture {error}: see to it, and go on with --resume") from error
@@ -212,15 +244,16 @@ def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = 
     The one reader of all stages, so that they have the same rows: text and its tokens read back, the pictures decode,
     as `images.look` has it where there are `images`. Raises CatalogError as `Catalog.batches`, and where the question
     names a column that the catalogue does not have; and TooManyBadRowsError where more than `MAX_BAD` of the rows are
-    of no use.
+    of no use; those that have no field of the prompt do not count, unless there are no others.
     """
     roles, prompt, look = catalog.card.roles, encoder.prompt, images.look if images else open_picture
-    found, number = Examples(encoder, roles, images), 0
+    found, number, empty = Examples(encoder, roles, images), 0, 0
     stored = {column: Pictures(catalog, split, column) for column in roles.images}
     kept = [roles.id, *(field.column for field in prompt.fields)]
     columns = [*roles.images, *kept, *readable_inputs(prompt, catalog)]
     for row in (row for batch in catalog.batches(split, columns) for row in batch):
         number += 1
+        empty += not fields_of(prompt, row)
         name = f"{split} row {number} ({row[roles.id]})"
         pictures = []
         try:
@@ -237,7 +270,7 @@ def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = 
         else:
             query = Query(tuple(pictures), complete_question(prompt, row))
             found.add({name: row[name] for name in kept} | {roles.image: query}, answer_ids)
-    if len(found.bad) > MAX_BAD * number:
+    if len(found.bad) - empty > MAX_BAD * (number - empty) or empty == number:
         reasons = "; ".join(found.bad[:3])
         raise TooManyBadRowsError(f"{len(found.bad)} of {number} {split} rows cannot be used: {reasons}")
     return found

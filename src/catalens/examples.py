@@ -10,13 +10,18 @@ becomes, with the default prompt and in the chat of Phi-3-Vision,
 (on one line) and `parse_answer` reads the second part back. Training, inference and evaluation all come here.
 
 Values that hold: text is put into Unicode normal form C and its runs of white space into single spaces; then
-every text is accepted that reads back as itself. Refused with the row's name are missing values, control and
-special tokens, numbers that are not finite, and text that contains the next field's `, Label: `.
+every text is accepted that reads back as itself. Refused with the row's name are control and special tokens, numbers
+that are not finite, and text that contains the next field's `, Label: `.
+
+A row that lacks a field has an answer without it, of which `answer_gaps` are not learnt:
+
+    Product: Vintage Check Cotton Scarf, Full Price: 390.0<|end|>
+                                       `-- gap ---'
 """
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from itertools import pairwise
@@ -24,6 +29,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from catalens.catalog.storage import is_missing
 from catalens.config import PLACEHOLDER, SPECIAL, FieldSpec, Frozen, NumberFormat, PromptSpec
 from catalens.errors import PromptError
 
@@ -78,26 +84,46 @@ class AnswerSchema(Frozen):
 
 
 def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]]) -> AnswerSchema:
-    """What the answers of checked rows are made of.
+    """What the answers of checked rows are made of, by the values that they have.
 
-    Texts may be half as long again as the longest, numbers may have one digit more before the point.
+    Texts may be half as long again as the longest, numbers may have one digit more before the point. Raises
+    PromptError where no row has a value of a field.
     """
     written: dict[str, set[str]] = {field.column: set() for field in spec.fields}
     for row in rows:
-        for field in spec.fields:
+        for field in fields_of(spec, row):
             written[field.column].add(_write(field, row[field.column], spec.numbers, "row"))
+    if empty := next((column for column, texts in written.items() if not texts), None):
+        raise PromptError(
+            f"no training row has a value of field {empty!r}: fill some in, or take it out of prompt.fields"
+        )
     return AnswerSchema(fields={f.column: _space(f, spec.numbers, written[f.column]) for f in spec.fields})
 
 
-def render_answer(spec: PromptSpec, row: Mapping[str, object], name: str = "row") -> str:
-    """Write the answer of a row, up to its end token.
+def fields_of(spec: PromptSpec, row: Mapping[str, object]) -> list[FieldSpec]:
+    """Select the fields that a row has."""
+    return [field for field in spec.fields if not is_missing(row.get(field.column))]
 
-    `name` says in errors which row it is. Raises PromptError where a value cannot be written and read back.
+
+def render_answer(spec: PromptSpec, row: Mapping[str, object], name: str = "row") -> str:
+    """Write the answer of a row with the fields that it has, up to its end token.
+
+    `name` says in errors which row it is. Raises PromptError where a value cannot be written and read back, or there
+    is none.
     """
-    texts = {field.column: _write(field, row.get(field.column), spec.numbers, name) for field in spec.fields}
-    answer = ", ".join(f"{field.label}: {texts[field.column]}" for field in spec.fields)
-    read = _split(spec, answer)
-    if lost := [field.column for field in spec.fields if read.get(field.column) != texts[field.column]]:
+    fields = fields_of(spec, row)
+    if not fields:
+        raise PromptError(f"{name}: no field has a value: fill one in or leave the row out")
+    texts = {field.column: _write(field, row[field.column], spec.numbers, name) for field in fields}
+    answer = ", ".join(f"{field.label}: {texts[field.column]}" for field in fields)
+    read = _split(fields, answer)
+    before = ""
+    for field in spec.fields:  # the label of a field that is left out may not stand in the text before it either
+        if field in fields:
+            before = field.column
+        elif f", {field.label}: " in texts.get(before, ""):
+            read.pop(before, None)
+    if lost := [field.column for field in fields if read.get(field.column) != texts[field.column]]:
         raise PromptError(
             f"{name}: field {lost[0]!r} does not read back from {answer!r}; "
             "another field's label stands in the text: change the text or the label in the recipe"
@@ -115,12 +141,31 @@ def complete_question(spec: PromptSpec, row: Mapping[str, object]) -> str:
 
 
 def _input_text(spec: PromptSpec, value: object) -> str:
-    if value is None or value != value:
+    if is_missing(value):
         return ""
     if isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST < value < LARGEST:
         return format_number(spec.numbers, value)
     plain = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in str(value))
     return TOKEN_LIKE.sub("< ", canonical_text(plain)[:LONGEST_INPUT]).strip()
+
+
+def answer_gaps(spec: PromptSpec, row: Mapping[str, object], answer: str, end_token: str) -> list[tuple[int, int]]:
+    """Find where an answer shows that its row lacks a field: characters from and to, the end token's included.
+
+    A gap begins after the value before it and goes on to the end of the next label, or of the answer.
+    """
+    present = fields_of(spec, row)
+    parts = _split(present, answer)
+    gaps: list[tuple[int, int]] = []
+    at, lacking = 0, False
+    for field in spec.fields:
+        if field not in present:
+            lacking = True
+            continue
+        label = at + len(f"{', ' if at else ''}{field.label}:")
+        gaps += [(at, label)] if lacking else []
+        at, lacking = label + len(f" {parts[field.column]}"), False
+    return [*gaps, (at, at + len(end_token))] if lacking else gaps
 
 
 def parse_answer(spec: PromptSpec, text: str, end_token: str) -> Answer:
@@ -130,7 +175,7 @@ def parse_answer(spec: PromptSpec, text: str, end_token: str) -> Answer:
     of a number, and does not parse.
     """
     answer, end, _ = text.partition(end_token)
-    parts = _split(spec, answer.strip())
+    parts = _split(spec.fields, answer.strip())
     if not parts:
         return Answer(None, f"does not start with {f'{spec.fields[0].label}: '!r}")
     values: dict[str, Value] = {}
@@ -177,18 +222,18 @@ def parse_number(spec: NumberFormat, text: str) -> float | None:
     return float(digits.replace(spec.decimal, "."))
 
 
-def _split(spec: PromptSpec, text: str) -> dict[str, str]:
+def _split(fields: Sequence[FieldSpec], text: str) -> dict[str, str]:
     """Text of each field, up to where the labels stop standing in order."""
-    opening = f"{spec.fields[0].label}: "
+    opening = f"{fields[0].label}: "
     if not text.startswith(opening):
         return {}
     parts: dict[str, str] = {}
     rest = text[len(opening) :]
-    for field, following in pairwise(spec.fields):
+    for field, following in pairwise(fields):
         parts[field.column], found, rest = rest.partition(f", {following.label}: ")
         if not found:
             return parts
-    return parts | {spec.fields[-1].column: rest}
+    return parts | {fields[-1].column: rest}
 
 
 def _space(field: FieldSpec, spec: NumberFormat, texts: set[str]) -> FieldConstraints:
@@ -209,8 +254,6 @@ def _space(field: FieldSpec, spec: NumberFormat, texts: set[str]) -> FieldConstr
 def _write(field: FieldSpec, value: object, numbers: NumberFormat, name: str) -> str:
     """A field's value as text, or PromptError with the row and the field."""
     where = f"{name}: field {field.column!r}"
-    if value is None or value != value:
-        raise PromptError(f"{where} is missing: fill it in or leave the row out")
     if field.kind == "number":
         if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
             raise PromptError(f"{where} is {value!r}, not a finite number of 15 digits at most before the point")
@@ -219,8 +262,6 @@ def _write(field: FieldSpec, value: object, numbers: NumberFormat, name: str) ->
             raise PromptError(f"{where} is {value!r}, written {text!r}, which does not read back as a number")
         return text
     text = canonical_text(str(value))
-    if not text:
-        raise PromptError(f"{where} is empty: fill it in or leave the row out")
     if found := SPECIAL.search(text):
         raise PromptError(f"{where} holds the special token {found.group()!r}: remove it")
     if odd := next((c for c in text if unicodedata.category(c) in ("Cc", "Cs")), None):

@@ -3,10 +3,11 @@
 import csv
 import io
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ from catalens.catalog import SPLITS, Catalog, CatalogCard, Roles, kind_of_reason
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.preparing import PrepareSpec
 from catalens.reading import Columns
-from catalens.reading.table import NO_PICTURE
+from catalens.reading.table import NO_PICTURE, TableSpec
 
 ROLES = Roles(id="code", fields={"title": "text", "kind": "category", "price": "number"})
 HEADER = ["code", "title", "kind", "price", "photo"]
@@ -181,9 +182,7 @@ def test_numbers_of_parquet_keep_their_kind(source: Path, price: Any, kept: floa
     [
         ({"code": ""}, "no value in 'code'"),
         ({"code": "  "}, "no value in 'code'"),
-        ({"title": ""}, "no value in 'title'"),
-        ({"title": " \n "}, "no value in 'title'"),
-        ({"price": ""}, "no value in 'price'"),
+        ({"title": "", "kind": " \n ", "price": ""}, "no field has a value"),
         ({"price": "cheap"}, "not a number in 'price': 'cheap'"),
         ({"price": "12 to 14"}, "not a number in 'price': '12 to 14'"),
         ({"price": "1_000"}, "not a number in 'price': '1_000'"),
@@ -237,7 +236,7 @@ def test_a_bad_row_is_named_and_left_out(source: Path, change: dict[str, str], r
 )
 def test_nulls_of_parquet(source: Path, change: dict[str, Any], reason: str):
     path = table(source, {"price": 1.5}, {"price": 1.5, "code": "8"} | change, name="table.parquet")
-    prepare(path, max_bad=0.5)
+    prepare(path, max_bad=0.5, table=TableSpec(missing="refuse"))
     assert rejected(path) == {2: reason}
 
 
@@ -255,7 +254,7 @@ def test_a_row_of_the_wrong_length_is_a_bad_row(source: Path):
         file.write("8,Scarf\n9,Scarf,BAGS,5,a.png,more\n\n10,Scarf,BAGS,5,a.png\n")
     card = prepare(path, max_bad=0.9)
     assert sum(card.rows.values()) == 2
-    assert rejected(path) == {2: "no value in 'kind'", 3: "more values than the table has columns"}
+    assert rejected(path) == {2: "no value in 'photo'", 3: "more values than the table has columns"}
 
 
 def test_too_many_bad_rows_stop_with_the_reasons_and_leave_nothing(source: Path):
@@ -490,5 +489,100 @@ def test_a_parent_says_what_its_variants_lack(source: Path):
     folder, card = prepare_source(str(source / "woo.csv"), source.parent / "woo", spec=spec, notice=told.append)
     assert "--id 'Parent|SKU'" in told[0]
     rows = [tuple(row.values())[1:] for row in Catalog(folder).rows("train")]
-    assert rows == [("X", "Mug - blue", "Home > Mugs", 5.5), ("Y", "Hat", "Hats", 7.5)]
+    parent, *others = rows
+    assert parent == ("X", "Mug", "Home > Mugs", None)
+    assert others == [("X", "Mug - blue", "Home > Mugs", 5.5), ("Y", "Hat", "Hats", 7.5)]
+    assert card.left_out == {NO_PICTURE: 1}
+    refuse = spec.model_copy(update={"table": TableSpec(missing="refuse")})
+    folder, card = prepare_source(str(source / "woo.csv"), source.parent / "refuse", spec=refuse)
+    assert [tuple(row.values())[1:] for row in Catalog(folder).rows("train")] == others
     assert card.left_out == {"no value in 'Regular price'": 1, NO_PICTURE: 1}
+
+
+def test_further_pictures_of_a_product_teach_title_and_category(source: Path):
+    """As Shopify exports them: title and type stand on the first row, a price on the rows of variants."""
+    table(source)
+    lines = [
+        "Handle,Title,Type,Variant Price,Image Src",
+        "mug,Blue Mug,Mugs,5.50,a.png",
+        "mug,,,,b.png",
+        "mug,,,6.50,",
+        "hat,Red Hat,Hats,7.50,a.png",
+    ]
+    (source / "shopify.csv").write_text("\n".join(lines))
+    told: list[str] = []
+    spec = PrepareSpec(max_bad=0, fractions={"train": 1.0})
+    folder, card = prepare_source(str(source / "shopify.csv"), source.parent / "shop", spec=spec, notice=told.append)
+    rows = [tuple(row.values())[1:] for row in Catalog(folder).rows("train")]
+    assert rows == [
+        ("mug", "Blue Mug", "Mugs", 5.5),
+        ("mug", "Blue Mug", "Mugs", None),
+        ("hat", "Red Hat", "Hats", 7.5),
+    ]
+    assert card.left_out == {NO_PICTURE: 1}
+    assert "rows without a value: Variant Price 1, of 3" in told
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
+@pytest.mark.parametrize(("price", "kind"), [("129", int), ("129.5", float)])
+def test_what_a_row_lacks_is_a_null(source: Path, name: str, price: str, kind: type):
+    nothing = "" if name == "table.csv" else None
+    rows = [{"price": price}, *({"code": f"8{column}", column: nothing} for column in ("title", "kind", "price"))]
+    path = table(source, *({"price": price} | row for row in rows), name=name)
+    told: list[str] = []
+    columns, out = Columns("photo", ROLES.id, ROLES.fields), source.parent / "out"
+    _, card = prepare_source(str(path), out, columns, PrepareSpec(fractions={"train": 1.0}), notice=told.append)
+    stored = Catalog(out).rows("train")
+    assert [[name for name in ROLES.fields if row[name] is None] for row in stored] == [
+        [],
+        ["title"],
+        ["kind"],
+        ["price"],
+    ]
+    assert {type(row["price"]) for row in stored} == {kind, type(None)}
+    assert "rows without a value: title 1, kind 1, price 1, of 4" in told
+    assert "Rows without a value: `title` in 1, `kind` in 1, `price` in 1." in (out / "README.md").read_text()
+    assert Catalog(out).rows("train", ["title"])[1] == {"title": None}
+    assert datasets.load_dataset(str(out), split="train", cache_dir=str(source / "cache"))["price"][3] is None
+    refused = prepare_table(path, source.parent / "refused", max_bad=0.8, table=TableSpec(missing="refuse"))
+    assert refused.left_out == {f"no value in {column!r}": 1 for column in ("title", "kind", "price")}
+    assert card.content_hash != refused.content_hash
+
+
+def test_another_rule_for_missing_values_reads_the_rows_anew_and_keeps_the_pictures(source: Path):
+    path = table(source, {}, {"code": "8", "title": ""})
+    assert sum(prepare(path).rows.values()) == 2
+    told: list[str] = []
+    columns, spec = (
+        Columns("photo", ROLES.id, ROLES.fields),
+        PrepareSpec(max_bad=0.5, table=TableSpec(missing="refuse")),
+    )
+    _, card = prepare_source(str(path), source.parent / "out", columns, spec, notice=told.append)
+    assert sum(card.rows.values()) == 1
+    assert "read anew, for another missing; pictures that are there are kept" in told
+
+
+def test_no_field_that_all_rows_have_is_told_to_be_missing(source: Path):
+    told: list[str] = []
+    columns = Columns("photo", ROLES.id, ROLES.fields)
+    prepare_source(str(table(source, {}, {"code": "8"})), source.parent / "out", columns, notice=told.append)
+    assert not any("without a value" in text for text in told)
+    assert "Rows without" not in (source.parent / "out" / "README.md").read_text()
+
+
+def test_rows_without_a_category_are_a_group_of_their_own(source: Path):
+    rows = [{"code": str(n), "photo": f"{n}.png", "kind": ("BAGS", "")[n % 2]} for n in range(200)]
+    path = table(source, *rows)
+    for n in range(200):
+        (source / f"{n}.png").write_bytes(picture(n))
+    told: list[str] = []
+    columns = Columns("photo", ROLES.id, ROLES.fields)
+    prepare_source(str(path), source.parent / "out", columns, notice=told.append)
+    catalog = Catalog(source.parent / "out")
+    for split, share in (("train", 80), ("validation", 10), ("test", 10)):
+        kinds = Counter(row["kind"] for row in catalog.rows(split))
+        assert kinds["BAGS"] == pytest.approx(share, abs=1.5)
+        assert kinds[None] == pytest.approx(share, abs=1.5)
+    few = table(source, *({**row, "kind": "BAGS"} for row in rows[:30]), {"code": "x", "kind": ""})
+    prepare_source(str(few), source.parent / "few", columns, notice=told.append)
+    assert "categories too rare to be in every split: no category (1)" in told

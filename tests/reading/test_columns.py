@@ -3,11 +3,13 @@
 import base64
 import math
 import re
+from decimal import Decimal
 
 import pytest
 from hostile import encoded, pixels
 
 from catalens.catalog import Roles, is_missing
+from catalens.config import Kind
 from catalens.errors import RecipeError
 from catalens.reading import (
     Columns,
@@ -37,9 +39,31 @@ def test_missing_is_nothing_blank_or_nan():
 def test_the_first_field_that_fails_is_named():
     roles = Roles(id="sku", fields={"title": "text", "price": "number"})
     assert read_values({"sku": 7, "title": "Bag", "price": 5}, roles, {}) == ("7", {"title": "Bag", "price": 5}, None)
-    assert read_values({"sku": 7, "title": "Bag"}, roles, {}) == ("7", {}, "no value in 'price'")
+    assert read_values({"sku": 7, "title": "Bag"}, roles, {}, "refuse") == ("7", {}, "no value in 'price'")
     german = {"price": Numbers(decimal=",")}
     assert read_values({"sku": 7, "title": "Bag", "price": "1.290,50"}, roles, german)[1]["price"] == 1290.5
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan, "", " \t", Decimal("NaN")], ids=repr)
+@pytest.mark.parametrize(
+    "lacking", [("title",), ("price",), ("kind",), ("title", "kind"), ("title", "price")], ids=str
+)
+def test_a_row_keeps_the_fields_that_it_has(lacking: tuple[str, ...], nothing: object):
+    roles = Roles(id="sku", fields={"title": "text", "kind": "category", "price": "number"})
+    row = {"title": "Bag", "kind": "BAGS", "price": 5}
+    empty = {"sku": 7} | row | dict.fromkeys(lacking, nothing)
+    assert read_values(empty, roles, {}) == ("7", row | dict.fromkeys(lacking), None)
+    assert read_values(empty, roles, {}, "refuse") == ("7", {}, f"no value in {lacking[0]!r}")
+    bad = next(name for name in ("title", "kind", "price") if name not in lacking)
+    assert str(read_values(empty | {bad: [1]}, roles, {})[2]).startswith(f"a list in {bad!r}")
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan, "", " \t", Decimal("NaN")], ids=repr)
+@pytest.mark.parametrize("fields", [{"title": "text"}, {"title": "text", "price": "number"}], ids=len)
+def test_a_row_without_any_field_is_refused(fields: dict[str, Kind], nothing: object):
+    row = {"sku": 7} | dict.fromkeys(fields, nothing)
+    assert read_values(row, Roles(id="sku", fields=fields), {}) == ("7", {}, "no field has a value")
+    assert read_values(row, Roles(id="sku", fields=fields), {}, "refuse") == ("7", {}, "no value in 'title'")
 
 
 @pytest.mark.parametrize(

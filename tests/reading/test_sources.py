@@ -425,7 +425,7 @@ def test_no_cell_of_json_ends_a_table(tmp_path: Path, column: str):
 )
 def test_what_is_no_text_is_named(cell: object, reason: str):
     row = {"sku": "1", "title": cell, "kind": "BAGS", "price": 5}
-    assert read_values(row, ROLES, {}) == ("1", {}, reason)
+    assert read_values(row, ROLES, {}, "refuse") == ("1", {}, reason)
     id = read_values(row | {"sku": cell, "title": "Bag"}, ROLES, {})
     assert id[2] == reason.replace("'title'", "'sku'").replace("a text", "an id")
     id[0].encode()
@@ -454,7 +454,7 @@ def test_whatever_a_row_holds_it_is_values_or_a_reason_that_can_be_stored(row: d
     assert (reason is None) == bool(values)
     json.dumps([id, values, reason], ensure_ascii=False).encode()
     if reason is None:
-        assert isinstance(values["price"], float) or abs(values["price"]) <= 2**53
+        assert values["price"] is None or isinstance(values["price"], float) or abs(values["price"]) <= 2**53
     pictures = pictures_of(row.get("photo"))
     why = "" if pictures else picture_reason(row.get("photo"), "photo")
     assert bool(why) != bool(pictures)

@@ -173,6 +173,8 @@ class CatalogWriter:
         self.figures: dict[str, float] = {}
         self.aside = partial_of(self.folder)
         """Becomes the folder when the block ends, with whatever else was put into it."""
+        self.missing: Counter[str] = Counter()
+        """Rows that lack a value, by field."""
         self._reasons: Counter[str] = Counter()
         self._rejected = _Shards(self.aside / "rejected.parquet", REJECTED)
         schema, data = _schema(roles, self.integer_fields), self.aside / "data"
@@ -212,7 +214,7 @@ class CatalogWriter:
     ) -> None:
         """Add a row with the facts of its picture, which is decoded where they are not known, and `more` pictures.
 
-        Raises CatalogError where the row cannot be written.
+        A value that the row lacks is None. Raises CatalogError where the row cannot be written.
         """
         roles, shards = self.roles, self._shards[split]
         pictures = [(image, facts or picture_facts(image)), *more]
@@ -224,6 +226,7 @@ class CatalogWriter:
         with writing(self.folder):
             shards.add(row, sum(len(data) for data, _ in pictures))
         self._products[split].append(key(id))
+        self.missing.update(name for name in roles.fields if is_missing(values[name]))
         told = [values[name] for name in (*roles.fields, *roles.inputs)]
         self._digest.update(json.dumps([split, id, told]).encode())
         for _, known in pictures:
@@ -254,7 +257,7 @@ class CatalogWriter:
         for shards in (*self._shards.values(), self._rejected):
             shards.close()
         (self.aside / "catalog.json").write_text(self.card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        (self.aside / "README.md").write_text(_dataset_card(self.card), encoding="utf-8")
+        (self.aside / "README.md").write_text(_dataset_card(self.card, self.missing), encoding="utf-8")
 
 
 class _Shards:
@@ -448,11 +451,13 @@ def _schema(roles: Roles, integer_fields: Sequence[str]) -> pa.Schema:
     return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _dataset_card(card: CatalogCard) -> str:
+def _dataset_card(card: CatalogCard, missing: Mapping[str, int]) -> str:
     files = "".join(f"  - {{split: {split}, path: data/{split}-*}}\n" for split, rows in card.rows.items() if rows)
     counts = "".join(f"| {split} | {rows} | {card.products[split]} |\n" for split, rows in card.rows.items())
     fields = ", ".join(f"`{name}` ({kind})" for name, kind in card.roles.fields.items())
     images = ", ".join(f"`{name}`" for name in card.roles.images)
+    inputs = ", ".join(f"`{name}`" for name in card.roles.inputs)
+    lacking = ", ".join(f"`{name}` in {count}" for name, count in missing.items())
     left_out = ", ".join(f"{count} ({reason})" for reason, count in card.left_out.items())
     return (
         f"---\npretty_name: {json.dumps(card.name)}\ntags: [catalens, product-pictures]\nconfigs:\n"
@@ -460,7 +465,8 @@ def _dataset_card(card: CatalogCard) -> str:
         f"# {card.name}\n\nA catalogue of product pictures, made by catalens.\n\n"
         f"| split | rows | products |\n|---|---:|---:|\n{counts}\n"
         f"Product id: `{card.roles.id}`. Pictures: {images}. Fields: {fields}.\n"
-        + (f"Texts that a question may give: {', '.join(f'`{n}`' for n in card.roles.inputs)}.\n" * bool(card.roles.inputs))
+        + (f"Texts that a question may give: {inputs}.\n" if inputs else "")
+        + (f"Rows without a value: {lacking}.\n" if lacking else "")
         + (f"\nLeft out: {left_out}.\n" if left_out else "")
     )
 

@@ -97,6 +97,7 @@ def prepare(
     ] = None,
     pictures: Annotated[str, typer.Option(help="Of several pictures in a cell: first, or each as a row.")] = "first",
     image_root: ImageRoot = None,
+    missing: Annotated[str, typer.Option(help="Rows that lack some of their fields: keep, or refuse.")] = "keep",
     max_bad: Annotated[str, typer.Option(help="Largest share of rows that may be left out.")] = "5%",
     retry: Annotated[str | None, typer.Option(metavar="failed", help="Ask again for pictures that failed.")] = None,
     max_side: Annotated[int | None, typer.Option(min=16, help="Make larger pictures smaller, in pixels.")] = None,
@@ -125,7 +126,7 @@ def prepare(
     asked: dict[str, Any] = {"fractions": fractions_of(splits) if splits else None, "max_bad": share_of(max_bad)}
     asked |= {"max_side": max_side, "strip_metadata": strip_metadata, "image_root": image_root}
     asked["table"] = {"encoding": encoding, "delimiter": delimiter, "quote": quote, "sheet": sheet, "config": config}
-    asked["table"] |= {"decimal": decimal, "thousands": thousands, "pictures": pictures}
+    asked["table"] |= {"decimal": decimal, "thousands": thousands, "pictures": pictures, "missing": missing}
     asked["download"] = {"concurrency": concurrency, "per_host": per_host, "per_host_rate": rate}
     asked["download"] |= {"allow_private_hosts": allow_private_hosts, "obey_noai": not ignore_noai}
     asked["download"] |= {"user_agent": user_agent} if user_agent else {}

@@ -194,7 +194,7 @@ class TableJournal(Journal):
             "LEFT JOIN splits USING (id, sha256) "
             "WHERE rows.reason IS NULL AND pictures.reason IS NULL ORDER BY number"
         )
-        types = {name: int | float if kind == "number" else str for name, kind in kinds.items()}
+        types = {name: int | float | None if kind == "number" else str | None for name, kind in kinds.items()}
         for number, id, text, sha256, known, own, earlier in found:
             fields, facts = read_object(text), _facts(known)
             whole = fields.keys() == types.keys() and all(isinstance(fields[name], types[name]) for name in types)

@@ -244,17 +244,22 @@ class _Work:
                     reason = row.reason or TIED
                     writer.reject(RejectedRow(row=row.number, id=row.id, url=row.picture, reason=reason))
                 else:
-                    values = {**row.fields, **{name: float(row.fields[name]) for name in floats}}
+                    known = {name: float(value) for name in floats if (value := row.fields[name]) is not None}
+                    values = {**row.fields, **known}
                     writer.add(split, stored, row.id, values, facts)
                 progress("storing", row.number, total)
         self.journal.assign(assigned, shares)
         self.journal.note("complete", {"asked": self._complete, "manifest": manifest(self.out)})
         counts = Counter(zip(ties.categories.tolist(), assigned, strict=True))
         rows = [[counts[number, split] for split, share in shares.items() if share] for number in range(len(names))]
-        rare = [f"{name} ({sum(found)})" for name, found in zip(names, rows, strict=True) if not all(found)]
+        named = zip(names, rows, strict=True)
+        rare = [f"{name or 'no category'} ({sum(found)})" for name, found in named if not all(found)]
         if rare:
             more = f" and {len(rare) - 10} more" if len(rare) > 10 else ""
             self._notice(f"categories too rare to be in every split: {', '.join(rare[:10])}{more}")
+        if writer.missing:
+            lacking = ", ".join(f"{name} {count}" for name, count in writer.missing.items())
+            self._notice(f"rows without a value: {lacking}, of {sum(writer.card.rows.values())}")
         self._notice(f"{self.journal.path.parent} keeps what was fetched for a later run; it may be removed")
         return writer.card
 
@@ -279,11 +284,12 @@ class _Work:
             + ("; rows that are tied share an id or a picture: " + TIED_FIX if tied else "")
         )
 
-    def _keys(self) -> tuple[Ties, list[str], list[str], list[str | None], list[str | None]]:
+    def _keys(self) -> tuple[Ties, list[str | None], list[str], list[str | None], list[str | None]]:
         """Of all rows with a picture: ties, names of categories, whole number columns, own and earlier splits."""
         products, contents, categories, prints = array("Q"), array("Q"), array("q"), bytearray()
         column, numbers = self.roles.leading, self.roles.columns("number")
-        numbered: dict[str, int] = {}
+        numbered: dict[str | None, int] = {}  # None: rows without a category, a group of their own
+        whole: set[str] = set()
         broken: set[str] = set()
         owned: list[str | None] = []
         splits: list[str | None] = []
@@ -294,11 +300,12 @@ class _Work:
             owned.append(own)
             splits.append(split)
             categories.append(numbered.setdefault(fields[column], len(numbered)) if column else 0)
-            broken |= {name for name in numbers if not isinstance(fields[name], int)}
+            whole |= {name for name in numbers if isinstance(fields[name], int)}
+            broken |= {name for name in numbers if isinstance(fields[name], float)}
         ties = Ties(
             np.array(products, np.uint64),
             np.array(contents, np.uint64),
             near_pairs(np.array(prints, np.uint8).reshape(-1, 32)),
             np.array(categories, np.intp),
         )
-        return ties, [*numbered], [name for name in numbers if name not in broken], owned, splits
+        return ties, [*numbered], [name for name in numbers if name in whole - broken], owned, splits

@@ -7,7 +7,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from catalens.catalog.storage import Roles, is_missing
 from catalens.reading.numbers import Numbers
@@ -18,6 +18,10 @@ MAX_TEXT = 2000
 """Characters of a text or category; a longer one is no title."""
 SHOWN = 40
 """Characters of a cell that a reason shows."""
+Missing = Literal["keep", "refuse"]
+"""What becomes of a row that lacks some of its fields."""
+NO_VALUES = "no field has a value"
+"""Reason against a row that lacks them all."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,12 @@ class Unreadable:
 
 
 def read_values(
-    row: Mapping[Any, Any], roles: Roles, numbers: Mapping[str, Numbers]
+    row: Mapping[Any, Any], roles: Roles, numbers: Mapping[str, Numbers], missing: Missing = "keep"
 ) -> tuple[str, dict[str, Any], str | None]:
-    """Product id, fields, and why the row cannot be used (None where it can); `numbers` by column."""
+    """Product id, fields, and why the row cannot be used (None where it can); `numbers` by column.
+
+    An empty cell is None among the fields where `missing` is `keep`, as long as another one holds something.
+    """
     cell = row.get(roles.id)
     id = "" if is_missing(cell) else read_id(cell)
     if reason := _no_text(cell, roles.id, "an id"):
@@ -38,12 +45,17 @@ def read_values(
     values: dict[str, Any] = {}
     for name, kind in roles.fields.items():
         value = row.get(name)
+        if missing == "keep" and is_missing(value):
+            values[name] = None
+            continue
         if reason := _no_text(value, name, f"a {kind}"):
             return id, {}, reason
         way = numbers.get(name, Numbers())
         values[name] = way.read(value) if kind == "number" else str(value)
         if values[name] is None:
             return id, {}, way.refusal(value, name)
+    if all(value is None for value in values.values()):
+        return id, {}, NO_VALUES
     return id, values, None
 
 

@@ -21,7 +21,7 @@ from pydantic import model_validator
 from catalens.catalog.storage import Roles, is_missing, refuse_double_roles
 from catalens.errors import RecipeError, first_line
 from catalens.reading.addresses import TEMPLATE, filled, pictures_of
-from catalens.reading.columns import picture_reason, read_id, read_values, storable
+from catalens.reading.columns import Missing, picture_reason, read_id, read_values, storable
 from catalens.reading.numbers import Numbers, Sign, tell_numbers
 from catalens.reading.roles import Columns, Sample, expand, guess_columns
 from catalens.reading.sources import OWN_SPLIT, ReadSpec, Row, Source
@@ -42,6 +42,8 @@ class TableSpec(ReadSpec):
     """Sign between groups of digits; it tells the other one."""
     pictures: Literal["first", "each"] = "first"
     """Of several in a cell: the first, or a row for each."""
+    missing: Missing = "keep"
+    """Rows that lack some of their fields: kept with those that they have, or left out."""
 
     @model_validator(mode="after")
     def _signs_differ(self) -> "TableSpec":
@@ -66,6 +68,7 @@ class TableRow:
     """Its place in the table, from 1."""
     id: str
     fields: Mapping[str, Any]
+    """By column; None where the row lacks one."""
     picture: str
     """URL or path of the picture; empty where the bytes came with the row."""
     embedded: bytes | None = None
@@ -158,7 +161,7 @@ class Table:
             if self.image not in self.source.columns and TEMPLATE.search(self.image):
                 cell = filled(self.image, row)
             row = self._completed(row)
-            id, fields, reason = read_values(row, self.roles, self.numbers)
+            id, fields, reason = read_values(row, self.roles, self.numbers, self.spec.missing)
             pictures = pictures_of(cell)
             if not pictures:
                 known = id in self._pictured and is_missing(cell)

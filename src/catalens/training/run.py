@@ -17,7 +17,7 @@ from catalens.catalog.storage import Catalog
 from catalens.config import Part, Recipe, dump_recipe
 from catalens.data import Encoder, Examples, load_examples
 from catalens.errors import TrainingError
-from catalens.examples import answer_space
+from catalens.examples import AnswerSchema, fields_of
 from catalens.features import FeatureCache
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.training.batches import Plan
@@ -59,6 +59,8 @@ class PreparedRun:
     model: Any  # of any family, or one wrapped by PEFT
     data: Mapping[str, Examples]
     """Rows of train and validation."""
+    schema: AnswerSchema
+    """Of the training rows."""
     plans: tuple[Plan, Plan]
     """Of training and validation."""
     setup: RunSetup
@@ -125,13 +127,17 @@ def report_unwritable(folder: Path, run: PreparedRun) -> None:
     """
     prompt, roles, path = run.recipe.prompt, run.catalog.card.roles, folder / "unwritable.jsonl"
     vocabulary = Vocabulary(run.encoder.processor, len(run.encoder.tokenizer))
-    constraint = Constraint(vocabulary, prompt, answer_space(prompt, run.data["train"].rows))
-    found = [
-        {"split": split, "id": row[roles.id], "field": column, "value": row[column]}
-        for split, examples in run.data.items()
-        for index, row in enumerate(examples.rows)
-        if (column := constraint.refused(examples.answer_ids(index)[:-1]))
-    ]
+    constraint = Constraint(vocabulary, prompt, run.schema)
+    train, found = run.data["train"].rows, []
+    some = {f.column: next(row[f.column] for row in train if f in fields_of(prompt, row)) for f in prompt.fields}
+    some |= {f.column: "x" for f in prompt.fields if f.kind == "text"}  # another row's might be refused
+    for split, examples in run.data.items():
+        for index, row in enumerate(examples.rows):
+            answer_ids, own = examples.answer_ids(index), fields_of(prompt, row)
+            if len(own) < len(prompt.fields):  # with values of other rows in place of those that it lacks
+                answer_ids = run.encoder.answer_ids(some | {field.column: row[field.column] for field in own})
+            if column := constraint.refused(answer_ids[:-1]):
+                found.append({"split": split, "id": row[roles.id], "field": column, "value": row[column]})
     path.unlink(missing_ok=True)
     if found:
         _write_lines(path, found)

@@ -100,7 +100,8 @@ def train(
     A run that goes on ends, on a CPU, with the same weights to the bit as one that was never stopped. Under torchrun
     every process calls this, and the first one writes. Raises TrainingError where the folder is taken, nothing
     trains, the loss is no number or the run cannot go on; RecipeError where this machine cannot do what the recipe
-    says; CatalogError, CheckpointError, and TooManyBadRowsError where more than 5 % of the rows cannot be used.
+    says; CatalogError, CheckpointError, PromptError where no training row has a value of a field, and
+    TooManyBadRowsError where more than 5 % of the rows cannot be used.
     """
     state = processes()
     folder, console = Path(folder), (console or Console()) if state.is_main_process else Console(quiet=True)
@@ -153,6 +154,7 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     if wanted and spec.resolved_parts["vision"].train == "frozen":
         images.open(base, compute_dtype(spec.precision))
     data = load_data(catalog, encoder, images, console)
+    schema = answer_space(recipe.prompt, data["train"].rows)
     lengths, tiles = data["train"].lengths(), data["train"].tiles()
     training = plan_training(lengths, spec, setup.processes if setup else count)
     validation = plan_validation(data["validation"].lengths(), recipe.evaluation.batch_size, count)
@@ -170,7 +172,7 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     work = Setup.from_spec(spec, cached_features=cached)
     flops = sample_flops(sizes, work, np.array(lengths, float), np.array(tiles, float)).tolist()
     meter = Meter(lengths, flops, device_peak(base.device, compute_dtype(spec.precision)), count, _total)
-    return PreparedRun(recipe, catalog, encoder, model, data, (training, validation), setup, meter, console)
+    return PreparedRun(recipe, catalog, encoder, model, data, schema, (training, validation), setup, meter, console)
 
 
 def _trainable(recipe: Recipe) -> tuple[Any, Any]:
@@ -210,8 +212,7 @@ def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
     trained = Trained(folder, state.step, best, state.figures, run.meter.overall(), use, seconds)
     model, weights = loop.training.whole()
     if processes().is_main_process:
-        space = answer_space(run.recipe.prompt, run.data["train"].rows)
-        save_best(folder / "best", model, run.encoder.processor, run.recipe.prompt, space, weights)
+        save_best(folder / "best", model, run.encoder.processor, run.recipe.prompt, run.schema, weights)
         sentence = IMAGE_USE[use] if use else ""
         sentence = f"**{sentence}**" if use == "ignores_image" else sentence
         card = model_card(run.recipe, run.catalog, folder.name, trained.figures, (best, state.step), sentence)
