@@ -75,7 +75,9 @@ def test_pictures_are_decoded_once_while_they_fit(encoder, examples, monkeypatch
         examples.images = images
         first, again = ([examples[index] for index in range(3)] for _ in range(2))
         assert len(decoded) == expected
-        assert all(torch.equal(a["images"][0].pixels, b["images"][0].pixels) for a, b in zip(first, again, strict=True))
+        assert all(
+            torch.equal(a["images"][0].pixels, b["images"][0].pixels) for a, b in zip(first, again, strict=True)
+        )
 
 
 def test_cached_features_train_like_pictures(encoder, examples):

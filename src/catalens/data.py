@@ -93,7 +93,7 @@ class Encoder:
             raise CheckpointError("the tokenizer does not end a token where the prompt ends: use the model's own")
 
     def prompt_ids(self, hd_sizes: Sequence[Size], question: str | None = None) -> torch.Tensor:
-        """Tokens [T - A] before an answer about pictures of these HD sizes; the question is by default the prompt's."""
+        """Tokens [T - A] before an answer about pictures of these HD sizes, by default with the prompt's question."""
         sizes = tuple(hd_sizes)
         if question not in (None, self.prompt.question):  # one of many
             return torch.tensor(self.family.token_ids(self.processor, self.family.chat(question, len(sizes)), sizes))

@@ -97,7 +97,7 @@ def test_files_folders_and_globs_are_read_in_order(tmp_path: Path):
     one.write_bytes(jpeg(7, 80, 80))
     where = [str(one), str(tmp_path / "shop"), str(tmp_path / "**" / "00[01].jpg"), str(tmp_path / "absent.jpg")]
     source = open_input(where, InputSpec(), told.append)
-    names = [row.id.removeprefix(f"{tmp_path}/") for row in source.rows()]
+    names = [row.id.removeprefix(f"{tmp_path}/") for (row,) in source.products()]
     shop = ["shop/000.jpg", "shop/001.jpg", "shop/002.jpg", "shop/more/000.jpg", "shop/more/001.jpg"]
     assert names == ["one.jpg", *shop, shop[0], shop[1], shop[3], shop[4], "absent.jpg"]
     assert source.total == len(names)

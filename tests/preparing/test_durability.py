@@ -504,7 +504,7 @@ def test_a_journal_of_format_1_goes_on_without_fetching(hostile: Hostile, tmp_pa
     with sqlite3.connect(tmp_path / "out.work" / "journal.sqlite") as database:
         database.executescript(
             "ALTER TABLE pictures DROP COLUMN facts; ALTER TABLE pictures ADD COLUMN fingerprint BLOB;"
-            "ALTER TABLE rows DROP COLUMN split; PRAGMA user_version = 1;"
+            "ALTER TABLE rows DROP COLUMN split; ALTER TABLE rows DROP COLUMN together; PRAGMA user_version = 1;"
         )
     prepared(path, out, max_side=64)
     prepared(path, out)

@@ -222,7 +222,10 @@ class CatalogWriter:
         for name, facts_name, (data, known) in zip(roles.images, roles.facts, pictures, strict=False):
             place = "" if name == roles.image else name.removeprefix(roles.image).replace("_", "-")
             path = f"{split}-{shards.rows:07d}{place}.{EXTENSIONS.get(data[:2], 'img')}"
-            row |= {name: {"bytes": data, "path": path}, facts_name: {fact: getattr(known, fact) for fact in FACT_TYPES}}
+            row |= {
+                name: {"bytes": data, "path": path},
+                facts_name: {fact: getattr(known, fact) for fact in FACT_TYPES},
+            }
         with writing(self.folder):
             shards.add(row, sum(len(data) for data, _ in pictures))
         self._products[split].append(key(id))
@@ -442,7 +445,9 @@ def group_batches(
 def _schema(roles: Roles, integer_fields: Sequence[str]) -> pa.Schema:
     """Arrow schema with the metadata by which datasets knows the Image feature."""
     types = {name: "float64" if kind == "number" else "string" for name, kind in roles.fields.items()}
-    types = {roles.id: "string"} | types | dict.fromkeys(integer_fields, "int64") | dict.fromkeys(roles.inputs, "string")
+    types = (
+        {roles.id: "string"} | types | dict.fromkeys(integer_fields, "int64") | dict.fromkeys(roles.inputs, "string")
+    )
     image, facts = pa.struct([("bytes", pa.binary()), ("path", pa.string())]), list(FACT_TYPES.items())
     columns: list[tuple[str, Any]] = [(name, image) for name in roles.images]
     columns += [(name, pa.type_for_alias(dtype)) for name, dtype in types.items()]

@@ -60,6 +60,10 @@ Quote = Annotated[str | None, typer.Option(help="Quotes in cells of a CSV: doubl
 Sheet = Annotated[str | None, typer.Option(help="Sheet of a workbook; else the first with cells.")]
 Config = Annotated[str | None, typer.Option(help="Configuration of a Hugging Face dataset.")]
 ImageRoot = Annotated[str | None, typer.Option(help="Folder or URL of the pictures; else that of the table.")]
+Pictures = Annotated[
+    str, typer.Option(help="Of several pictures of a row: first, each as a row, or all of them in one.")
+]
+MaxPictures = Annotated[int, typer.Option(min=2, max=16, help="Of --pictures all: most in one row.")]
 UserAgent = Annotated[str | None, typer.Option(help="Name by which servers are asked; some refuse unknown ones.")]
 PrivateHosts = Annotated[bool, typer.Option(help="Also fetch from loopback and private addresses.")]
 AcceptError = Annotated[

@@ -14,6 +14,8 @@ from catalens.cli.app import (
     Encoding,
     Image,
     ImageRoot,
+    MaxPictures,
+    Pictures,
     PrivateHosts,
     Quote,
     Sheet,
@@ -95,7 +97,11 @@ def prepare(
     splits: Annotated[
         str | None, typer.Option(help="Shares of train, validation and test; else the source's own, or 0.8,0.1,0.1.")
     ] = None,
-    pictures: Annotated[str, typer.Option(help="Of several pictures in a cell: first, or each as a row.")] = "first",
+    input: Annotated[
+        list[str] | None, typer.Option(help="Text column that a question may give to the model; repeatable.")
+    ] = None,
+    pictures: Pictures = "first",
+    max_pictures: MaxPictures = 4,
     image_root: ImageRoot = None,
     missing: Annotated[str, typer.Option(help="Rows that lack some of their fields: keep, or refuse.")] = "keep",
     max_bad: Annotated[str, typer.Option(help="Largest share of rows that may be left out.")] = "5%",
@@ -126,11 +132,17 @@ def prepare(
     asked: dict[str, Any] = {"fractions": fractions_of(splits) if splits else None, "max_bad": share_of(max_bad)}
     asked |= {"max_side": max_side, "strip_metadata": strip_metadata, "image_root": image_root}
     asked["table"] = {"encoding": encoding, "delimiter": delimiter, "quote": quote, "sheet": sheet, "config": config}
-    asked["table"] |= {"decimal": decimal, "thousands": thousands, "pictures": pictures, "missing": missing}
+    asked["table"] |= {
+        "decimal": decimal,
+        "thousands": thousands,
+        "pictures": pictures,
+        "max_pictures": max_pictures,
+        "missing": missing,
+    }
     asked["download"] = {"concurrency": concurrency, "per_host": per_host, "per_host_rate": rate}
     asked["download"] |= {"allow_private_hosts": allow_private_hosts, "obey_noai": not ignore_noai}
     asked["download"] |= {"user_agent": user_agent} if user_agent else {}
-    columns = _columns_of(image, id, {"text": text, "category": category, "number": number})
+    columns = _columns_of(image, id, {"text": text, "category": category, "number": number}, input or [])
     if retry not in (None, "failed"):
         raise RecipeError(f"--retry {retry}: the only choice is failed")
     spec = from_flags(catalens.PrepareSpec, asked)
@@ -164,12 +176,15 @@ def check(
         raise CheckError(f"{catalog} is not ready to train on: mend what {checked.page} names, each with its fix")
 
 
-def _columns_of(image: str | None, id: str | None, fields: dict[Kind, list[str] | None]) -> "catalens.Columns":
+def _columns_of(
+    image: str | None, id: str | None, fields: dict[Kind, list[str] | None], inputs: list[str]
+) -> "catalens.Columns":
     kinds: list[tuple[str, Kind]] = [(name, kind) for kind, names in fields.items() for name in names or []]
-    names = [name for name in (image if image != id else None, id, *(name for name, _ in kinds)) if name]
+    named = (image if image != id else None, id, *(name for name, _ in kinds), *inputs)
+    names = [name for name in named if name]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise RecipeError(f"column {twice!r} has two roles: give each column one of --image, --id, --text, ...")
-    return catalens.Columns(image, id, dict(kinds))
+    return catalens.Columns(image, id, dict(kinds), inputs)
 
 
 def _report_catalog(out: Path, card: "CatalogCard") -> None:

@@ -11,10 +11,17 @@ import typer
 import catalens
 from catalens.cli.app import (
     AcceptError,
+    Config,
     Delimiter,
     Encoding,
     Image,
+    ImageRoot,
+    MaxPictures,
+    Pictures,
     PrivateHosts,
+    Quote,
+    Sheet,
+    UserAgent,
     accept_error_of,
     app,
     console,
@@ -39,7 +46,7 @@ def predict(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Pictures, folders of them, quoted globs; or one CSV, TSV, Parquet, JSONL or catalogue.",
+            help="Pictures, folders of them, quoted globs; or one table (as `prepare` takes them) or catalogue.",
         ),
     ],
     out: Annotated[
@@ -58,9 +65,16 @@ def predict(
     raw: Annotated[
         bool, typer.Option("--raw", help="A .csv for machines: no apostrophe before what looks like a formula.")
     ] = False,
+    pictures: Pictures = "first",
+    max_pictures: MaxPictures = 4,
+    image_root: ImageRoot = None,
     allow_private_hosts: PrivateHosts = False,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
+    quote: Quote = None,
+    sheet: Sheet = None,
+    config: Config = None,
+    user_agent: UserAgent = None,
 ) -> None:
     """Read pictures with a finished run: fields, confidences, and what a person should look at, or an `error`.
 
@@ -68,17 +82,20 @@ def predict(
     """
     from catalens.inference.batch import BatchSpec, predict_lines, predict_to, run_version
     from catalens.inference.inputs import InputSpec, open_input
+    from catalens.inference.predictor import question_inputs
 
     bearable, targets = share_of(max_bad), accept_error_of(accept_error)
-    download = {"allow_private_hosts": allow_private_hosts}
+    download = {"allow_private_hosts": allow_private_hosts} | ({"user_agent": user_agent} if user_agent else {})
     asked = {"batch_size": batch_size, "download": download, "raw": raw}
     spec = from_flags(BatchSpec, asked)
     if raw and (out is None or out.suffix != ".csv"):
         raise RecipeError("--raw is for CSV: leave it out, or give --out a name that ends in .csv")
     if out is None and overwrite:
         raise RecipeError("--overwrite needs --out: give the file to write")
-    columns = InputSpec(image=image, id=id, split=split, encoding=encoding, delimiter=delimiter)
-    source = open_input(sources, columns, say)
+    table = {"image": image, "id": id, "split": split, "image_root": image_root, "encoding": encoding}
+    table |= {"delimiter": delimiter, "quote": quote, "sheet": sheet, "config": config}
+    table |= {"pictures": pictures, "max_pictures": max_pictures}
+    source = open_input(sources, from_flags(InputSpec, table), say, question_inputs(run))
     how = {"accept_error": targets, "free_categories": free_categories}
     load = partial(catalens.load_predictor, run, batch_size=batch_size, **how)
     stdout = sys.stdout  # while there is a bar, rich leads sys.stdout to the console

@@ -17,7 +17,16 @@ Every object is frozen, every key is checked, and an unknown key is an error tha
 
 from catalens.config.characters import visible, visible_json
 from catalens.config.loading import dump_recipe, from_flags, load_recipe, make_recipe
-from catalens.config.prompt import PLACEHOLDER, REFERENCE_FIELDS, SPECIAL, FieldSpec, Frozen, Kind, NumberFormat, PromptSpec
+from catalens.config.prompt import (
+    PLACEHOLDER,
+    REFERENCE_FIELDS,
+    SPECIAL,
+    FieldSpec,
+    Frozen,
+    Kind,
+    NumberFormat,
+    PromptSpec,
+)
 from catalens.config.recipe import EvaluationSpec, Recipe, TrackingSpec
 from catalens.config.training import PARTS, LoraSpec, Part, PartSpec, PartsSpec, TrainingSpec
 

@@ -108,5 +108,7 @@ class PromptSpec(Frozen):
         if odd := _odd(self.question.replace("\n", " ")):
             raise ValueError(f"the question holds {odd!r}: special tokens are added by catalens, leave it out")
         if given := next((field.column for field in self.fields if field.column in self.inputs), None):
-            raise ValueError(f"the question gives {given!r} away, which the model is to write: leave one of the two out")
+            raise ValueError(
+                f"the question gives {given!r} away, which the model is to write: leave one of the two out"
+            )
         return self

@@ -162,7 +162,9 @@ class ScoringRows:
             exchanged = [replace(one, pictures=theirs) for one, theirs in zip(self.queries, others, strict=True)]
             shuffled = self.values(self.answers(engine, "shuffled pictures", progress, exchanged))
         found = image_use(self.kinds, self.truths, predictions, self.ids, shuffled)
-        places = [self._position_use(engine, predictions, place, progress) for place in range(most if most > 1 else 0)]
+        places = [
+            self._position_use(engine, predictions, place, progress) for place in range(most if most > 1 else 0)
+        ]
         return found | {"shuffled": self.score(shuffled)} | ({"positions": places} if places else {})
 
     def _position_use(

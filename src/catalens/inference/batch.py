@@ -47,7 +47,9 @@ REASONS = 100
 """Different reasons that are counted apart."""
 
 Load = Callable[[], Predictor]
-Chunks = Iterator[tuple[int, Sequence[TableRow]]]
+Product = Sequence[TableRow]
+"""The rows of its pictures."""
+Chunks = Iterator[tuple[int, Sequence[Product]]]
 Records = Iterator[tuple[int, list[Record]]]
 """Of one chunk, with its number."""
 
@@ -156,8 +158,8 @@ def _predicted(
     def report(more: int) -> None:
         progress("pictures", finished + more, source.total, f"{failed:,} failed" if failed else "")
 
-    rows = source.rows()
-    chunks = enumerate(iter(lambda: list(islice(rows, size)), []))
+    products = source.products()
+    chunks = enumerate(iter(lambda: list(islice(products, size)), []))
     report(0)
     for number, chunk in _fetched((one for one in chunks if one[0] not in done), source, spec):
         records = _answer(predictor, source, chunk, report)
@@ -180,9 +182,12 @@ def _fetched(chunks: Chunks, source: Input, spec: BatchSpec) -> Chunks:
         received = await receive(row.picture, row.embedded, asked, downloader, threads)
         return replace(row, embedded=received.body, reason=received.reason)
 
-    async def following() -> tuple[int, Sequence[TableRow]] | None:
+    async def fetch_all(rows: Product) -> Product:
+        return await asyncio.gather(*map(fetch, rows))
+
+    async def following() -> tuple[int, Sequence[Product]] | None:
         chunk = await asyncio.get_running_loop().run_in_executor(threads, next, chunks, None)
-        return chunk and (chunk[0], await asyncio.gather(*map(fetch, chunk[1])))
+        return chunk and (chunk[0], await asyncio.gather(*map(fetch_all, chunk[1])))
 
     with (
         ThreadPoolExecutor(os.cpu_count()) as threads,
@@ -196,14 +201,19 @@ def _fetched(chunks: Chunks, source: Input, spec: BatchSpec) -> Chunks:
 
 
 def _answer(
-    predictor: Predictor, source: Input, rows: Sequence[TableRow], on_progress: Callable[[int], None]
+    predictor: Predictor, source: Input, products: Sequence[Product], on_progress: Callable[[int], None]
 ) -> list[Record]:
-    """Predict a record for each fetched row."""
-    there = [row.embedded for row in rows if row.reason is None and row.embedded is not None]
-    predictions = iter(predictor.predict(there, on_progress) if there else [])
+    """Predict a record for each fetched product; of several pictures those count that there are."""
+    asked = []
+    for first, *more in products:
+        pictures = [row.embedded for row in (first, *more) if row.reason is None and row.embedded is not None]
+        alone = len(pictures) == 1 and not first.fields
+        asked.append((pictures[0] if alone else predictor.query(pictures, first.fields)) if pictures else None)
+    queries = [query for query in asked if query is not None]
+    predictions = iter(predictor.predict(queries, on_progress) if queries else [])
     records = []
-    for row in rows:
-        prediction = next(predictions) if row.reason is None else Prediction(None, error=row.reason)
+    for (row, *_), query in zip(products, asked, strict=True):
+        prediction = next(predictions) if query is not None else Prediction(None, error=row.reason)
         name = row.number if source.numbered else row.id or None
         records.append({source.key: name} | record_of(predictor.prompt, prediction))
     return records

@@ -154,7 +154,8 @@ class Generator:
             batch = list(good.values())
             if self._cache and self._cache.features:  # all of them or none: a batch is of one kind
                 batch = self._with_features(rows, batch)
-            for i, completion in zip(good, self._fitting(self._answers, [*zip(rows, batch)]), strict=True):
+            asked = list(zip(rows, batch, strict=True))
+            for i, completion in zip(good, self._fitting(self._answers, asked), strict=True):
                 completions[i] = completion
         return completions
 

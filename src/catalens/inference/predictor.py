@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 
 from catalens.config import PromptSpec
 from catalens.errors import RecipeError
-from catalens.examples import parse_answer
+from catalens.examples import complete_question, parse_answer
 from catalens.inference.records import Completion, FieldScore
 from catalens.predictions import Prediction
 
 if TYPE_CHECKING:
+    from catalens.data import Query
     from catalens.inference.calibration import Calibration
     from catalens.inference.generation import Generator
 
@@ -54,14 +55,20 @@ class Predictor:
         }
         """By column of the rule: values with less confidence are marked; None marks all."""
 
+    def query(self, pictures: Sequence[bytes], texts: Mapping[str, object] | None = None) -> "Query":
+        """Make a query of several pictures of one product, or of the texts that the question asks for, by column."""
+        from catalens.data import Query
+
+        return Query(tuple(pictures), complete_question(self.prompt, texts or {}))
+
     def predict(
-        self, pictures: Sequence[bytes], on_progress: Callable[[int], None] = lambda done: None
+        self, asked: Sequence["bytes | Query"], on_progress: Callable[[int], None] = lambda done: None
     ) -> list[Prediction]:
-        """Predict each picture, in their order; bytes that are no picture give a prediction with an `error`.
+        """Predict each picture or query, in their order; bytes that are no picture give one with an `error`.
 
         `on_progress` is called with how many are done.
         """
-        return [self.judge(completion) for completion in self.generator.generate(pictures, on_progress)]
+        return [self.judge(completion) for completion in self.generator.generate(asked, on_progress)]
 
     def judge(self, completion: Completion) -> Prediction:
         """Read an answer, with confidences and what needs review."""
@@ -122,6 +129,14 @@ def load_predictor(
         loaded.model, loaded.processor, prompt, batch_size, max_new_tokens, loaded.space, free_categories
     )
     return Predictor(generator, prompt, calibration, targets)
+
+
+def question_inputs(run: Path) -> list[str]:
+    """Columns whose texts the question of a run asks for; none where it cannot be read: loading it says why."""
+    try:
+        return PromptSpec.model_validate_json((run / "best" / "prompt.json").read_bytes()).inputs
+    except (OSError, ValueError):
+        return []
 
 
 def field_scores(prompt: PromptSpec, completion: Completion, end_token: str) -> dict[str, FieldScore]:

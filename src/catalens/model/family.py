@@ -62,10 +62,10 @@ class ModelSizes:
 class Family(Protocol):
     """Vision-language models of one architecture, with their processors.
 
-    `image_tag` stands for the first image in a chat and `end_token` ends an answer; `whole_modules` can be trained in full
-    beside adapters, each with its part; `full_precision` modules are not quantised; `layer_classes` are sharded one
-    by one; `tables`, parts of names, are embeddings and heads, which are no matrices that transform. Processors load
-    by `AutoProcessor` and have the family's `model_type`.
+    `image_tag` stands for the first image in a chat and `end_token` ends an answer; `whole_modules` can be trained in
+    full beside adapters, each with its part; `full_precision` modules are not quantised; `layer_classes` are sharded
+    one by one; `tables`, parts of names, are embeddings and heads, which are no matrices that transform. Processors
+    load by `AutoProcessor` and have the family's `model_type`.
 
     chat: render a question about so many images, which stand before it, up to where the answer begins.
     hd_size: give the (H, W) of an image of `width` x `height` pixels, cut into `max_tiles`, or as the processor does;

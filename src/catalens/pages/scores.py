@@ -168,7 +168,8 @@ def image_use_in_words(use: Mapping[str, Any], fields: Sequence[FieldSpec]) -> s
         ]
         positions = [(n, place["verdict"]) for n, place in enumerate(use.get("positions", ()), start=1)]
         used, unused = (
-            [f"picture {n}" for n, found in positions if found == verdict] for verdict in ("uses_image", "ignores_image")
+            [f"picture {n}" for n, found in positions if found == verdict]
+            for verdict in ("uses_image", "ignores_image")
         )
         places = [f"It uses {listed(used)}."] if used else []
         places += [f"It ignores {listed(unused)}."] if unused else []

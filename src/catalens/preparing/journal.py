@@ -16,7 +16,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from catalens.catalog.pictures import PictureFacts
 from catalens.config import Kind
@@ -24,7 +24,10 @@ from catalens.journal import Journal, read_object
 from catalens.preparing.download import Fetched
 from catalens.reading.table import TableRow
 
-ROWS = "(number INTEGER PRIMARY KEY, id TEXT, fields TEXT, source TEXT, picture INTEGER, reason TEXT, split TEXT)"
+ROWS = (
+    "(number INTEGER PRIMARY KEY, id TEXT, fields TEXT, source TEXT, picture INTEGER, reason TEXT, split TEXT, "
+    "together INTEGER)"
+)
 SCHEMA = f"""
 CREATE TABLE catalogues (manifest TEXT PRIMARY KEY);
 CREATE TABLE rows {ROWS};
@@ -37,6 +40,7 @@ CREATE TABLE stored (picture INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE splits (id TEXT, sha256 BLOB, split TEXT, PRIMARY KEY (id, sha256)) WITHOUT ROWID;
 """
 SPLIT_ADDED = "ALTER TABLE rows ADD COLUMN split TEXT;"
+TOGETHER_ADDED = "ALTER TABLE rows ADD COLUMN together INTEGER;"
 FACTS_ADDED = """
 ALTER TABLE pictures ADD COLUMN facts TEXT;
 UPDATE pictures SET made = NULL WHERE reason IS NULL;
@@ -73,7 +77,12 @@ class Record(NamedTuple):
 class TableJournal(Journal):
     """The rows and pictures of one table, and the catalogues that were made of them."""
 
-    schema, format, upgrades = SCHEMA, 3, {1: FACTS_ADDED + SPLIT_ADDED, 2: SPLIT_ADDED}
+    schema, format = SCHEMA, 4
+    upgrades: ClassVar = {
+        1: FACTS_ADDED + SPLIT_ADDED + TOGETHER_ADDED,
+        2: SPLIT_ADDED + TOGETHER_ADDED,
+        3: TOGETHER_ADDED,
+    }
 
     def __contains__(self, manifest: object) -> bool:
         return self.one("SELECT 1 FROM catalogues WHERE manifest = ?", manifest) is not None
@@ -95,7 +104,8 @@ class TableJournal(Journal):
                 for row, key in batch:
                     picture = None if key is None else self._picture(key, row)
                     values = (row.number, row.id, json.dumps(row.fields), row.picture, picture, row.reason)
-                    self.database.execute("INSERT INTO fresh VALUES (?, ?, ?, ?, ?, ?, ?)", (*values, row.split))
+                    values += (row.split, row.together)
+                    self.database.execute("INSERT INTO fresh VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         with self.transaction():
             self.database.execute("DROP TABLE rows")
             self.database.execute("ALTER TABLE fresh RENAME TO rows")
@@ -125,6 +135,12 @@ class TableJournal(Journal):
     def total(self) -> int:
         """Rows of the table."""
         return self.one("SELECT count(*) FROM rows")[0]
+
+    def most_together(self) -> int:
+        """Most pictures of rows that belong together."""
+        usable = "FROM rows JOIN pictures USING (picture) WHERE rows.reason IS NULL AND pictures.reason IS NULL"
+        counts = f"SELECT count(*) AS n {usable} AND together IS NOT NULL GROUP BY together"
+        return self.one(f"SELECT coalesce(max(n), 1) FROM ({counts})")[0]
 
     def spare(self, reason: str) -> int:
         """Rows that are left out for a reason that is no fault."""
@@ -186,7 +202,7 @@ class TableJournal(Journal):
     ) -> Iterator[tuple[str, Mapping[str, Any], PictureFacts, str | None, str | None]]:
         """Id, fields, facts of the picture, own and earlier split of every row with a picture, in order.
 
-        `kinds` are of the fields; a row that no preparation has assigned yet has no split.
+        `kinds` are of the fields and inputs; a row that no preparation has assigned yet has no split.
         """
         found = self.database.execute(
             "SELECT number, id, fields, sha256, facts, rows.split, splits.split "
@@ -219,17 +235,17 @@ class TableJournal(Journal):
     def results(self, failed: bool = False) -> Iterator[tuple[TableRow, bytes | None, PictureFacts | None]]:
         """Rows in order, all or the `failed`, each with its picture; one without says why in its `reason`."""
         found = self.database.execute(
-            "SELECT number, id, fields, rows.source, coalesce(rows.reason, pictures.reason) AS why, facts, "
+            "SELECT number, id, fields, rows.source, coalesce(rows.reason, pictures.reason) AS why, together, facts, "
             "CASE WHEN coalesce(rows.reason, pictures.reason) IS NULL THEN coalesce(stored.data, received.data) END "
             "FROM rows LEFT JOIN pictures USING (picture) LEFT JOIN stored USING (picture) "
             "LEFT JOIN received USING (picture) WHERE why IS NOT NULL OR NOT ? ORDER BY number",
             (failed,),
         )
-        for number, id, fields, source, reason, text, data in found:
+        for number, id, fields, source, reason, together, text, data in found:
             facts = None if reason else _facts(text)
             if facts and hashlib.sha256(data or b"").hexdigest() != facts.sha256:
                 raise sqlite3.DatabaseError(f"the picture of row {number} is not what was stored")
-            yield TableRow(number, id, read_object(fields), source, reason=reason), data, facts
+            yield TableRow(number, id, read_object(fields), source, reason=reason, together=together), data, facts
 
 
 def _facts(text: object) -> PictureFacts:

@@ -24,6 +24,7 @@ import numpy as np
 
 from catalens.catalog.duplicates import near_pairs
 from catalens.catalog.folder import manifest, occupied, recover, refuse_taken
+from catalens.catalog.pictures import PictureFacts
 from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key
 from catalens.catalog.storage import (
     GROUP_BYTES,
@@ -33,6 +34,7 @@ from catalens.catalog.storage import (
     RejectedRow,
     kind_of_reason,
 )
+from catalens.config import Kind
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.files import locked, writing
 from catalens.preparing.collect import CollectSpec, collect, picture_key
@@ -229,7 +231,7 @@ class _Work:
                 for one, two in zip(own, assigned, strict=True)
             ]
         self._refuse_many(total, assigned)
-        splits = iter(assigned)
+        roles = self.roles.model_copy(update={"pictures": self.journal.most_together()})
         provenance = {
             "command": "prepare",
             "table": Path(self.source.where).name if "://" not in self.source.where else self.source.where,
@@ -237,17 +239,8 @@ class _Work:
             "image_column": self.table.image,
             "fractions": shares,
         }
-        floats = [name for name in self.roles.columns("number") if name not in integers]
-        with CatalogWriter(self.out, self.roles, provenance, integers, self.journal) as writer:
-            for row, stored, facts in self.journal.results():
-                if stored is None or (split := next(splits)) is None:
-                    reason = row.reason or TIED
-                    writer.reject(RejectedRow(row=row.number, id=row.id, url=row.picture, reason=reason))
-                else:
-                    known = {name: float(value) for name in floats if (value := row.fields[name]) is not None}
-                    values = {**row.fields, **known}
-                    writer.add(split, stored, row.id, values, facts)
-                progress("storing", row.number, total)
+        with CatalogWriter(self.out, roles, provenance, integers, self.journal) as writer:
+            self._store(writer, assigned, progress)
         self.journal.assign(assigned, shares)
         self.journal.note("complete", {"asked": self._complete, "manifest": manifest(self.out)})
         counts = Counter(zip(ties.categories.tolist(), assigned, strict=True))
@@ -262,6 +255,30 @@ class _Work:
             self._notice(f"rows without a value: {lacking}, of {sum(writer.card.rows.values())}")
         self._notice(f"{self.journal.path.parent} keeps what was fetched for a later run; it may be removed")
         return writer.card
+
+    def _store(self, writer: CatalogWriter, assigned: Sequence[str | None], progress: Progress) -> None:
+        """Hand all rows to the writer in their order, those whose pictures belong together as one."""
+        floats = [name for name in self.roles.columns("number") if name not in writer.integer_fields]
+        splits, total = iter(assigned), self.journal.total()
+        group: dict[str, tuple[TableRow, str, bytes, PictureFacts]] = {}  # by content: no picture stands twice in it
+
+        def add() -> None:
+            (row, split, stored, facts), *more = group.values()
+            known = {name: float(value) for name in floats if (value := row.fields[name]) is not None}
+            writer.add(split, stored, row.id, {**row.fields, **known}, facts, [one[2:] for one in more])
+
+        for row, stored, facts in self.journal.results():
+            if stored is None or facts is None or (split := next(splits)) is None:
+                writer.reject(RejectedRow(row=row.number, id=row.id, url=row.picture, reason=row.reason or TIED))
+            else:
+                first, its_split, *_ = next(iter(group.values()), (row, split))
+                if group and (row.together is None or (first.together, its_split) != (row.together, split)):
+                    add()
+                    group = {}
+                group.setdefault(facts.sha256, (row, split, stored, facts))
+            progress("storing", row.number, total)
+        if group:
+            add()
 
     def _refuse_many(self, total: int, assigned: Sequence[str | None]) -> None:
         """Raise TooManyBadRowsError where too few rows are left."""
@@ -288,12 +305,13 @@ class _Work:
         """Of all rows with a picture: ties, names of categories, whole number columns, own and earlier splits."""
         products, contents, categories, prints = array("Q"), array("Q"), array("q"), bytearray()
         column, numbers = self.roles.leading, self.roles.columns("number")
+        kinds: dict[str, Kind] = {**self.roles.fields, **dict.fromkeys(self.roles.inputs, "text")}
         numbered: dict[str | None, int] = {}  # None: rows without a category, a group of their own
         whole: set[str] = set()
         broken: set[str] = set()
         owned: list[str | None] = []
         splits: list[str | None] = []
-        for id, fields, facts, own, split in self.journal.keys_of_pictures(self.roles.fields):
+        for id, fields, facts, own, split in self.journal.keys_of_pictures(kinds):
             products.append(key(id))
             contents.append(int(facts.sha256[:16], 16))
             prints += bytes.fromhex(facts.fingerprint)

@@ -34,13 +34,14 @@ class Unreadable:
 def read_values(
     row: Mapping[Any, Any], roles: Roles, numbers: Mapping[str, Numbers], missing: Missing = "keep"
 ) -> tuple[str, dict[str, Any], str | None]:
-    """Product id, fields, and why the row cannot be used (None where it can); `numbers` by column.
+    """Product id, values, and why the row cannot be used (None where it can); `numbers` by column.
 
-    An empty cell is None among the fields where `missing` is `keep`, as long as another one holds something.
+    Values are the fields, and the inputs as text, cut after `MAX_TEXT` characters and empty where there is none. An
+    empty cell is None among the fields where `missing` is `keep`, as long as another one holds something.
     """
     cell = row.get(roles.id)
     id = "" if is_missing(cell) else read_id(cell)
-    if reason := _no_text(cell, roles.id, "an id"):
+    if roles.fields and (reason := _no_text(cell, roles.id, "an id")):  # to predict, a row needs none
         return id[:SHOWN], {}, reason
     values: dict[str, Any] = {}
     for name, kind in roles.fields.items():
@@ -54,8 +55,13 @@ def read_values(
         values[name] = way.read(value) if kind == "number" else str(value)
         if values[name] is None:
             return id, {}, way.refusal(value, name)
-    if all(value is None for value in values.values()):
+    if values and all(value is None for value in values.values()):
         return id, {}, NO_VALUES
+    for name in roles.inputs:
+        value = row.get(name)
+        if reason := None if is_missing(value) else _no_text(value, name, "a text", max_chars=None):
+            return id, {}, reason
+        values[name] = "" if is_missing(value) else str(value)[:MAX_TEXT]
     return id, values, None
 
 

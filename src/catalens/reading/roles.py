@@ -99,6 +99,8 @@ class Columns:
     image: str | None = None
     id: str | None = None
     fields: Mapping[str, Kind] = field(default_factory=dict)
+    inputs: Sequence[str] = ()
+    """Texts that a question may give to the model; never guessed."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def guess_columns(sample: Sample, given: Columns, numbers: Mapping[str, Numbers]
     Fields are guessed only where none is given: a title, a category and a number, as many as there are. Raises
     RecipeError where a column for the picture, the product or any field cannot be told.
     """
-    taken = {given.image, given.id, *given.fields}
+    taken = {given.image, given.id, *given.fields, *given.inputs}
     free = [name for name in sample.columns if storable(name) == name and name not in taken]
     picture = given.image or guess_image(sample, free)
     free = [name for name in free if name != picture]
@@ -163,7 +165,7 @@ def guess_columns(sample: Sample, given: Columns, numbers: Mapping[str, Numbers]
     if product is None:
         raise RecipeError(f"no column names the product: say which with --id; columns are {names_of(sample.columns)}")
     if given.fields:
-        return Columns(picture, product, given.fields)
+        return Columns(picture, product, given.fields, given.inputs)
     free = [name for name in free if name != product]
     fields: dict[str, Kind] = {}
     if title := _pick(sample, ranked(free, TITLES), _are_titles):
@@ -179,7 +181,7 @@ def guess_columns(sample: Sample, given: Columns, numbers: Mapping[str, Numbers]
             "no column to learn is known by its name: say which with --text, --category and --number; "
             f"columns are {names_of(sample.columns)}"
         )
-    return Columns(picture, product, fields)
+    return Columns(picture, product, fields, given.inputs)
 
 
 def guess_image(sample: Sample, free: Sequence[str]) -> str:
@@ -199,6 +201,19 @@ def guess_image(sample: Sample, free: Sequence[str]) -> str:
     raise RecipeError(
         f"no column holds pictures: say which with --image{hint}; columns are {names_of(sample.columns)}"
     )
+
+
+def further_images(columns: Sequence[str], image: str) -> list[str]:
+    """Columns with more pictures of a row, in their order: numbered like the first, or called additional ones."""
+    words = [word for word in words_of(image) if not word.isdigit()]
+    numbered: list[tuple[int, str]] = []
+    for name in columns:
+        own = words_of(name)
+        numbers = [int(word[:9]) for word in own if word.isdigit()]
+        if name != image and numbers and [word for word in own if not word.isdigit()] == words:
+            numbered.append((numbers[0], name))
+    more = [name for name in columns if "additional" in words_of(name) and ranked([name], PICTURES)]
+    return [*(name for _, name in sorted(numbered)), *(name for name in more if name != image)]
 
 
 def _template(sample: Sample, free: Sequence[str]) -> str | None:

@@ -10,20 +10,21 @@ What an export says once for a product, on its first row, is said for its other 
 
 import re
 import shlex
+import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from catalens.catalog.storage import Roles, is_missing, refuse_double_roles
 from catalens.errors import RecipeError, first_line
 from catalens.reading.addresses import TEMPLATE, filled, pictures_of
 from catalens.reading.columns import Missing, picture_reason, read_id, read_values, storable
 from catalens.reading.numbers import Numbers, Sign, tell_numbers
-from catalens.reading.roles import Columns, Sample, expand, guess_columns
+from catalens.reading.roles import Columns, Sample, expand, further_images, guess_columns
 from catalens.reading.sources import OWN_SPLIT, ReadSpec, Row, Source
 
 REMEMBERED = 2**16
@@ -40,8 +41,10 @@ class TableSpec(ReadSpec):
     """Sign before the fraction of numbers; unset: told from all cells of a column."""
     thousands: str | None = None
     """Sign between groups of digits; it tells the other one."""
-    pictures: Literal["first", "each"] = "first"
-    """Of several in a cell: the first, or a row for each."""
+    pictures: Literal["first", "each", "all"] = "first"
+    """Of several pictures of a row: the first, a row for each, or all of them in one."""
+    max_pictures: int = Field(default=4, ge=2, le=16)
+    """Of `all`: most in one row."""
     missing: Missing = "keep"
     """Rows that lack some of their fields: kept with those that they have, or left out."""
 
@@ -76,6 +79,8 @@ class TableRow:
     """Why it cannot be used, whatever its picture is."""
     split: str | None = None
     """Its own split, where the table says one."""
+    together: int | None = None
+    """Number of the first row of those whose pictures make one row of a catalogue."""
 
 
 @dataclass
@@ -88,11 +93,14 @@ class Table:
     roles: Roles
     numbers: Mapping[str, Numbers]
     spec: TableSpec
+    further: Sequence[str] = ()
+    """Columns with more pictures of a row."""
     _texts: OrderedDict[str, dict[str, Any]] = field(default_factory=OrderedDict)
     """Texts and categories of products, by id."""
     _pictured: OrderedDict[str, None] = field(default_factory=OrderedDict)
     """Products that have a picture."""
     _completions: int = 0
+    _spare: int = 0
 
     @classmethod
     def of(cls, source: Source, given: Columns, spec: TableSpec, notice: Notice) -> "Table":
@@ -102,16 +110,18 @@ class Table:
         """
         if source.notice:
             notice(source.notice)
-        first = source.first(*picture_columns(given.image, source), given.id, *given.fields)
+        first = source.first(*picture_columns(given.image, source), given.id, *given.fields, *given.inputs)
         sample = expand(source.columns, first, "" if "://" in source.base else source.base)
         columns = guess_columns(sample, given)
         flags = [("--image", columns.image, given.image), ("--id", columns.id, given.id)]
         flags += [(f"--{kind}", name, given.fields.get(name)) for name, kind in columns.fields.items()]
         if guessed := [str(word) for flag, name, said in flags if not said for word in (flag, name)]:
             notice(f"guessed from names and values: {shlex.join(guessed)}")
-        roles = Roles(id=str(columns.id), fields=dict(columns.fields))
+        roles = Roles(id=str(columns.id), fields=dict(columns.fields), inputs=tuple(columns.inputs))
         refuse_double_roles(roles)
-        table = cls(source, str(columns.image), roles, {}, spec)
+        table = cls(
+            source, str(columns.image), roles, {}, spec, more_images(source, str(columns.image), spec, notice)
+        )
         table.numbers = {name: table._told(name, sample, notice) for name in roles.columns("number")}
         return table
 
@@ -130,7 +140,7 @@ class Table:
         """All that the rows depend on, as JSON."""
         return {
             "version": self.source.version,
-            "image": self.image,
+            "image": [self.image, *self.further],
             "roles": self.roles.model_dump(mode="json"),
             "numbers": {name: way.model_dump(mode="json") for name, way in self.numbers.items()},
             **self.spec.model_dump(mode="json"),
@@ -138,19 +148,52 @@ class Table:
 
     def rows(self, notice: Notice = lambda text: None) -> Iterator[TableRow]:
         """Rows that can be kept, in the table's order; at their end `notice` hears what was completed."""
-        spare = 0
-        wanted = [*picture_columns(self.image, self.source), self.roles.id, *self.roles.fields]
-        number = 0
+        for rows in self.products(notice):
+            yield from rows
+
+    def products(self, notice: Notice = lambda text: None) -> Iterator[list[TableRow]]:
+        """The same, in lists of those whose pictures belong together."""
+        named = [self.roles.id, *self.roles.fields, *self.roles.inputs]
+        wanted = [*picture_columns(self.image, self.source), *self.further, *(name for name in named if name)]
+        together = self.spec.pictures == "all"
+        most, number, beyond = self.spec.max_pictures if together else sys.maxsize, 0, 0
+        group: list[TableRow] = []
         for row in self.source.rows([*wanted, *([OWN_SPLIT] if self.source.splits else [])]):
             split = row.get(OWN_SPLIT) if isinstance(row, Mapping) else None
+            joins = bool(group) and isinstance(row, Mapping) and self._joins(row, group[0])
+            if group and not joins:
+                yield group
+                group = []
             for one in self._rows(row):
+                if joins and one[4] is not None:
+                    continue
+                if len(group) == most:
+                    beyond += 1
+                    continue
+                if group and not together:
+                    yield group
+                    group = []
                 number += 1
-                spare += one[4] == NO_PICTURE
-                yield TableRow(number, *one, split)
-        if self._completions:
-            notice(f"rows with texts or categories of an earlier row of their product: {self._completions}")
-        if spare:
-            notice(f"rows left out, and not counted as bad, whose product has a picture in another row: {spare}")
+                self._spare += one[4] == NO_PICTURE
+                id, fields = (group[0].id, group[0].fields) if group else one[:2]
+                first = (group[0].number if group else number) if together else None
+                group.append(TableRow(number, id, fields, *one[2:], split, first))
+        if group:
+            yield group
+        told = {
+            "rows with texts or categories of an earlier row of their product": self._completions,
+            "rows left out, and not counted as bad, whose product has a picture in another row": self._spare,
+            f"pictures left out beyond the first {most} of their rows (--max-pictures)": beyond,
+        }
+        for text, count in told.items():
+            if count:
+                notice(f"{text}: {count}")
+
+    def _joins(self, row: Mapping[Any, Any], first: TableRow) -> bool:
+        """Tell whether a row has nothing but a further picture of the product of the row before it."""
+        bare = all(is_missing(row.get(name)) for name in self.roles.fields) and bool(self.roles.fields)
+        known = first.reason is None and first.id == read_id(row.get(self.roles.id))
+        return self.spec.pictures == "all" and known and bare
 
     def _rows(self, row: Row) -> list[tuple[str, dict[str, Any], str, bytes | None, str | None]]:
         """Id, fields, picture, bytes and reason of each row to make of one of the table, whatever it holds."""
@@ -160,9 +203,10 @@ class Table:
             cell: Any = row.get(self.image)
             if self.image not in self.source.columns and TEMPLATE.search(self.image):
                 cell = filled(self.image, row)
+            more = [picture for name in self.further for picture in pictures_of(row.get(name))]
             row = self._completed(row)
             id, fields, reason = read_values(row, self.roles, self.numbers, self.spec.missing)
-            pictures = pictures_of(cell)
+            pictures = [*dict.fromkeys([*pictures_of(cell), *more])]
             if not pictures:
                 known = id in self._pictured and is_missing(cell)
                 reason = NO_PICTURE if known else reason or picture_reason(cell, self.image)
@@ -175,7 +219,7 @@ class Table:
         if reason is not None or not pictures:
             first = next((one for one in pictures if isinstance(one, str)), "")
             return [(id, {}, storable(first), None, storable(reason or ""))]
-        taken = pictures if self.spec.pictures == "each" else pictures[:1]
+        taken = pictures[:1] if self.spec.pictures == "first" else pictures
         return [
             (id, fields, "", one, None) if isinstance(one, bytes) else (id, fields, storable(one), None, None)
             for one in taken
@@ -183,8 +227,9 @@ class Table:
 
     def _completed(self, row: Mapping[Any, Any]) -> Mapping[Any, Any]:
         """A row with the texts and categories that an earlier row of its product has and this one lacks."""
-        id, kinds = read_id(row.get(self.roles.id)), self.roles.fields
-        texts = {name: row.get(name) for name, kind in kinds.items() if kind != "number"}
+        id = read_id(row.get(self.roles.id))
+        names = [*(name for name, kind in self.roles.fields.items() if kind != "number"), *self.roles.inputs]
+        texts = {name: row.get(name) for name in names}
         known = self._texts.get(id, {})
         added = {name: known[name] for name, value in texts.items() if is_missing(value) and name in known}
         said = {name: value for name, value in texts.items() if isinstance(value, str) and not is_missing(value)}
@@ -205,6 +250,14 @@ def picture_columns(image: str | None, source: Source) -> list[str]:
     if image is None or image in source.columns or not TEMPLATE.search(image):
         return [image] if image else []
     return [re.sub(r"\[:\d+\]$", "", inside) for inside in TEMPLATE.findall(image)]
+
+
+def more_images(source: Source, image: str, spec: TableSpec, notice: Notice) -> list[str]:
+    """Columns with more pictures of a row, where more than the first are asked for."""
+    found = further_images(source.columns, image) if spec.pictures != "first" else []
+    if found:
+        notice(f"more pictures of a row: {shlex.join(found)}")
+    return found
 
 
 def local_base(source: Source, root: str | None) -> str:
