@@ -8,6 +8,9 @@
 A prediction is None where the answer did not parse. It counts as wrong everywhere: no match, similarity 0, a class of
 its own that is never right, and for a number the largest error that is possible within the range of the truths (where
 they are all one number, that number), never the error of a price of 0.
+
+A truth is None where the row lacks the field. A field is scored on the rows that have a truth of it, and has no
+figures where none has.
 """
 
 import math
@@ -220,34 +223,40 @@ def score(
 ) -> dict[str, Any]:
     """Estimate `{"parse_rate": Figure, "fields": {name: {metric: Figure}}}` over the metrics of each column's kind.
 
+    Each column is scored on the rows that have a truth of it; one that no row has is `{}`.
     Figures are over rows, intervals over products: exact for shares of right values, bootstrap for the rest. A figure
     between 0 and 1 on which all resamples agree has the interval of a share.
     """
     if len(truths) != len(predictions) or not truths:
         raise ValueError(f"{len(truths)} truths and {len(predictions)} predictions: give one for one, at least one")
     fields: dict[str, dict[str, Figure]] = {}
-    for name, measured in statistics(kinds, truths, predictions).items():
-        found = fields[name] = bootstrap(measured, len(truths), products, resamples, seed)
-        for metric, entry in metrics_of(kinds[name]).items():
+    for name, kind in kinds.items():
+        found = fields[name] = {}
+        if not (rows := rows_with(name, truths)):
+            continue
+        y_true, y_pred = [truths[i] for i in rows], [predictions[i] for i in rows]
+        own = None if products is None else [products[i] for i in rows]
+        found |= bootstrap(statistics(name, kind, y_true, y_pred), len(rows), own, resamples, seed)
+        for metric, entry in metrics_of(kind).items():
             if entry.right:
-                found[metric] = share(entry.rows(*_columns(name, truths, predictions)), products)
+                found[metric] = share(entry.rows(*_columns(name, y_true, y_pred)), own)
             elif entry.share and entry.higher_is_better and found[metric]["low"] == found[metric]["high"]:
-                found[metric] = share(np.full(len(truths), found[metric]["value"]), products)
+                found[metric] = share(np.full(len(rows), found[metric]["value"]), own)
     parsed = METRICS["parse_rate"].rows(truths, predictions)
     return {"parse_rate": share(parsed, products), "fields": fields}
 
 
+def rows_with(name: str, truths: Sequence[Row]) -> list[int]:
+    """Select the rows that have a truth of a column."""
+    return [i for i, row in enumerate(truths) if row[name] is not None]
+
+
 def statistics(
-    kinds: Mapping[str, str], truths: Sequence[Row], predictions: Sequence[Row | None]
-) -> dict[str, dict[str, Statistic]]:
-    """Make the figures of `score` over any resample of the rows, `{name: {metric: Statistic}}`."""
-    return {
-        name: {
-            metric: entry.over(entry.rows(*_columns(name, truths, predictions)))
-            for metric, entry in metrics_of(kind).items()
-        }
-        for name, kind in kinds.items()
-    }
+    name: str, kind: str, truths: Sequence[Row], predictions: Sequence[Row | None]
+) -> dict[str, Statistic]:
+    """Make the figures of a column over any resample of rows that all have a truth: `{metric: Statistic}`."""
+    columns = _columns(name, truths, predictions)
+    return {metric: entry.over(entry.rows(*columns)) for metric, entry in metrics_of(kind).items()}
 
 
 def differences(
@@ -263,25 +272,40 @@ def differences(
     Paired bootstrap (Efron and Tibshirani, 1993). What makes a row hard is hard for both, and falls out. Two made-up
     products, one that only the first has right and one that only the other has, keep the interval from closing up and
     `p` from being small on a handful of rows (as Agresti and Min, 2005, do for shares). A metric that is no share,
-    and knows no largest error, does without.
+    and knows no largest error, does without. A column goes by the rows that have a truth of it, and is `{}` without.
     """
-    rows = len(truths)
-    plain = statistics(kinds, [*truths, *truths], [*first, *other])
-    numbers = [*range(rows)] if products is None else [*products]
-    each = max(1, round(rows / len(set(numbers))))
-    extra, right, wrong = [truths[0]] * (2 * each), [truths[0]] * each, [None] * each
-    padded = statistics(kinds, [*truths, *extra] * 2, [*first, *right, *wrong, *other, *wrong, *right])
-    made_up = [("made up", n // each) for n in range(2 * each)]
-    found = {}
-    for name, measured in padded.items():
-        unbounded = {metric: plain[name][metric] for metric in measured if not METRICS[metric].share}
-        found[name] = paired(measured, rows + len(extra), [*numbers, *made_up], len(extra), resamples)
-        found[name] |= paired(unbounded, rows, numbers, resamples=resamples)
+    numbers = [*range(len(truths))] if products is None else [*products]
+    found: dict[str, dict[str, Figure]] = {}
+    for name, kind in kinds.items():
+        known = rows_with(name, truths)
+        one, two, y_true = ([rows[i] for i in known] for rows in (first, other, truths))
+        own = [numbers[i] for i in known]
+        found[name] = _differences(name, kind, y_true, one, two, own, resamples) if known else {}
     return found
 
 
+def _differences(
+    name: str,
+    kind: str,
+    truths: Sequence[Row],
+    first: Sequence[Row | None],
+    other: Sequence[Row | None],
+    products: Sequence[object],
+    resamples: int,
+) -> dict[str, Figure]:
+    rows = len(truths)
+    plain = statistics(name, kind, [*truths, *truths], [*first, *other])
+    each = max(1, round(rows / len(set(products))))
+    extra, right, wrong = [truths[0]] * (2 * each), [truths[0]] * each, [None] * each
+    padded = statistics(name, kind, [*truths, *extra] * 2, [*first, *right, *wrong, *other, *wrong, *right])
+    made_up = [("made up", n // each) for n in range(2 * each)]
+    unbounded = {metric: plain[metric] for metric in padded if not METRICS[metric].share}
+    found = paired(padded, rows + len(extra), [*products, *made_up], len(extra), resamples)
+    return found | paired(unbounded, rows, products, resamples=resamples)
+
+
 def correctness(name: str, kind: str, truths: Sequence[Row], predictions: Sequence[Row | None]) -> NDArray[np.bool_]:
-    """Test each value of a column, [n]: text and category exact, a number within `CLOSE` of the truth."""
+    """Test each value of a column, [n], of rows that have a truth: text, category exact, number within `CLOSE`."""
     return METRICS[share_right(kind)].rows(*_columns(name, truths, predictions)) if truths else np.zeros(0, bool)
 
 
@@ -376,16 +400,35 @@ def review_outcome(
 
 
 def majority(kinds: Mapping[str, str], train: Sequence[Row], rows: int) -> list[Row]:
-    """Repeat the most frequent text and category (of a tie the first in alphabetical order) and the median number."""
+    """Repeat the most frequent text and category (of a tie the first in alphabetical order) and the median number.
+
+    None, which is wrong, stands for a column that no training row has.
+    """
     constant: dict[str, object] = {}
     for name, kind in kinds.items():
-        counts = Counter(row[name] for row in train)
-        most = min(counts, key=lambda value: (-counts[value], str(value)))
-        constant[name] = float(np.median([float(row[name]) for row in train])) if kind == "number" else most  # pyright: ignore[reportArgumentType]
+        counts = Counter(value for row in train if (value := row[name]) is not None)
+        most = min(counts, key=lambda value: (-counts[value], str(value)), default=None)
+        numbers = [float(value) for value in counts.elements()] if kind == "number" else []  # pyright: ignore[reportArgumentType]
+        constant[name] = float(np.median(numbers)) if numbers else most
     return [constant] * rows
 
 
 def nearest_neighbour(train: Sequence[Row], train_features: NDArray, features: NDArray) -> list[Row]:
-    """Copy to every row the values of the training picture with the nearest features [rows, d], by Euclid."""
-    index = NearestNeighbors(n_neighbors=1).fit(train_features)
-    return [train[i] for i in index.kneighbors(features, return_distance=False)[:, 0]]
+    """Copy to every row the values of the training picture with the nearest features [rows, d], by Euclid.
+
+    A value is that of the nearest picture whose row has the column; None, which is wrong, where no row has.
+    """
+    nearest: dict[tuple[int, ...], list[int]] = {}  # by the training rows that have a column
+    copied: list[dict[str, object]] = [{} for _ in features]
+    for name in train[0]:
+        known = tuple(rows_with(name, train))
+        if known not in nearest:
+            nearest[known] = _nearest(np.array(known, np.intp), train_features, features) if known else []
+        for row, i in zip(copied, nearest[known] or [None] * len(copied), strict=True):
+            row[name] = None if i is None else train[i][name]
+    return copied
+
+
+def _nearest(known: NDArray[np.intp], train_features: NDArray, features: NDArray) -> list[int]:
+    index = NearestNeighbors(n_neighbors=1).fit(train_features[known])
+    return known[index.kneighbors(features, return_distance=False)[:, 0]].tolist()

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from catalens.config import PromptSpec, Recipe, load_recipe
 from catalens.errors import CheckpointError
-from catalens.examples import Value, canonical_text
+from catalens.examples import Value, canonical_text, fields_of
 
 FORMAT = 2
 """Of `metrics.json`."""
@@ -89,7 +89,7 @@ class ScoredRow(Prediction):
 
     id: str
     truth: Mapping[str, Any]
-    """By column, as an answer would state it."""
+    """By column, as an answer would state it; None where the row lacks it."""
     picture: SupportsBytes = b""
     """Its bytes, encoded; none where an evaluation was read from disk."""
     free_answer: str = ""
@@ -98,11 +98,17 @@ class ScoredRow(Prediction):
     """Reason why that did not parse."""
 
 
+def rows_with(column: str, rows: Sequence[ScoredRow]) -> list[ScoredRow]:
+    """Select the rows that have a truth of a column."""
+    return [row for row in rows if row.truth[column] is not None]
+
+
 def truth_of(prompt: PromptSpec, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's values as an answer would state them: text in its canonical form, numbers as they are."""
-    return {
+    """A row's values as an answer would state them: text in its canonical form, numbers as they are; None of none."""
+    known = fields_of(prompt, row)
+    return dict.fromkeys(field.column for field in prompt.fields) | {
         field.column: row[field.column] if field.kind == "number" else canonical_text(str(row[field.column]))
-        for field in prompt.fields
+        for field in known
     }
 
 
@@ -131,7 +137,8 @@ class Evaluation:
         self.folder.mkdir(exist_ok=True)
         text = json.dumps(self.metrics, indent=2, allow_nan=False) + "\n"
         (self.folder / "metrics.json").write_text(text, encoding="utf-8")
-        pq.write_table(pa.Table.from_pylist([scored_record(row) for row in self.rows]), self.folder / PREDICTIONS)
+        records = [scored_record(self.prompt, row) for row in self.rows]
+        pq.write_table(pa.Table.from_pylist(records), self.folder / PREDICTIONS)
 
     @classmethod
     def load(cls, run: Path, split: str | None = None) -> Self:
@@ -170,10 +177,10 @@ class Evaluation:
         return cls(run.resolve().name, folder, recipe, metrics, rows)
 
 
-def scored_record(row: ScoredRow) -> dict[str, Any]:
+def scored_record(prompt: PromptSpec, row: ScoredRow) -> dict[str, Any]:
     """A scored row as a flat record, as `predictions.parquet` of an evaluation has it."""
     values = row.values or dict.fromkeys(row.truth)
-    numbers = [name for name, value in row.truth.items() if isinstance(value, int | float)]
+    numbers = [field.column for field in prompt.fields if field.kind == "number"]
     return {
         "id": row.id,
         **{f"truth.{name}": value for name, value in row.truth.items()},

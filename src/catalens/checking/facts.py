@@ -24,7 +24,7 @@ from catalens.catalog.storage import Catalog, facts_of
 from catalens.config import PromptSpec
 from catalens.data import Encoder, readable_inputs
 from catalens.errors import CatalogError, PromptError
-from catalens.examples import complete_question, format_number, parse_number, render_answer
+from catalens.examples import complete_question, fields_of, format_number, parse_number, render_answer
 from catalens.model import REFERENCE
 from catalens.progress import Progress, silent
 
@@ -58,6 +58,8 @@ class Facts(Scan):
         """Raises CatalogError where `rejected.parquet` cannot be read."""
         super().__init__(catalog.card.roles)
         self.card, self.rejected = catalog.card, read_rejected(catalog.folder)
+        self.learnt: tuple[str, ...] = ()
+        """Fields of the prompt."""
         self.text_tokens: list[int | None] = []
         """Tokens of prompt and answer, the picture's not counted; None where training would leave the row out."""
         self.problems: dict[int, str] = {}
@@ -68,7 +70,11 @@ class Facts(Scan):
     def add_text(self, row: Mapping[str, Any], prompt: PromptSpec, encoder: Encoder | None) -> None:
         """Note what a prompt makes of the row that was added last; without an encoder its length is estimated."""
         index = len(self) - 1
-        name, question, images = self.name(index), complete_question(prompt, row), 1 + len(self.further[index])
+        name, known = self.name(index), fields_of(prompt, row)
+        if not known:
+            self.text_tokens.append(None)
+            return
+        question, images = complete_question(prompt, row), 1 + len(self.further[index])
         try:
             if encoder:
                 tokens = encoder.text_tokens(question, images) + len(encoder.answer_ids(row, name))
@@ -80,7 +86,7 @@ class Facts(Scan):
             self.text_tokens.append(None)
             return
         self.text_tokens.append(tokens)
-        for field in prompt.fields:
+        for field in known:
             if field.kind == "number" and index not in self.rounded:
                 text = format_number(prompt.numbers, row[field.column])
                 if parse_number(prompt.numbers, text) != row[field.column]:
@@ -149,6 +155,7 @@ def read_facts(catalog: Catalog, prompt: PromptSpec, encoder: Encoder | None, pr
     Raises CatalogError where the catalogue's files cannot be read or do not hold what `catalog.json` says.
     """
     facts, roles = Facts(catalog), catalog.card.roles
+    facts.learnt = tuple(field.column for field in prompt.fields)
     wanted = [roles.id, *roles.fields, *roles.facts, *readable_inputs(prompt, catalog)]
     for split, batch in catalog.all_batches(dict.fromkeys(wanted)):
         for row in batch:

@@ -129,7 +129,11 @@ def _rows(facts: Facts, add: Add) -> None:
     add("undecodable", [(row, look.reason) for row, look in facts.all_pictures if look.size is None])
     add("unreadable", sorted(facts.problems.items()))
     for name, values in facts.values.items():
-        add("missing", [(row, "") for row, value in enumerate(values) if value is None], name=name)
+        missing = [(row, "") for row, value in enumerate(values) if value is None]
+        add("missing", missing, name=name, share=len(missing) / max(1, len(values)))
+        trained = any(values[row] is not None for row, split in enumerate(facts.splits) if split == "train")
+        if name in facts.learnt and "train" in facts.splits and not trained:
+            add("no_values", [], total=facts.card.rows["train"], name=name)
     add("rounded", sorted(facts.rounded.items()))
 
 

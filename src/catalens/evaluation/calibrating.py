@@ -38,7 +38,7 @@ from catalens.metrics import (
     reliability,
     review_outcome,
 )
-from catalens.predictions import ScoredRow, truth_of
+from catalens.predictions import ScoredRow, rows_with, truth_of
 from catalens.progress import bars
 
 PRODUCTS = 2000
@@ -134,11 +134,15 @@ def confidence_block(
 
     `{"calibrated_on": products, "fields": {name: {"ece": Figure, "bins": reliability, "risk_coverage": [...],
     "interval": {"nominal", "coverage": Figure, "width": median, as a share of the prediction}}}}`; `interval` is None
-    where no row has one. A row without a confidence has 0, one without an interval is not covered.
+    where no row has one. A row without a confidence has 0, one without an interval is not covered. A field goes by
+    the rows that have a truth of it, and is not among the fields where none has.
     """
     fields: dict[str, Any] = {}
-    products = [row.id for row in rows]
+    everything = rows
     for name, kind in kinds.items():
+        if not (rows := rows_with(name, everything)):
+            continue
+        products = [row.id for row in rows]
         right, sure = _right(name, kind, rows), _confidences(name, rows)
         interval = None
         if any(name in row.intervals for row in rows):
@@ -169,14 +173,15 @@ def review_block(
 ) -> dict[str, Any]:
     """Measure what the thresholds of the review accept, for the columns of `targets`.
 
-    `{"confidence": level, "fields": {name: {"target", "threshold", "accepted": Figure, "error": Figure | None}}}`.
+    `{"confidence": level, "fields": {name: {"target", "threshold", "accepted": Figure, "error": Figure | None}}}`,
+    over the rows that have a truth; a field of which none has is not among them.
     """
-    products = [row.id for row in rows]
-    fields = {
-        name: {"target": target, "threshold": thresholds[name]}
-        | review_outcome(_confidences(name, rows), _right(name, kinds[name], rows), thresholds[name], products)
-        for name, target in targets.items()
-    }
+    fields = {}
+    for name, target in targets.items():
+        if known := rows_with(name, rows):
+            sure, right, products = _confidences(name, known), _right(name, kinds[name], known), [r.id for r in known]
+            outcome = review_outcome(sure, right, thresholds[name], products)
+            fields[name] = {"target": target, "threshold": thresholds[name]} | outcome
     return {"confidence": REVIEW_CONFIDENCE, "fields": fields}
 
 

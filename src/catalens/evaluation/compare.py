@@ -21,7 +21,8 @@ from catalens.errors import CatalogError, RecipeError
 from catalens.intervals import holm
 from catalens.metrics import METRICS
 from catalens.pages.compare import RESAMPLES, Comparison, Difference
-from catalens.predictions import Evaluation, ScoredRow, truth_of
+from catalens.pages.format import truths_of
+from catalens.predictions import Evaluation, ScoredRow, rows_with, truth_of
 
 
 def compare(runs: Sequence[Evaluation], resamples: int = RESAMPLES) -> Comparison:
@@ -41,11 +42,21 @@ def compare(runs: Sequence[Evaluation], resamples: int = RESAMPLES) -> Compariso
     truths = [row[0].truth for row in rows]
     predictions = [[row[n].values for row in rows] for n in range(len(runs))]
     products = [row[0].id for row in rows]
+    counts = {field: truths_of(len(metrics.rows_with(field.column, truths)), len(truths)) for field in fields}
     differences = []
     for run, y_pred in zip(runs[1:], predictions[1:], strict=True):
         found = metrics.differences(kinds, truths, predictions[0], y_pred, products, resamples)
         differences += [
-            Difference(run.name, runs[0].name, field, metric, figure, figure.pop("p"), METRICS[metric].primary)
+            Difference(
+                run.name,
+                runs[0].name,
+                field,
+                metric,
+                figure,
+                figure.pop("p"),
+                METRICS[metric].primary,
+                n=counts[field],
+            )
             for field in fields
             for metric, figure in found[field.column].items()
         ]
@@ -177,6 +188,7 @@ def figures(comparison: Comparison) -> dict[str, Any]:
         "split": comparison.runs[0].metrics["split"],
         "rows": len(comparison.rows),
         "products": comparison.products,
+        "n": {f.column: len(rows_with(f.column, [row[0] for row in comparison.rows])) for f in comparison.fields},
         "runs": [
             {"name": run.name, "evaluation": str(run.folder), "rows": len(run.rows), "scores": scores}
             | {"cost": run.metrics.get("cost")}

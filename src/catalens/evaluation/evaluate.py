@@ -1,6 +1,6 @@
 """A run and a split -> metrics.json, predictions.parquet, report.html.
 
-    {"format": 2, "rows": 347, "products": 300, "split": "test",
+    {"format": 2, "rows": 347, "products": 300, "n": {"title": 347, "full_price": 312, ...}, "split": "test",
      "model":      {"parse_rate": F, "fields": {"title": {"exact": F, "similarity": F}, ...}},
      "constrained": {...},
      "confidence": {"calibrated_on": 167, "fields": {"title": {"ece": F, "bins": [...], ...}, ...}},
@@ -10,7 +10,8 @@
      "image_use":  {"verdict": "uses_image", "margin": 0.05, "fields": {...}, "blank": {...}, "shuffled": {...}},
      "left_out":   ["test row 7 (BAG-01): picture cannot be decoded (broken data)"], ...}
 
-with F = {"value": 0.91, "low": 0.88, "high": 0.94}, the 95 % interval over products. Scores are of free generation,
+with F = {"value": 0.91, "low": 0.88, "high": 0.94}, the 95 % interval over products, and `n` the rows that have a
+truth of a field, which its figures are over; a field without any has no figures. Scores are of free generation,
 but for `constrained`, the answers that `predict` and `serve` give, whose confidences are judged, and `before`, the
 base model under the same constraints: left free, it would not know the form of an answer.
 """
@@ -71,7 +72,8 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     writer = Generator(
         loaded.model, loaded.processor, loaded.prompt, spec.batch_size, spec.max_new_tokens, cache=memory
     )
-    counts = {"rows": len(rows.ids), "products": len(set(rows.ids))}
+    counts: dict[str, Any] = {"rows": len(rows.ids), "products": len(set(rows.ids))}
+    counts["n"] = {name: len(metrics.rows_with(name, rows.truths)) for name in rows.kinds}
     result: dict[str, Any] = {"format": FORMAT} | counts | {"split": spec.split}
     with bars(console) as progress:
         generating = time.monotonic()

@@ -55,7 +55,7 @@ def image_use(
     `uses_image`: some field loses, by a paired test with Holm's correction over the fields. `ignores_image`: none
     does, and the 95 % interval of each loss ends within `MARGIN`, in the `telling` fields, which have more than that
     to lose: answers are right often enough, and what other products' pictures truly show is wrong often enough.
-    `undecided`: these rows cannot tell.
+    `undecided`: these rows cannot tell. A field that no row has a truth of is not among the fields.
     """
     given = partners(ids)
     rows = [i for i, other in enumerate(given) if ids[i] != ids[other]]
@@ -65,20 +65,22 @@ def image_use(
     y_true, own = [truths[i] for i in rows], [predictions[i] for i in rows]
     other = [predictions[given[i]] if exchanged is None else exchanged[i] for i in rows]
     changes = metrics.differences(kinds, y_true, own, other, [ids[i] for i in rows], resamples)
-    figures = metrics.statistics(kinds, y_true, own)
-    misled = metrics.statistics(kinds, y_true, [truths[given[i]] for i in rows])
-    held = holm([changes[name][metrics.primary(kind)]["p"] for name, kind in kinds.items()])
-    for (name, kind), significant in zip(kinds.items(), held, strict=True):
-        metric = metrics.primary(kind)
+    shown = [truths[given[i]] for i in rows]
+    measured = {name: metrics.primary(kind) for name, kind in kinds.items() if changes[name]}
+    held = holm([changes[name][metric]["p"] for name, metric in measured.items()])
+    for (name, metric), significant in zip(measured.items(), held, strict=True):
         change, higher = changes[name][metric], metrics.higher_is_better(metric)
-        right, wrong = (float(one[name][metric](np.ones(len(rows)))) for one in (figures, misled))
+        known = metrics.rows_with(name, y_true)
+        both = [i for i in known if shown[i][name] is not None]
+        right = _figure(name, kinds[name], y_true, own, known)
+        wrong = _figure(name, kinds[name], y_true, shown, both) if both else 0.0
         most = min(right, 1 - wrong) if higher else min(1 - right, wrong)
         loss = {"value": -change["value"], "low": -change["high"], "high": -change["low"]} if higher else change
         result["fields"][name] = {
             "metric": metric,
             "loss": loss | {"p": change["p"]},
             "shown": significant and loss["value"] > 0,
-            "telling": most > MARGIN,
+            "telling": bool(both) and most > MARGIN,
         }
     telling = [field["loss"]["high"] for field in result["fields"].values() if field["telling"]]
     if any(field["shown"] for field in result["fields"].values()):
@@ -86,3 +88,15 @@ def image_use(
     elif telling and max(telling) <= MARGIN:
         result["verdict"] = "ignores_image"
     return result
+
+
+def _figure(
+    name: str,
+    kind: str,
+    truths: Sequence[metrics.Row],
+    predictions: Sequence[metrics.Row | None],
+    rows: Sequence[int],
+) -> float:
+    """The first figure of a field over some rows."""
+    measured = metrics.statistics(name, kind, [truths[i] for i in rows], [predictions[i] for i in rows])
+    return float(measured[metrics.primary(kind)](np.ones(len(rows))))

@@ -43,7 +43,7 @@ from catalens.config import Frozen, Kind, PromptSpec
 from catalens.errors import CheckpointError
 from catalens.files import file_hash
 from catalens.inference.records import FieldScore
-from catalens.metrics import acceptance, correctness
+from catalens.metrics import acceptance, correctness, rows_with
 
 FILE = "calibration.json"
 STEPS = 1000
@@ -182,13 +182,13 @@ def fit_calibration(
     """Learn a calibration from answers to rows that training never saw; any number of rows will do, even none.
 
     Rows are of one product each. `scores` are by column, one mapping a row; a row whose prediction is None has no
-    values to be sure of and is left out of the fits. `interval` is how often an interval is to hold the truth,
-    `candidates` the checkpoints of which the rows chose this one.
+    values to be sure of and is left out of the fits, as is one without a truth of the field. `interval` is how often
+    an interval is to hold the truth, `candidates` the checkpoints of which the rows chose this one.
     """
-    answered = [i for i, values in enumerate(predictions) if values is not None]
-    y_true, y_pred = [truths[i] for i in answered], [predictions[i] for i in answered]
     fields: dict[str, FieldCalibration] = {}
     for field in prompt.fields:
+        answered = [i for i in rows_with(field.column, truths) if predictions[i] is not None]
+        y_true, y_pred = [truths[i] for i in answered], [predictions[i] for i in answered]
         right = correctness(field.column, field.kind, y_true, y_pred)
         log_odds = _log_odds(field.kind, [scores[i][field.column] for i in answered])
         slope, offset = _fit_logistic(log_odds, right)

@@ -14,10 +14,10 @@ from catalens.config import FieldSpec
 from catalens.intervals import Figure
 from catalens.metrics import METRICS, metrics_of
 from catalens.pages.base import write_page
-from catalens.pages.format import cell, change, listed, rows_of
+from catalens.pages.format import cell, change, listed, rows_of, truths_of
 from catalens.pages.gallery import SCRIPT, gallery
 from catalens.pages.scores import costs
-from catalens.predictions import Evaluation, ScoredRow
+from catalens.predictions import Evaluation, ScoredRow, rows_with
 
 RESAMPLES = 10_000
 
@@ -38,6 +38,8 @@ class Difference:
     """Whether it is of its field's primary metric, which alone is called better or worse."""
     shown: bool = False
     """Whether the claim holds after Holm's correction."""
+    n: str = ""
+    """How many rows have a truth of the field, where not all have."""
 
     @property
     def better(self) -> bool:
@@ -58,7 +60,7 @@ class Difference:
     @property
     def sentence(self) -> str:
         """In plain words, with the interval."""
-        what = f"{self.field.label} {METRICS[self.metric].label}"
+        what = f"{self.field.label} {METRICS[self.metric].label}" + (f" ({self.n})" if self.n else "")
         if not self.shown:
             beyond = self.claim and self.figure["low"] * self.figure["high"] > 0
             chance = ", which may be chance among so many comparisons" if beyond else ""
@@ -90,6 +92,10 @@ class Comparison:
         """Number of products that the rows show."""
         return len({row[0].id for row in self.rows})
 
+    def truths(self, column: str) -> str:
+        """How many rows have a truth of a field, where not all have."""
+        return truths_of(len(rows_with(column, [row[0] for row in self.rows])), len(self.rows))
+
     @property
     def claims(self) -> list[Difference]:
         """The differences that are called better or worse."""
@@ -114,6 +120,7 @@ def write_comparison(path: Path, comparison: Comparison, disagreements: Sequence
         fields=comparison.fields,
         lines=figure_lines(comparison),
         rows=rows_of(len(comparison.rows), comparison.products),
+        untold=[f for f in comparison.fields if not comparison.scores[0]["fields"][f.column]],
         costs=costs(*(run.metrics for run in comparison.runs)),
         resamples=RESAMPLES,
         apart=len(disagreements),
@@ -135,9 +142,14 @@ def headline(comparison: Comparison) -> str:
 
 
 def figure_lines(comparison: Comparison) -> list[dict[str, Any]]:
-    """A line for each figure: every run's, and every difference with its position on the line's scale."""
+    """A line for each figure: every run's, and every difference with its position on the line's scale.
+
+    A field that no row has a truth of has none.
+    """
     lines = []
     for field in comparison.fields:
+        if not comparison.scores[0]["fields"][field.column]:
+            continue
         for metric, entry in metrics_of(field.kind).items():
             mine = [one for one in comparison.differences if one.field == field and one.metric == metric]
             scale = max(abs(one.figure[key]) for one in mine for key in ("value", "low", "high")) or 1.0
@@ -145,6 +157,7 @@ def figure_lines(comparison: Comparison) -> list[dict[str, Any]]:
                 {
                     "field": field,
                     "metric": entry,
+                    "n": comparison.truths(field.column),
                     "figures": [cell(metric, scores["fields"][field.column][metric]) for scores in comparison.scores],
                     "differences": [
                         {

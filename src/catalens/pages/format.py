@@ -60,6 +60,11 @@ def rows_of(rows: int, products: int, what: str = "") -> str:
     return f"{rows_text} of {products:,} product{'' if products == 1 else 's'}"
 
 
+def truths_of(count: int, rows: int) -> str:
+    """`n = 312 of 347`: the rows that have a truth; nothing where all have, `no truths` where none has."""
+    return "" if count == rows else f"n = {count:,} of {rows:,}" if count else "no truths"
+
+
 def listed(words: Iterable[str]) -> str:
     """`a, b and c`."""
     *most, last = words

@@ -38,7 +38,8 @@ class Value(NamedTuple):
 
     text: str
     """Empty where the answer did not parse."""
-    right: bool
+    right: bool | None
+    """None where the row has no truth of the field."""
     off: str
     confidence: str
     interval: str
@@ -49,6 +50,7 @@ class Pair(NamedTuple):
     """A field of a row: the truth, and the prediction of each run."""
 
     truth: str
+    """A dash where there is none."""
     predicted: list[Value]
 
     @property
@@ -63,6 +65,7 @@ class Card(NamedTuple):
     id: str
     picture: str
     right: bool
+    """Nothing that has a truth is wrong."""
     pairs: list[Pair]
     answers: list[tuple[str, str]]
     """Of each run its text, and why that did not parse."""
@@ -108,7 +111,7 @@ def gallery(fields: Sequence[FieldSpec], rows: Sequence[Runs], runs: Sequence[st
             Card(
                 shown(first.id, 60),
                 thumbnail(first.picture, side) or "",
-                all(is_right(field, run) for field in fields for run in row),
+                not any(is_wrong(field, run) for field in fields for run in row),
                 [Pair(_text(f, first.truth[f.column]), [_value(f, run) for run in row]) for f in fields],
                 [_answer(run) for run in row],
                 " ".join(tags),
@@ -122,8 +125,8 @@ def gallery(fields: Sequence[FieldSpec], rows: Sequence[Runs], runs: Sequence[st
 def _scoring(fields: Sequence[FieldSpec]) -> Options:
     return [
         ("all rows", lambda row: True),
-        ("with a mistake", lambda row: not all(is_right(field, row[0]) for field in fields)),
-        *((f"{field.label} wrong", lambda row, field=field: not is_right(field, row[0])) for field in fields),
+        ("with a mistake", lambda row: any(is_wrong(field, row[0]) for field in fields)),
+        *((f"{field.label} wrong", lambda row, field=field: is_wrong(field, row[0])) for field in fields),
         ("marked for review", lambda row: bool(row[0].needs_review)),
         ("did not parse", lambda row: _answer(row[0])[1] != ""),
     ]
@@ -136,7 +139,7 @@ def _comparing(fields: Sequence[FieldSpec], runs: Sequence[str]) -> Options:
         for field in fields:
 
             def parts(row: Runs, field: FieldSpec = field, better: int = better, worse: int = worse) -> bool:
-                return is_right(field, row[better]) and not is_right(field, row[worse])
+                return is_right(field, row[better]) and is_wrong(field, row[worse])
 
             options.append((f"{field.label}: {runs[better]} right, {runs[worse]} wrong", parts))
     return options
@@ -144,7 +147,8 @@ def _comparing(fields: Sequence[FieldSpec], runs: Sequence[str]) -> Options:
 
 def _categories(field: FieldSpec, rows: Sequence[Runs]) -> Options:
     """The most frequent true values, in alphabetical order."""
-    names = sorted(most_frequent(Counter(str(row[0].truth[field.column]) for row in rows), MOST_OPTIONS))
+    truths = Counter(str(truth) for row in rows if (truth := row[0].truth[field.column]) is not None)
+    names = sorted(most_frequent(truths, MOST_OPTIONS))
     everything: Options = [("all", lambda row: True)]
     return everything + [(name, lambda row, name=name: str(row[0].truth[field.column]) == name) for name in names]
 
@@ -164,16 +168,18 @@ def _orders(fields: Sequence[FieldSpec], rows: Sequence[Runs]) -> list[tuple[str
 
 
 def _largest_error(field: FieldSpec, row: Runs) -> float | None:
-    """The largest of the runs', as a negative number; None where none parsed."""
+    """The largest of the runs', as a negative number; None where none parsed or there is no truth."""
     name = field.column
-    errors = [distance(field, run.truth[name], run.values[name]) for run in row if run.values is not None]
+    known = [(run.truth[name], run.values[name]) for run in row if run.values is not None]
+    errors = [distance(field, truth, value) for truth, value in known if truth is not None]
     return -max(errors) if errors else None
 
 
 def _worst_mistake(fields: Sequence[FieldSpec], row: Runs) -> float:
     """Largest of the runs' mistakes: the sum of the fields' distances, each at most 1, all 1 without an answer."""
+    known = [f for f in fields if row[0].truth[f.column] is not None]
     return max(
-        sum(min(1.0, distance(f, run.truth[f.column], run.values[f.column])) if run.values else 1.0 for f in fields)
+        sum(min(1.0, distance(f, run.truth[f.column], run.values[f.column])) if run.values else 1.0 for f in known)
         for run in row
     )
 
@@ -188,8 +194,15 @@ def most_frequent(counts: Counter[str], most: int) -> list[str]:
 
 
 def is_right(field: FieldSpec, row: ScoredRow) -> bool:
-    """Text and category exactly, a number within 10 %."""
-    return bool(correctness(field.column, field.kind, [row.truth], [row.values])[0])
+    """Text and category exactly, a number within 10 %; not where the row has no truth."""
+    return row.truth[field.column] is not None and bool(
+        correctness(field.column, field.kind, [row.truth], [row.values])[0]
+    )
+
+
+def is_wrong(field: FieldSpec, row: ScoredRow) -> bool:
+    """Not right, where the row has a truth."""
+    return row.truth[field.column] is not None and not is_right(field, row)
 
 
 def distance(field: FieldSpec, truth: Any, value: Any) -> float:
@@ -205,14 +218,15 @@ def _value(field: FieldSpec, row: ScoredRow) -> Value:
     name = field.column
     marked = name in row.needs_review
     if row.values is None:
-        return Value("", False, "", "", "", marked)
+        return Value("", None if row.truth[name] is None else False, "", "", "", marked)
     truth, value, off = row.truth[name], row.values[name], ""
-    if field.kind == "number" and (share := distance(field, truth, value)):
+    if field.kind == "number" and truth is not None and (share := distance(field, truth, value)):
         sign = "" if share > 100 else "+" if float(value) > float(truth) else "\u2212"
         off = f"{sign}{percent(share)}"
     sure = percent(row.confidence[name]) if name in row.confidence else ""
     bounds = " and ".join(map(number, row.intervals.get(name, ())))
-    return Value(_text(field, value), is_right(field, row), off, sure, bounds, marked)
+    right = None if truth is None else is_right(field, row)
+    return Value(_text(field, value), right, off, sure, bounds, marked)
 
 
 def _answer(row: ScoredRow) -> tuple[str, str]:
@@ -223,4 +237,6 @@ def _answer(row: ScoredRow) -> tuple[str, str]:
 
 
 def _text(field: FieldSpec, value: Any) -> str:
+    if value is None:
+        return "\u2013"
     return exact_number(float(value)) if field.kind == "number" else shown(value)

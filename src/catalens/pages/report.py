@@ -23,10 +23,10 @@ from catalens.intervals import bootstrap, median, share
 from catalens.metrics import METRICS, correctness, metrics_of, relative_errors
 from catalens.pages.base import write_page
 from catalens.pages.charts import SERIES, reliability, risk_coverage, scatter
-from catalens.pages.format import between, exact_number, number, percent, rows_of
+from catalens.pages.format import between, exact_number, number, percent, rows_of, truths_of
 from catalens.pages.gallery import SCRIPT, gallery, most_frequent
-from catalens.pages.scores import costs, noise_floor, score_table, tiles, verdict
-from catalens.predictions import ScoredRow
+from catalens.pages.scores import costs, noise_floor, score_table, tiles, truths_in, verdict
+from catalens.predictions import ScoredRow, rows_with
 
 CONFUSION_CLASSES = 12
 GROUPS = 20
@@ -57,10 +57,13 @@ def write_report(
         scores=score_table(metrics, fields),
         floor=noise_floor(metrics, fields),
         fields=fields,
+        n={field.column: truths_in(metrics, field.column) for field in fields},
         runs=[""],
         plots=[plot for field in fields if field.kind == "number" and (plot := _plot(field, fields, rows))],
         groups=groups(fields, rows),
-        confusions=[confusion(field, rows) for field in fields if field.kind == "category" and rows],
+        confusions=[
+            confusion(field, rows) for field in fields if field.kind == "category" and rows_with(field.column, rows)
+        ],
         confidence=confidence(metrics, fields),
         constrained=bool(metrics.get("constrained")),
         review=review(metrics, fields),
@@ -74,21 +77,24 @@ def write_report(
 
 
 def _plot(field: FieldSpec, fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> dict[str, Any] | None:
-    """Truth against prediction, coloured by the first category field; None where nothing parsed."""
+    """Truth against prediction, coloured by the first category field; None where nothing parsed or has a truth."""
+    rows = rows_with(field.column, rows)
     pairs = [(row.truth, row.values) for row in rows if row.values is not None]
     if not pairs:
         return None
     by = next((other for other in fields if other.kind == "category"), None)
-    counts = Counter(str(row.truth[by.column]) for row in rows) if by else Counter()
+    counts = Counter(str(row.truth[by.column]) for row in rows_with(by.column, rows)) if by else Counter()
     colours = dict(zip(most_frequent(counts, len(SERIES)), SERIES, strict=False))
     plot = scatter(
         [float(truth[field.column]) for truth, _ in pairs],
         [float(values[field.column]) for _, values in pairs],
-        [colours.get(str(truth[by.column]), OTHER_COLOUR) if by else SERIES[0] for truth, _ in pairs],
+        [colours.get(str(truth[by.column] or ""), OTHER_COLOUR) if by else SERIES[0] for truth, _ in pairs],
     )
     legend = [(name, colour, counts[name]) for name, colour in colours.items()]
     if rest := counts.total() - sum(count for _, _, count in legend):
         legend.append((f"{len(counts) - len(legend)} others", OTHER_COLOUR, rest))
+    if by and (unknown := len(rows) - counts.total()):
+        legend.append(("none", OTHER_COLOUR, unknown))
     return {"field": field, "plot": plot, "by": by, "legend": legend, "failed": len(rows) - len(pairs)}
 
 
@@ -96,7 +102,8 @@ def groups(fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> list[dict[
     """Error by band of each number and by value of each category, beside that of all rows.
 
     Of a number the median error, where a failed answer counts as 100 %, with a bootstrap interval from `FEWEST`
-    products on; of texts and categories the share that is wrong, with the exact one; both over products.
+    products on; of texts and categories the share that is wrong, with the exact one; both over products, and the rows
+    that have a truth.
     """
     tables = []
     for field in fields:
@@ -119,7 +126,12 @@ def groups(fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> list[dict[
 
 
 def _grouped(field: FieldSpec, rows: Sequence[ScoredRow]) -> list[tuple[str, list[ScoredRow]]]:
-    """Rows by category, the most frequent first and the rest together; by number in bands of about as many rows."""
+    """Rows by category, the most frequent first and the rest together; by number in bands of about as many rows.
+
+    Those that lack the field are in none.
+    """
+    if not (rows := rows_with(field.column, rows)):
+        return []
     truths = [row.truth[field.column] for row in rows]
     if field.kind == "category":
         frequent = most_frequent(Counter(map(str, truths)), GROUPS)
@@ -136,23 +148,33 @@ def _grouped(field: FieldSpec, rows: Sequence[ScoredRow]) -> list[tuple[str, lis
 
 
 def _error(field: FieldSpec, rows: Sequence[ScoredRow]) -> tuple[str, str, tuple[float, float, float]]:
-    """Error of a field over rows and its interval as text, and (low, value, high), all alike without an interval."""
-    name, products = field.column, [row.id for row in rows]
+    """Error of a field over rows and its interval as text, and (low, value, high), all alike without an interval.
+
+    The number of rows that have a truth stands with the interval, where not all have.
+    """
+    name, total = field.column, len(rows)
+    if not (rows := rows_with(name, rows)):
+        return "\u2013", truths_of(0, total), (0.0, 0.0, 0.0)
+    products, count = [row.id for row in rows], truths_of(len(rows), total)
     truths, predictions = [row.truth for row in rows], [row.values for row in rows]
     if field.kind == "number":
         errors = relative_errors([t[name] for t in truths], [None if p is None else p[name] for p in predictions])
         errors[[p is None for p in predictions]] = 1.0
         figure = bootstrap({name: median(errors)}, len(rows), products)[name]
         if len(set(products)) < FEWEST:
-            return percent(figure["value"]), "", (figure["value"], figure["value"], figure["value"])
+            return percent(figure["value"]), count, (figure["value"], figure["value"], figure["value"])
     else:
         figure = share(~correctness(name, field.kind, truths, predictions), products)
-    return (*_with_interval(figure), (figure["low"], figure["value"], figure["high"]))
+    value, interval = _with_interval(figure)
+    return value, " \u00b7 ".join(filter(None, [interval, count])), (figure["low"], figure["value"], figure["high"])
 
 
 def confusion(field: FieldSpec, rows: Sequence[ScoredRow]) -> dict[str, Any]:
-    """Counts of (truth, prediction) over the most frequent categories, everything else in one column."""
-    name = field.column
+    """Counts of (truth, prediction) over the most frequent categories, everything else in one column.
+
+    One row at least has a truth.
+    """
+    name, rows = field.column, rows_with(field.column, rows)
     pairs = Counter((str(row.truth[name]), str(row.values[name]) if row.values else None) for row in rows)
     truths = Counter(str(row.truth[name]) for row in rows)
     names = most_frequent(truths, CONFUSION_CLASSES)
@@ -183,7 +205,7 @@ def confidence(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> dict[
         "panels": panels,
         "curves": risk_coverage([(colour, points) for _, colour, points in curves]) if curves else None,
         "legend": [
-            (field.label, colour, percent(min(points, key=lambda one: abs(one["coverage"] - 0.5))["error"]))
+            (field, colour, percent(min(points, key=lambda one: abs(one["coverage"] - 0.5))["error"]))
             for field, colour, points in curves
         ],
         "intervals": [

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from catalens.config import FieldSpec
 from catalens.metrics import METRICS, metrics_of, primary, share_right
-from catalens.pages.format import cell, listed, metric_text, number, percent
+from catalens.pages.format import cell, listed, metric_text, number, percent, truths_of
 
 
 class System(NamedTuple):
@@ -64,6 +64,11 @@ def figure_of(scores: Mapping[str, Any], column: str, metric: str) -> Mapping[st
     return figure if figure and math.isfinite(figure["value"]) else None
 
 
+def truths_in(metrics: Mapping[str, Any], column: str) -> str:
+    """How many rows have a truth of a field, where not all have."""
+    return truths_of((metrics.get("n") or {}).get(column, metrics["rows"]), metrics["rows"])
+
+
 def beats(metric: str, one: float, other: float) -> bool:
     """Tell whether one value of a metric is better than another."""
     return one > other if METRICS[metric].higher_is_better else one < other
@@ -102,13 +107,14 @@ def tiles(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict[
     """The primary figure of each field, beside the best baseline's."""
     result = []
     for field in fields:
-        metric = primary(field.kind)
+        metric, count = primary(field.kind), truths_in(metrics, field.column)
+        about = {"field": field, "metric": METRICS[metric].label, "n": count}
         if figure := figure_of(metrics["model"], field.column, metric):
             best = _best_baseline(metrics, field)
             against = f"{best[0].lower()} {metric_text(metric, best[1]['value'])}" if best else ""
-            result.append(
-                {"field": field, "metric": METRICS[metric].label, "against": against} | cell(metric, figure)
-            )
+            result.append(about | {"against": against} | cell(metric, figure))
+        elif count:
+            result.append(about | {"against": ""} | cell(metric, None))
     return result
 
 
@@ -128,7 +134,7 @@ def verdict(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> dict[str
         opening = f"Reads {listed(f.label for f in read)}"
         texts = "text_alone" in (metrics.get("baselines") or {})
         opening += (" from picture and text" if texts else " from the picture alone") if looks == "uses_image" else ""
-    parts = [part for field in fields if (part := _in_words(field, metrics["model"]))]
+    parts = [part for field in fields if (part := _in_words(field, metrics))]
     remarks = []
     if read and (rest := [field.label for field in fields if field not in read]):
         remarks.append(f"Not clearly better than the best baseline: {listed(rest)}.")
@@ -194,16 +200,17 @@ def costs(*metrics: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _in_words(field: FieldSpec, scores: Mapping[str, Any]) -> tuple[str, str] | None:
-    """A field's share of right values, and its primary figure where that is another."""
-    right, first = share_right(field.kind), primary(field.kind)
+def _in_words(field: FieldSpec, metrics: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A field's share of right values, and its primary figure where that is another; how many rows have a truth."""
+    right, first, scores = share_right(field.kind), primary(field.kind), metrics["model"]
+    count = truths_in(metrics, field.column)
     if not (figure := figure_of(scores, field.column, right)):
-        return None
+        return (field.label, f"has {count} in these rows") if count else None
     how = {"text": "exactly right", "category": "right", "number": METRICS[right].label}[field.kind]
     says = f"{how} on {percent(figure['value'])}"
     if first != right and (other := figure_of(scores, field.column, first)):
         says += f", {METRICS[first].label} {metric_text(first, other['value'])}"
-    return field.label, says
+    return field.label, f"{says} ({count})" if count else says
 
 
 def _best_baseline(metrics: Mapping[str, Any], field: FieldSpec) -> tuple[str, Mapping[str, float]] | None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from catalens.config import PromptSpec
 from catalens.metrics import METRICS, share_right
 from catalens.pages.format import rows_of
-from catalens.pages.scores import SYSTEMS, image_use_in_words, scores_of, training_made_worse
+from catalens.pages.scores import SYSTEMS, image_use_in_words, scores_of, training_made_worse, truths_in
 
 
 def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console) -> None:
@@ -25,9 +25,13 @@ def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console
         table.add_column(system.heading, justify="right", no_wrap=True, style=None if n else "bold")
     table.add_row("parses", *_cells("parse_rate", [scores["parse_rate"] for _, scores in shown]))
     for field in prompt.fields:
+        count = truths_in(result, field.column)
         for metric in result["model"]["fields"][field.column]:
             figures = [scores["fields"][field.column][metric] for _, scores in shown]
-            table.add_row(f"{escape(field.label)}, {METRICS[metric].label}", *_cells(metric, figures))
+            name = f"{escape(field.label)}, {METRICS[metric].label}"
+            table.add_row(f"{name}\n[dim]{count}[/]" if count else name, *_cells(metric, figures))
+        if not result["model"]["fields"][field.column]:
+            table.add_row(escape(field.label), count)
     console.print(table)
     if "confidence" in result:
         _print_trust(result, prompt, console)
@@ -48,11 +52,14 @@ def _print_trust(result: Mapping[str, Any], prompt: PromptSpec, console: Console
     for name in ("right", "calibration\nerror", "usable\nunseen", "wrong\namong these", "intervals\nhold"):
         table.add_column(name, justify="right", no_wrap=True)
     for field in prompt.fields:
+        if field.column not in result["confidence"]["fields"]:
+            continue  # no truths
         measured, rule = (result[block]["fields"][field.column] for block in ("confidence", "review"))
         interval, metric = measured["interval"], share_right(field.kind)
         right = result["constrained"]["fields"][field.column][metric]
+        count = truths_in(result, field.column)
         table.add_row(
-            f"{escape(field.label)}, {METRICS[metric].label}",
+            f"{escape(field.label)}, {METRICS[metric].label}" + (f"\n[dim]{count}[/]" if count else ""),
             *_cells(metric, [right, right, measured["ece"], rule["accepted"]])[1:],
             f"{100 * rule['error']['value']:.1f}%" if rule["error"] else "",
             f"{100 * interval['coverage']['value']:.1f}% of {100 * interval['nominal']:g}%" if interval else "",

@@ -71,4 +71,4 @@ def _markdown(row: LoggedExample) -> str:
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return "" if value is None else " ".join(str(value).split()).replace("|", "\\|")

@@ -210,6 +210,12 @@ class Loop:
         self.run.console.print(
             f"step {self.state.step}: validation {shown}", highlight=False, markup=False, soft_wrap=True
         )
+        if self.spec.metric_for_best_model not in figures:
+            field = self.spec.metric_for_best_model.rpartition(".")[0]
+            raise TrainingError(
+                f"training.metric_for_best_model is {self.spec.metric_for_best_model}, but no row of the validation "
+                f"sample has a value of {field!r}: choose another, such as loss, or raise training.validation_rows"
+            )
         value, best = figures[self.spec.metric_for_best_model], self.state.best_value
         lower = not higher_is_better(self.spec.metric_for_best_model)
         if not math.isnan(value) and (best is None or (value < best if lower else value > best)):

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -181,12 +182,18 @@ def _write_lines(path: Path, rows: Any) -> None:
 
 
 def model_card(
-    recipe: Recipe, catalog: Catalog, name: str, figures: Mapping[str, float], steps: tuple[int, int], image_use: str
+    run: PreparedRun, name: str, figures: Mapping[str, float], steps: tuple[int, int], image_use: str
 ) -> str:
     """Write `README.md`: what was trained on what, how well, does it see. `steps`: of the best model, of the run."""
+    recipe, catalog, rows = run.recipe, run.catalog, run.data["validation"].rows
+    missing = Counter(
+        f.column for row in rows for f in recipe.prompt.fields if f not in fields_of(recipe.prompt, row)
+    )
+    lacking = ", ".join(f"`{column}` {count} of {len(rows)}" for column, count in missing.items())
     tag = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[recipe.training.method]
     table = "\n".join(f"| {figure} | {value:.4g} |" for figure, value in figures.items())
     fields = ", ".join(f"`{field.column}` as `{field.label}`" for field in recipe.prompt.fields)
+    table += f"\n\nValidation rows without a value: {lacking}." if lacking else ""
     return f"""---
 base_model: {recipe.model}
 pipeline_tag: image-text-to-text

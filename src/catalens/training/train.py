@@ -215,7 +215,7 @@ def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
         save_best(folder / "best", model, run.encoder.processor, run.recipe.prompt, run.schema, weights)
         sentence = IMAGE_USE[use] if use else ""
         sentence = f"**{sentence}**" if use == "ignores_image" else sentence
-        card = model_card(run.recipe, run.catalog, folder.name, trained.figures, (best, state.step), sentence)
+        card = model_card(run, folder.name, trained.figures, (best, state.step), sentence)
         (folder / "README.md").write_text(card, encoding="utf-8")
         tracker.summary({f"best/{name}": value for name, value in {**trained.figures, **trained.throughput}.items()})
         about = {"step": best, **trained.figures, "image_use": use, "catalog": run.catalog.card.content_hash}
