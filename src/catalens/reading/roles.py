@@ -18,7 +18,7 @@ from typing import Any
 from catalens.catalog.storage import is_missing
 from catalens.config import Kind
 from catalens.errors import RecipeError
-from catalens.reading.addresses import PICTURE_NAME, filled, pictures_of
+from catalens.reading.addresses import filled, is_named_picture, pictures_of
 from catalens.reading.columns import Unreadable, names_of, storable
 from catalens.reading.nested import paths_of
 from catalens.reading.numbers import Numbers
@@ -36,6 +36,7 @@ PRODUCTS = (
 )
 GROUPS = ("parent", "parent sku", "item group id", "group id", "variant group")
 """Names of columns that only the variants of a product have."""
+NO_GROUPS = {"category", "categories", "type", "name", "title", "department"}
 TITLES = (
     *("title", "titel", "titulo", "titre", "titolo", "product title", "product name", "product display name"),
     *("item name", "prod name", "name", "nombre", "nom", "nome", "bezeichnung", "product", "label", "description"),
@@ -84,8 +85,14 @@ SPECIAL_NAMES = {
     "seo",
 }
 """Words by which a column is another than the one of its name: `Cost per item`, `additional_image_link`."""
+ROW_NUMBERS = ("row", "row_number", "number_of_row", "catalens_row")
+"""Names of the numbers of rows, which stand for products where no column does."""
 FOLDERS = ("", "images", "image", "img", "photos", "pictures", "pics")
-ENDINGS = ("jpg", "jpeg", "png", "webp")
+Probe = Callable[[str, Sequence[str]], bool]
+"""Asks for some addresses of a column, and tells whether they are pictures."""
+PROBED = 3
+"""Columns, and addresses of each, that are asked for."""
+ENDINGS = ("jpg", "jpeg", "png", "webp", "JPG", "JPEG", "PNG")
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class Sample:
 
 def words_of(name: str) -> list[str]:
     """Words of a column's name: `Variant Price`, `variant_price` and `variantPrice` have the same."""
-    name = re.sub(r"\[[^\]]*\]|\.value\b", " ", name)
+    name = re.sub(r"^json\.|\[[^\]]*\]|\.value\b", " ", name)  # json: of a webdataset
     split = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d])(?=\d)|(?<=\d)(?=[^\W\d])", " ", name)
     return re.findall(r"[^\W_]+", split.lower())
 
@@ -149,19 +156,19 @@ def _within(wanted: Sequence[str], words: Sequence[str]) -> bool:
     return any(list(words[at : at + len(wanted)]) == list(wanted) for at in range(len(words) - len(wanted) + 1))
 
 
-def guess_columns(sample: Sample, given: Columns, numbers: Mapping[str, Numbers] | None = None) -> Columns:
-    """Complete what is given by what names and values tell.
+def guess_columns(sample: Sample, given: Columns, probe: Probe | None = None) -> Columns:
+    """Complete what is given by what names and values tell, and by what servers answer to `probe`.
 
     Fields are guessed only where none is given: a title, a category and a number, as many as there are. Raises
     RecipeError where a column for the picture, the product or any field cannot be told.
     """
     taken = {given.image, given.id, *given.fields}
     free = [name for name in sample.columns if storable(name) == name and name not in taken]
-    picture = given.image or guess_image(sample, free)
+    named = [name for name in (given.id,) if name and _share(sample, name, _is_picture) >= 0.5]  # by its picture
+    picture = given.image or guess_image(sample, [*free, *named], probe)
     free = [name for name in free if name != picture]
     product = given.id or guess_id(sample, free) or _file_name(sample, picture)
-    if product is None:
-        raise RecipeError(f"no column names the product: say which with --id; columns are {names_of(sample.columns)}")
+    product = product or next(name for name in ROW_NUMBERS if name not in sample.columns)
     if given.fields:
         return Columns(picture, product, given.fields)
     free = [name for name in free if name != product]
@@ -182,8 +189,11 @@ def guess_columns(sample: Sample, given: Columns, numbers: Mapping[str, Numbers]
     return Columns(picture, product, fields)
 
 
-def guess_image(sample: Sample, free: Sequence[str]) -> str:
-    """The column of the pictures; RecipeError where it cannot be told."""
+def guess_image(sample: Sample, free: Sequence[str], probe: Probe | None = None) -> str:
+    """The column of the pictures; RecipeError where it cannot be told.
+
+    Where no name and no ending tells, servers are asked for a few addresses of the columns that hold such.
+    """
     called = ranked(free, PICTURES)
     sure = {name: _share(sample, name, _is_picture) for name in free}
     addresses = {name: _share(sample, name, _is_address) for name in called}
@@ -195,9 +205,14 @@ def guess_image(sample: Sample, free: Sequence[str]) -> str:
     if template := _template(sample, free):
         return template
     maybe = [name for name in free if _share(sample, name, _is_address) >= 0.5]
+    for name in maybe[:PROBED] if probe else ():
+        addresses = (address for cell in sample.values(name) for address in pictures_of(cell)[:1])
+        if probe and probe(name, list(dict.fromkeys(str(one) for one in addresses))[:PROBED]):
+            return name
     hint = f"; {names_of(maybe)} holds addresses that do not end as pictures do" if maybe else ""
     raise RecipeError(
-        f"no column holds pictures: say which with --image{hint}; columns are {names_of(sample.columns)}"
+        f"no column holds pictures: say which with --image{hint}; columns are {names_of(sample.columns)}; "
+        "where files are called by a column, say --image 'images/{id}.jpg'"
     )
 
 
@@ -217,14 +232,20 @@ def _template(sample: Sample, free: Sequence[str]) -> str | None:
 
 
 def guess_id(sample: Sample, free: Sequence[str]) -> str | None:
-    """The column that names the product, or two where the first is not of all rows; None where there is none."""
+    """The column that names the product, or several where the first is not of all rows; None where there is none."""
     called = [name for name in ranked(free, PRODUCTS) if _mostly(map(_is_id, sample.values(name)))]
-    groups = [name for name in ranked(free, GROUPS) if name not in called[:1] and sample.values(name)]
     best = next((name for name in called if len(sample.values(name)) * 5 >= len(sample.rows)), None)
-    if best and len(sample.values(best)) < len(sample.rows):
-        whole = [name for name in called if len(sample.values(name)) == len(sample.rows)]
-        return f"{best}|{whole[0]}" if whole else best
-    return f"{groups[0]}|{best}" if best and groups else best
+    if best is None:
+        return None
+    groups = [name for name in ranked(free, GROUPS) if name != best and not NO_GROUPS & set(words_of(name))]
+    parts = [*[name for name in groups if sample.values(name)][:1], best]
+    whole = [name for name in called if len(sample.values(name)) == len(sample.rows)]
+    if len(sample.values(best)) < len(sample.rows):
+        parts += whole[:1]
+    number = next((name for name in free if words_of(name) == ["id"]), None)
+    if number and any(str(value).startswith("id:") for value in sample.values(parts[0])):  # as WooCommerce
+        parts = [*(name for name in parts if name != number), f"id:{{{number}}}"]
+    return "|".join(parts)
 
 
 def _file_name(sample: Sample, picture: str) -> str | None:
@@ -239,12 +260,11 @@ def expand(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]], base: str 
     names: list[str] = []
     more = [dict(row) for row in rows]
     for column in columns:
+        names.append(column)
         for path in paths_of(column, (row.get(column) for row in rows)):
-            names.append(path)
+            names += [path] if path != column else []
             for row in more if path != column else ():
                 row[path] = value_at(row.get(column), path[len(column) :])
-        if column not in names:
-            names.append(column)
     return Sample(names, more, base)
 
 
@@ -288,7 +308,7 @@ def _is_id(value: Any) -> bool:
 def _is_picture(value: Any) -> bool:
     """Bytes, or an address or path that ends as pictures do."""
     first = next(iter(pictures_of(value)), None)
-    return isinstance(first, bytes) or bool(first and PICTURE_NAME.search(first))
+    return first is not None and is_named_picture(first)
 
 
 def _is_address(value: Any) -> bool:
