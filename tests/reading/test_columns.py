@@ -327,6 +327,37 @@ def test_columns_of_known_exports_are_told(row: dict, columns: Columns):
     assert guess(row) == columns
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("réf", "désignation", "photo", "catégorie", "prix TTC"),
+        ("referencia", "título", "imagen", "categoría", "precio"),
+        ("codice", "Titolo", "Immagine", "Categoria", "Prezzo"),
+        ("código", "Título", "Imagem", "Categoria", "Preço"),
+        ("Artikelnr", "Bezeichnung", "Bild", "Warengruppe", "VK-Preis"),
+        ("kod", "nazwa", "zdjęcie", "kategoria", "cena"),
+        ("kód", "název", "obrázek", "kategorie", "cena"),
+        ("cikkszám", "megnevezés", "kép", "kategória", "ár"),
+        ("varenummer", "navn", "billede", "kategori", "pris"),
+        ("artnr", "benämning", "bild", "kategori", "pris"),
+        ("referentie", "naam", "afbeelding", "categorie", "prijs"),
+        ("kod", "ürün ad\u0131", "görsel", "kategori", "fiyat"),
+        ("артикул", "название", "фото", "категория", "цена"),
+        ("κωδικός", "τίτλος", "εικόνα", "κατηγορία", "τιμή"),
+    ],
+)
+def test_columns_are_known_in_the_languages_of_shops(names: tuple[str, ...]):
+    id, title, image, category, price = names
+    row = {id: "A7", "farbe": "rot", title: "Scarf", image: "7.jpg", category: "SCARVES", price: "12,50"}
+    assert guess(row) == named(image, id, text=title, category=category, number=price)
+
+
+@pytest.mark.parametrize("name", ["CURRENCY_CODE", "color_code", "country code", "postal_code"])
+def test_a_code_that_many_rows_share_names_no_product(name: str):
+    rows = [{name: "USD", "photo": f"{n}.jpg", "title": "Scarf"} for n in range(40)]
+    assert guess_columns(Sample(list(rows[0]), rows), Columns()).id == "photo"
+
+
 @pytest.mark.parametrize("id", ["id:7", "7", "P-1"])
 def test_the_parents_of_woocommerce_are_named_by_sku_or_number(id: str):
     rows = [

@@ -10,6 +10,7 @@ address is known by its ending, and one without an ending only in a column that 
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +29,25 @@ PICTURES = (
     *("local image path", "main image url", "main image", "image src", "image url", "image link", "image", "images"),
     *("img", "picture", "photo", "photos", "pictures", "bild", "bilder", "foto", "fotos", "imagen", "immagine"),
     *("afbeelding", "zdjecie", "obraz", "kep", "file name", "filename", "imageurl", "imagelink", "thumbnail"),
+    *(
+        "imagem",
+        "imagenes",
+        "bilde",
+        "billede",
+        "kuva",
+        "obrazek",
+        "gorsel",
+        "resim",
+        "фото",
+        "изображение",
+        "εικονα",
+    ),
 )
 PRODUCTS = (
     *("product code", "item group id", "handle", "parent sku", "product id", "productid", "sku", "asin", "uniq id"),
     *("article id", "item id", "code", "article", "style", "model number", "artikelnummer", "referenz", "reference"),
-    *("gtin", "ean", "upc", "barcode", "id", "key", "name", "file name"),
+    *("gtin", "ean", "upc", "barcode", "id", "key", "file name", "artikelnr", "artnr", "ref", "referencia", "codigo"),
+    *("codice", "referentie", "kod", "artikl", "varenummer", "cikkszam", "артикул", "код", "κωδικος"),
 )
 GROUPS = ("parent", "parent sku", "item group id", "group id", "variant group")
 """Names of columns that only the variants of a product have."""
@@ -40,49 +55,36 @@ NO_GROUPS = {"category", "categories", "type", "name", "title", "department"}
 TITLES = (
     *("title", "titel", "titulo", "titre", "titolo", "product title", "product name", "product display name"),
     *("item name", "prod name", "name", "nombre", "nom", "nome", "bezeichnung", "product", "label", "description"),
+    *("designation", "denominazione", "naam", "nazwa", "nazev", "navn", "namn", "benamning", "nev", "megnevezes"),
+    *("urun adi", "isim", "название", "наименование", "ονομα", "τιτλος", "text", "caption"),
 )
 CATEGORIES = (
-    *(
-        "category",
-        "kategorie",
-        "categorie",
-        "categoria",
-        "categories",
-        "category name",
-        "product type",
-        "article type",
-    ),
-    *("product category", "google product category", "taxonomy", "item type", "type", "department", "class", "label"),
+    *("category", "kategorie", "categorie", "categoria", "categories", "category name", "product type"),
+    *("article type", "product category", "google product category", "taxonomy", "item type", "type", "department"),
+    *("class", "label", "warengruppe", "kategoria", "kategori", "kategoriat", "категория", "раздел", "κατηγορια"),
 )
 NUMBERS = (
+    *("full price", "price", "sale price", "regular price", "list price", "preis", "prix", "precio", "prezzo"),
     *(
-        "full price",
-        "price",
-        "sale price",
-        "regular price",
-        "list price",
-        "preis",
-        "prix",
-        "precio",
-        "prezzo",
         "prijs",
+        "cena",
+        "pris",
+        "hind",
+        "ar",
+        "amount",
+        "msrp",
+        "rrp",
+        "cost",
+        "preco",
+        "hinta",
+        "fiyat",
+        "цена",
+        "τιμη",
     ),
-    *("cena", "pris", "hind", "ar", "amount", "msrp", "rrp", "cost"),
 )
 SPECIAL_NAMES = {
-    "additional",
-    "compare",
-    "cost",
-    "shipping",
-    "tax",
-    "unit",
-    "old",
-    "discount",
-    "min",
-    "max",
-    "alt",
-    "meta",
-    "seo",
+    *("additional", "compare", "cost", "shipping", "tax", "unit", "old", "before", "discount", "min", "max"),
+    *("alt", "meta", "seo", "logo"),
 }
 """Words by which a column is another than the one of its name: `Cost per item`, `additional_image_link`."""
 ROW_NUMBERS = ("row", "row_number", "number_of_row", "catalens_row")
@@ -90,6 +92,8 @@ ROW_NUMBERS = ("row", "row_number", "number_of_row", "catalens_row")
 FOLDERS = ("", "images", "image", "img", "photos", "pictures", "pics")
 Probe = Callable[[str, Sequence[str]], bool]
 """Asks for some addresses of a column, and tells whether they are pictures."""
+FEWEST_IDS = 0.02
+"""Products for each row, below which a column names something else."""
 PROBED = 3
 """Columns, and addresses of each, that are asked for."""
 ENDINGS = ("jpg", "jpeg", "png", "webp", "JPG", "JPEG", "PNG")
@@ -126,6 +130,9 @@ class Sample:
 def words_of(name: str) -> list[str]:
     """Words of a column's name: `Variant Price`, `variant_price` and `variantPrice` have the same."""
     name = re.sub(r"^json\.|\[[^\]]*\]|\.value\b", " ", name)  # json: of a webdataset
+    name = "".join(
+        sign for sign in unicodedata.normalize("NFKD", name.replace("\u0131", "i")) if not unicodedata.combining(sign)
+    )
     split = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d])(?=\d)|(?<=\d)(?=[^\W\d])", " ", name)
     return re.findall(r"[^\W_]+", split.lower())
 
@@ -233,7 +240,7 @@ def _template(sample: Sample, free: Sequence[str]) -> str | None:
 
 def guess_id(sample: Sample, free: Sequence[str]) -> str | None:
     """The column that names the product, or several where the first is not of all rows; None where there is none."""
-    called = [name for name in ranked(free, PRODUCTS) if _mostly(map(_is_id, sample.values(name)))]
+    called = [name for name in ranked(free, PRODUCTS) if _are_ids(sample.values(name))]
     best = next((name for name in called if len(sample.values(name)) * 5 >= len(sample.rows)), None)
     if best is None:
         return None
@@ -299,6 +306,12 @@ def _are_categories(found: list[Any]) -> bool:
 def _are_numbers(found: list[Any]) -> bool:
     """Numbers by at least one way of writing; which one is told from all cells later."""
     return _mostly(any(way.read(value) is not None for way in (Numbers(), Numbers(decimal=","))) for value in found)
+
+
+def _are_ids(found: list[Any]) -> bool:
+    """Codes of many products, not of a colour or a currency."""
+    plain = {str(value) for value in found if isinstance(value, str | int | float)}
+    return _mostly(map(_is_id, found)) and (len(found) < 20 or len(plain) > max(1, len(found) * FEWEST_IDS))
 
 
 def _is_id(value: Any) -> bool:
