@@ -373,3 +373,63 @@ def test_a_long_comment_is_no_reason_against_a_png():
     notes.add_text("comment", "x" * 3 * 2**20, zip=True)
     Image.new("RGB", (40, 30), "red").save(buffer, "PNG", pnginfo=notes)
     assert open_picture(buffer.getvalue()).size == (40, 30)
+
+
+PHOTO = Image.fromarray(np.random.default_rng(5).integers(0, 256, (120, 160, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"quality": 30}, {"subsampling": 0}, {"progressive": True}, {"optimize": True}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("end", [b"", b"\xff"])
+def test_a_jpeg_without_its_end_mark_is_taken_and_stored_with_one(options: dict[str, Any], mode: str, end: bytes):
+    whole = encoded(PHOTO.convert(mode), "JPEG", **options)
+    told: list[str] = []
+    stored, facts = storable_picture(whole[:-2] + end, notice=told.append)
+    assert told == ["JPEG pictures without an end mark"]
+    assert stored == whole if mode != "CMYK" else facts.format == "PNG"
+    assert open_picture(stored).tobytes() == open_picture(whole).tobytes() == open_picture(whole[:-2]).tobytes()
+    assert storable_picture(stored, notice=told.append)[0] == stored
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("cut", [3, 4, 5, 9, 50, 500, 5000])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_a_jpeg_that_lacks_pixels_is_refused_whatever_its_end(cut: int, options: dict[str, Any]):
+    data = encoded(PHOTO, "JPEG", **options)[:-cut]
+    for function in (open_picture, storable_picture):
+        with pytest.raises(PictureError, match="truncated"):
+            function(data)
+
+
+@pytest.fixture(scope="module")
+def huge() -> bytes:
+    return encoded(
+        gradient(width=400, height=450).resize((8000, 9000), Image.Resampling.BILINEAR), "JPEG", quality=50
+    )
+
+
+@pytest.mark.parametrize("side", [336, 1000, 4500])
+def test_a_jpeg_beyond_the_limit_is_taken_where_it_is_made_smaller(huge: bytes, side: int):
+    told: list[str] = []
+    stored, facts = storable_picture(huge, max_side=side, notice=told.append)
+    assert told == ["JPEG pictures of more than 64,000,000 pixels"]
+    assert (facts.size, facts.format) == ((round(side * 8 / 9), side), "JPEG")
+    small = gradient(width=400, height=450).resize(facts.size or (1, 1), Image.Resampling.BILINEAR)
+    assert np.abs(np.asarray(open_picture(stored), int) - np.asarray(small, int)).mean() < 4
+    assert storable_picture(stored, max_side=side)[0] == stored
+
+
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [({}, r"64,000,000; --max-side 4500 takes it"), ({"max_side": 4600}, r"; --max-side 4500 takes it")],
+)
+def test_a_jpeg_beyond_the_limit_says_what_takes_it(huge: bytes, options: dict[str, int], fix: str):
+    with pytest.raises(PictureError, match=fix):
+        storable_picture(huge, **options)
+
+
+def test_what_cannot_be_read_smaller_is_refused_beyond_the_limit():
+    with pytest.raises(PictureError, match=r"9000x9000 pixels are more than 64,000,000$"):
+        storable_picture(png_bomb(9000, 9000), max_side=300)

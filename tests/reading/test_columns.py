@@ -3,6 +3,7 @@
 import base64
 import math
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 
 import pytest
@@ -112,6 +113,33 @@ def test_an_id_that_came_as_a_double_has_no_point(cell: object, id: str):
         (None, []),
         (" ", []),
         (5, ["5"]),
+        ("http://s/1.jpg||http://s/2.jpg", ["http://s/1.jpg", "http://s/2.jpg"]),
+        ("http://s/1.jpg#http://s/2.jpg", ["http://s/1.jpg", "http://s/2.jpg"]),
+        ("http://s/1.jpg#top", ["http://s/1.jpg#top"]),
+        ("a.jpg b.jpg", ["a.jpg", "b.jpg"]),
+        ("red bag.jpg", ["red bag.jpg"]),
+        ('"http://s/1.jpg"', ["http://s/1.jpg"]),
+        ("{http://s/1.jpg,http://s/2.jpg}", ["http://s/1.jpg", "http://s/2.jpg"]),
+        ("[http://s/1.jpg, http://s/2.jpg]", ["http://s/1.jpg", "http://s/2.jpg"]),
+        ('<p><img class="x" src="http://s/1.jpg"/></p>', ["http://s/1.jpg"]),
+        ("<img src='a.jpg'><img src='b.jpg'>", ["a.jpg", "b.jpg"]),
+        ('=IMAGE("http://s/1.jpg")', ["http://s/1.jpg"]),
+        ('=HYPERLINK("http://s/1.jpg";"photo")', ["http://s/1.jpg"]),
+        ("![front](http://s/1.jpg)", ["http://s/1.jpg"]),
+        ("a.jpg (http://dl.s/x/a.jpg),b.jpg (http://dl.s/b)", ["http://dl.s/x/a.jpg", "http://dl.s/b"]),
+        ("photo (1).jpg", ["photo (1).jpg"]),
+        ("http://s/a_(1).jpg", ["http://s/a_(1).jpg"]),
+        ("http://s/1.jpg?w=1&amp;h=2", ["http://s/1.jpg?w=1&h=2"]),
+        ("http:/s/1.jpg", ["http://s/1.jpg"]),
+        ("https:\\\\s\\1.jpg", ["https://s/1.jpg"]),
+        ({"main": "http://s/1.jpg", "gallery": ["http://s/2.jpg"]}, ["http://s/1.jpg", "http://s/2.jpg"]),
+        ({"@type": "ImageObject", "contentUrl": "http://s/1.jpg"}, ["http://s/1.jpg"]),
+        ({"0": {"url": "http://s/1.jpg"}}, ["http://s/1.jpg"]),
+        (repr(JPEG), [JPEG]),
+        (repr({"bytes": JPEG, "path": None}), [JPEG]),
+        ("\\x" + JPEG.hex(), [JPEG]),
+        ("0x" + JPEG.hex().upper(), [JPEG]),
+        ("ab" * 100, ["ab" * 100]),
     ],
     ids=lambda value: repr(value)[:40],
 )
@@ -158,6 +186,8 @@ SOFA = {
     "size": {"width": {"value": 12.5, "unit": "cm"}},
     "tags": ["a", "b"],
     "a.b": "plain",
+    "printed": "[{'a': 1}]",
+    "dumped": '{"a": [1, 2]}',
 }
 
 
@@ -173,6 +203,9 @@ SOFA = {
         ("tags[7]", None),
         ("a.b", "plain"),
         ("size.depth.value|item_id", "B0"),
+        ("size.depth.value|id:{item_id}", "id:B0"),
+        ("printed[0].a", 1),
+        ("dumped.a[1]", 2),
     ],
 )
 def test_a_path_leads_into_a_cell(name: str, value: object):
@@ -318,6 +351,101 @@ def test_columns_of_known_exports_are_told(row: dict, columns: Columns):
     assert guess(row) == columns
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("réf", "désignation", "photo", "catégorie", "prix TTC"),
+        ("referencia", "título", "imagen", "categoría", "precio"),
+        ("codice", "Titolo", "Immagine", "Categoria", "Prezzo"),
+        ("código", "Título", "Imagem", "Categoria", "Preço"),
+        ("Artikelnr", "Bezeichnung", "Bild", "Warengruppe", "VK-Preis"),
+        ("kod", "nazwa", "zdjęcie", "kategoria", "cena"),
+        ("kód", "název", "obrázek", "kategorie", "cena"),
+        ("cikkszám", "megnevezés", "kép", "kategória", "ár"),
+        ("varenummer", "navn", "billede", "kategori", "pris"),
+        ("artnr", "benämning", "bild", "kategori", "pris"),
+        ("referentie", "naam", "afbeelding", "categorie", "prijs"),
+        ("kod", "ürün ad\u0131", "görsel", "kategori", "fiyat"),
+        ("артикул", "название", "фото", "категория", "цена"),
+        ("κωδικός", "τίτλος", "εικόνα", "κατηγορία", "τιμή"),
+    ],
+)
+def test_columns_are_known_in_the_languages_of_shops(names: tuple[str, ...]):
+    id, title, image, category, price = names
+    row = {id: "A7", "farbe": "rot", title: "Scarf", image: "7.jpg", category: "SCARVES", price: "12,50"}
+    assert guess(row) == named(image, id, text=title, category=category, number=price)
+
+
+@pytest.mark.parametrize("name", ["CURRENCY_CODE", "color_code", "country code", "postal_code"])
+def test_a_code_that_many_rows_share_names_no_product(name: str):
+    rows = [{name: "USD", "photo": f"{n}.jpg", "title": "Scarf"} for n in range(40)]
+    assert guess_columns(Sample(list(rows[0]), rows), Columns()).id == "photo"
+
+
+@pytest.mark.parametrize("id", ["id:7", "7", "P-1"])
+def test_the_parents_of_woocommerce_are_named_by_sku_or_number(id: str):
+    rows = [
+        {
+            "ID": str(n),
+            "Type": "variation",
+            "SKU": f"S{n}",
+            "Name": "Mug",
+            "Images": "a.jpg",
+            "Parent": id if n % 2 else "",
+        }
+        for n in range(10)
+    ]
+    wanted = "Parent|SKU|id:{ID}" if id == "id:7" else "Parent|SKU"
+    assert guess_columns(Sample(list(rows[0]), rows), Columns()).id == wanted
+
+
+@pytest.mark.parametrize("name", ["parent_category", "Parent Name", "parentType", "group department"])
+def test_what_many_products_share_is_no_group(name: str):
+    assert guess(FASHION | {name: "Shoes"}).id == "sku"
+
+
+@pytest.mark.parametrize("row", [{"photo": JPEG, "title": "Scarf"}, {"photo": JPEG, "title": "Scarf", "row": "x"}])
+def test_rows_are_numbered_where_no_column_names_the_product(row: dict):
+    assert guess(row).id == ("row_number" if "row" in row else "row")
+
+
+@pytest.mark.parametrize("name", ["file_name", "image", "photo"])
+def test_a_picture_s_column_may_name_the_product_too(name: str):
+    row = {name: "a.jpg", "title": "Scarf"}
+    assert guess(row, Columns(id=name)).image == name
+    assert guess(row).id == name
+
+
+def test_a_list_of_pictures_is_one_column():
+    assert guess({"id": "1", "title": "Scarf", "images": ["a.jpg", "b.jpg"]}).image == "images"
+
+
+@pytest.mark.parametrize(("answers", "image"), [({"front"}, "front"), ({"page", "front"}, "page"), (set(), None)])
+def test_servers_are_asked_where_no_name_and_no_ending_tells(answers: set[str], image: str | None):
+    rows = [
+        {"id": f"{n}", "title": "Scarf", "page": f"https://s.test/p/{n}", "front": f"https://s.test/a/{n}"}
+        for n in range(8)
+    ]
+    asked: dict[str, list[str]] = {}
+
+    def probe(name: str, addresses: Sequence[str]) -> bool:
+        asked[name] = list(addresses)
+        return name in answers
+
+    sample = Sample(list(rows[0]), rows)
+    if image is None:
+        with pytest.raises(RecipeError, match="no column holds pictures"):
+            guess_columns(sample, Columns(), probe)
+    else:
+        assert guess_columns(sample, Columns(), probe).image == image
+    assert all(len(addresses) == 3 for addresses in asked.values())
+    asked.clear()
+    guess_columns(
+        Sample([*rows[0], "photo"], [row | {"photo": "https://s.test/x"} for row in rows]), Columns(), probe
+    )
+    assert not asked
+
+
 def test_what_is_given_is_kept_and_fields_are_then_not_guessed():
     given = Columns(None, "name", {"price": "number"})
     assert guess(FASHION, given) == Columns("img_src", "name", {"price": "number"})
@@ -378,7 +506,6 @@ def test_a_number_column_that_holds_words_is_none():
             {"id": "1", "title": "Scarf"},
             "no column holds pictures: say which with --image; columns are 'id', 'title'",
         ),
-        ({"photo": JPEG, "title": "Scarf"}, "no column names the product: say which with --id"),
         ({"photo": "a.jpg", "id": "1", "x": "y"}, "say which with --text, --category and --number"),
     ],
 )

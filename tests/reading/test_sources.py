@@ -412,8 +412,12 @@ def test_no_cell_of_json_ends_a_table(tmp_path: Path, column: str):
     ("cell", "reason"),
     [
         ("\ud83d bag", "not text in 'title': '\\ud83d bag' holds bytes of another encoding, or half a character"),
-        (["a", "b"], "a list in 'title', not a text"),
-        ({"a": 1}, "an object in 'title', not a text"),
+        (["a", "b"], "a list in 'title', not a text: name the value inside, --text 'title[0]'"),
+        ('["a", "b"]', "a list in 'title', not a text: name the value inside, --text 'title[0]'"),
+        ("['a']", "a list in 'title', not a text: name the value inside, --text 'title[0]'"),
+        ({"a": 1}, "an object in 'title', not a text: name the value inside, --text title.a"),
+        ('{"a": {"b": 1}}', "an object in 'title', not a text: name the value inside, --text title.a.b"),
+        ({}, "an object in 'title', not a text"),
         (b"2", "bytes in 'title', not a text"),
         (float("inf"), "an infinite number in 'title', not a text"),
         (Unreadable("row group 2 of the file, broken"), "cannot be read in 'title': row group 2 of the file, broken"),
@@ -427,7 +431,8 @@ def test_what_is_no_text_is_named(cell: object, reason: str):
     row = {"sku": "1", "title": cell, "kind": "BAGS", "price": 5}
     assert read_values(row, ROLES, {}, "refuse") == ("1", {}, reason)
     id = read_values(row | {"sku": cell, "title": "Bag"}, ROLES, {})
-    assert id[2] == reason.replace("'title'", "'sku'").replace("a text", "an id")
+    said = reason.replace("'title'", "'sku'").replace("a text", "an id")
+    assert id[2] == said.replace("--text title", "--id sku").replace("--text 'title", "--id 'sku")
     id[0].encode()
 
 

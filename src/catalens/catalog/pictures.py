@@ -3,16 +3,17 @@
     scarf.jpg   ->  PictureFacts("9f86d0...", 18211, 300, 375, "JPEG", brightness=251, fingerprint="a3c1...")
 
 What comes from a table is hostile until checked: only the formats below are handed to Pillow, the size is checked
-before a pixel is decoded, a truncated file is refused.
+before a pixel is decoded, a truncated file is refused; a JPEG that lacks nothing but its end mark is none.
 """
 
 import hashlib
 import io
+import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
@@ -23,6 +24,11 @@ from catalens.errors import PictureError
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 MAX_PIXELS = 64_000_000
 PngImagePlugin.MAX_TEXT_CHUNK = 2**25  # bytes of a comment, which is no reason against a picture; they are read over
+START, SCAN, END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
+"""Marks of a JPEG: its beginning, that of its pixels, its end."""
+FILLERS = (b"", b"\x55" * 64, b"\xaa" * 64, b"\x1b" * 64)
+"""What may stand before the end mark of a JPEG: pixels of a whole one do not depend on it."""
+CLOSED, REDUCED = "JPEG pictures without an end mark", f"JPEG pictures of more than {MAX_PIXELS:,} pixels"
 JPEG_QUALITY = 92
 """Of photos that are made smaller."""
 ORIENTATION = 0x0112  # the EXIF tag
@@ -65,7 +71,7 @@ def open_picture(data: bytes) -> Image.Image:
 
     Raises PictureError with the reason where the bytes are no whole picture of an allowed format.
     """
-    return _decode(data)[0]
+    return _decode(data).seen
 
 
 @contextmanager
@@ -109,23 +115,30 @@ def has_position(image: Image.Image) -> bool:
 def picture_facts(data: bytes) -> PictureFacts:
     """Decode a picture and keep only its facts; `reason` says why where it cannot be decoded."""
     try:
-        seen, image, _ = _decode(data)
+        decoded = _decode(data)
     except PictureError as error:
         return PictureFacts(hashlib.sha256(data).hexdigest(), len(data), reason=str(error))
-    return _facts(data, seen, image)
+    return _facts(data, decoded.seen, decoded.image)
 
 
 def storable_picture(
-    data: bytes, max_side: int | None = None, strip_metadata: bool = False
+    data: bytes,
+    max_side: int | None = None,
+    strip_metadata: bool = False,
+    notice: Callable[[str], None] = lambda oddity: None,
 ) -> tuple[bytes, PictureFacts]:
-    """The bytes to store, and their facts, of one decoding.
+    """The bytes to store, and their facts, of one decoding; `notice` hears what kind of oddity was mended.
 
     As received where every reader sees the same RGB picture, no side longer than `max_side` pixels; else encoded
     again: as JPEG where a photo that came as JPEG was made smaller or, by `strip_metadata`, freed of all that is no
-    pixel (EXIF with its position, XMP, comments); as PNG in every other case. Raises PictureError as `open_picture`.
+    pixel (EXIF with its position, XMP, comments); as PNG in every other case. A JPEG of more pixels than others may
+    have is made smaller while it is read. Raises PictureError as `open_picture`.
     """
-    seen, image, plain = _decode(data)
-    small = max_side is None or max(seen.size) <= max_side
+    decoded = _decode(data, max_side)
+    data, seen, image, plain = decoded.data, decoded.seen, decoded.image, decoded.plain
+    for oddity in [CLOSED] * decoded.closed + [REDUCED] * decoded.reduced:
+        notice(oddity)
+    small = not decoded.reduced and (max_side is None or max(seen.size) <= max_side)
     if plain and small and not strip_metadata:
         return data, _facts(data, seen, image)
     lossy = image.format in ("JPEG", "MPO") and (plain or not small)
@@ -161,21 +174,54 @@ def border_brightness(picture: Image.Image) -> int:
     return round((int(grey.sum()) - int(inside.sum())) / (grey.size - inside.size))
 
 
-def _decode(data: bytes) -> tuple[Image.Image, Image.Image, bool]:
-    """The picture as seen, the file as opened, and whether every reader sees the same in it."""
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    data: bytes
+    """With the end mark, where it lacked."""
+    seen: Image.Image
+    image: Image.Image
+    """The file as opened."""
+    plain: bool
+    """Every reader sees the same in it."""
+    reduced: bool = False
+    """Made smaller while it was read."""
+    closed: bool = False
+    """It lacked the end mark."""
+
+
+def _decode(data: bytes, max_side: int | None = None) -> _Decoded:
+    """Decode a picture; one of too many pixels only where it may be made smaller, as JPEG can while it is read."""
+    if not data.startswith(START) or data.rfind(SCAN) <= data.rfind(END):
+        return _read(data, max_side)
+    body = data.rstrip(b"\0") if data.endswith(bytes(4)) else data  # room that a download left unfilled
+    whole = (body[:-1] if body.endswith(END[:1]) else body) + END
+    if not _is_whole(whole):
+        raise PictureError("cannot be decoded (image file is truncated)")
+    return replace(_read(whole, max_side), closed=True)
+
+
+def _is_whole(data: bytes) -> bool:
+    """Tell whether a JPEG, closed by hand, has all of its pixels: none is read from what stands before the end."""
+    try:
+        pixels = {hash(_read(data[:-2] + filler + END).seen.tobytes()) for filler in FILLERS}
+    except PictureError:
+        return False
+    return len(pixels) == 1
+
+
+def _read(data: bytes, max_side: int | None = None) -> _Decoded:
     if not data:
         raise PictureError("no bytes")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's bomb and EXIF warnings: the size is checked right here
             image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise PictureError(f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}")
+            reduced = _reduce(image, max_side)
             image.load()
             plain = image.mode in ("RGB", "L") and "transparency" not in image.info
             upright = image.getexif().get(ORIENTATION, 1) == 1
             still = image.format == "MPO" or not getattr(image, "is_animated", False)  # MPO: a JPEG with previews
-            return _on_white(image), image, plain and upright and still
+            return _Decoded(data, _on_white(image), image, plain and upright and still, reduced)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -183,6 +229,21 @@ def _decode(data: bytes) -> tuple[Image.Image, Image.Image, bool]:
     except Exception as error:  # hostile bytes make Pillow's many readers raise anything
         reason = str(error).partition("\n")[0] or "broken data"
         raise PictureError(f"cannot be decoded ({reason})") from error
+
+
+def _reduce(image: Image.Image, max_side: int | None) -> bool:
+    """Let a JPEG of too many pixels be read at a half, a quarter or an eighth; PictureError of any other picture."""
+    width, height = image.size
+    if width * height <= MAX_PIXELS:
+        return False
+    able = image.format == "JPEG" and not image.info.get("progressive")  # which is held whole while it is read
+    if able and max_side is not None:
+        share = max_side / max(width, height)
+        image.draft(None, (math.ceil(width * share), math.ceil(height * share)))
+        if image.width * image.height <= MAX_PIXELS:
+            return True
+    fix = f"; --max-side {max(width, height) // 2} takes it" if able else ""
+    raise PictureError(f"{width}x{height} pixels are more than {MAX_PIXELS:,}{fix}")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -39,6 +39,7 @@ HOST = re.compile(
 STORES = ("s3", "gs", "gcs", "az", "abfs", "hf", "oss")
 """Schemes of stores of objects, read through fsspec."""
 LEAVES = "picture path leaves the folder of the table: name another with --image-root"
+LINKED = "picture is a link out of the folder of the table: name one that holds its file with --image-root"
 AHEAD = 16
 """Rows under way for each connection, so that one slow host does not keep the others waiting."""
 
@@ -47,7 +48,9 @@ class CollectSpec(Frozen):
     """Settings by which pictures are fetched and stored."""
 
     base: str = "."
-    """Folder or URL that paths are relative to."""
+    """Folder or URL that paths are relative to, and that holds all local pictures."""
+    beside: str | None = None
+    """Folder of the table, where `base` is another: paths may be relative to it, too."""
     download: DownloadSpec = DownloadSpec()
     max_side: int | None = None
     """Longest side of a stored picture in pixels; unset: as it came."""
@@ -60,21 +63,32 @@ class CollectSpec(Frozen):
         return f"max_side={self.max_side} strip_metadata={self.strip_metadata}"
 
 
-def collect(journal: TableJournal, spec: CollectSpec, progress: Progress = silent) -> None:
-    """Give every picture a record that has none; the note of the progress says which failures are most frequent."""
+def collect(
+    journal: TableJournal,
+    spec: CollectSpec,
+    progress: Progress = silent,
+    notice: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Give every picture a record that has none; the note of the progress says which failures are most frequent.
+
+    `notice` hears what kinds of pictures were taken although something in them is odd.
+    """
     total, done = journal.pictures(spec.made)
-    failures = Counter[str]()
+    failures, oddities = Counter[str](), Counter[str]()
     progress("pictures", done, total)
 
     def take(wanted: Wanted, record: Record) -> None:
         nonlocal done
         journal.record(wanted.number, record, spec.made)
         done += 1
+        oddities.update(record.oddities)
         if reason := record.got.reason:
             failures[kind_of_reason(reason)] += 1
         progress("pictures", done, total, ", ".join(f"{count} {reason}" for reason, count in failures.most_common(3)))
 
     asyncio.run(_collect(journal, spec, take))
+    for oddity, count in oddities.items():
+        notice(f"taken all the same: {count} {oddity}")
 
 
 async def _collect(journal: TableJournal, spec: CollectSpec, take: Callable[[Wanted, Record], None]) -> None:
@@ -104,21 +118,23 @@ def _record(got: Fetched, spec: CollectSpec, web: bool, kept: bool) -> Record:
     """Decode a picture; never raises. One of the web is kept as it came, for other settings."""
     if (data := got.body) is None:
         return Record(got)
+    oddities: list[str] = []
     try:
-        stored, facts = storable_picture(data, spec.max_side, spec.strip_metadata)
+        stored, facts = storable_picture(data, spec.max_side, spec.strip_metadata, oddities.append)
     except PictureError as error:
         return Record(replace(got, reason=f"picture: {error}"))
     except Exception as error:  # hostile bytes make libraries raise anything
         return Record(replace(got, reason=f"picture: cannot be decoded ({type(error).__name__})"))
     same = stored == data and (web or kept)
-    return Record(got, facts, None if same else stored, data if web else None)
+    return Record(got, facts, None if same else stored, data if web else None, tuple(oddities))
 
 
 # Where a picture is ----------------------------------------------------------------------------------------------
 
 
-def picture_key(picture: str, embedded: bytes | None, base: str) -> str:
+def picture_key(picture: str, embedded: bytes | None, spec: CollectSpec) -> str:
     """Identity of a picture: its URL; a file's path, size and time; the hash of bytes that came with the row."""
+    base = spec.base
     if embedded is not None:
         return EMBEDDED + hashlib.sha256(embedded).hexdigest()
     if (url := _url(picture, base)) is not None:
@@ -126,9 +142,9 @@ def picture_key(picture: str, embedded: bytes | None, base: str) -> str:
     base = _local(base)
     if "://" in base:
         return f"{base}/{picture}"
-    path = Path(base).absolute() / picture
+    path = _local_file(picture, spec) if spec.beside else Path(base).absolute() / _local(picture)
     try:
-        found = path.stat()
+        found = Path(path).stat()
     except (OSError, ValueError):  # reading it will say so
         return f"file:{path}"
     return f"file:{path} {found.st_size} {found.st_mtime_ns}"
@@ -177,7 +193,7 @@ def _local(base: str) -> str:
 
 def _read(picture: str, spec: CollectSpec) -> bytes | str:
     """A file below the table's folder, here or on the table's own file system; or why it cannot be had."""
-    base, largest = _local(spec.base), spec.download.max_bytes
+    base, picture, largest = _local(spec.base), _local(picture), spec.download.max_bytes
     if (scheme := urlsplit(picture).scheme) in STORES and "://" in picture:
         opened = partial(open_bytes, picture)
     elif "://" in picture:
@@ -187,14 +203,10 @@ def _read(picture: str, spec: CollectSpec) -> bytes | str:
             return LEAVES
         opened = partial(open_bytes, f"{base}/{picture}")
     else:
-        folder = Path(base).resolve()
-        try:
-            inside = (folder / picture).resolve()
-        except (ValueError, RuntimeError, OSError):  # a null character, a circle of links, a name too long
-            return "picture path is none"
-        if not inside.is_relative_to(folder):
-            return LEAVES
-        opened = partial(_open_file, inside)
+        found = _local_file(picture, spec)
+        if isinstance(found, str):
+            return found
+        opened = partial(_open_file, found)
     try:
         with opened() as file:
             data = file.read(largest + 1)
@@ -205,6 +217,21 @@ def _read(picture: str, spec: CollectSpec) -> bytes | str:
     except OSError as error:
         return f"picture cannot be read: {error.strerror or first_line(error)}"
     return data if len(data) <= largest else f"too large: more than {largest:,} bytes"
+
+
+def _local_file(picture: str, spec: CollectSpec) -> Path | str:
+    """The file that a path names inside the folder of pictures, or why it names none."""
+    folder = Path(_local(spec.base)).resolve()
+    named = [folder / picture]
+    if spec.beside and "://" not in spec.beside:
+        named += [folder / picture.lstrip("/"), Path(spec.beside).resolve() / picture]
+    try:
+        inside = [path for one in named if (path := one.resolve()).is_relative_to(folder)]
+    except (ValueError, RuntimeError, OSError):  # a null character, a circle of links, a name too long
+        return "picture path is none"
+    if not inside:
+        return LINKED if Path(os.path.normpath(named[0])).is_relative_to(folder) else LEAVES
+    return next((path for path in inside if os.path.exists(path)), inside[0])  # noqa: PTH110
 
 
 def _open_file(path: Path) -> IO[bytes]:

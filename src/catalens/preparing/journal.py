@@ -72,6 +72,8 @@ class Record(NamedTuple):
     """The picture as the catalogue will hold it; None also where that is as it was received."""
     received: bytes | None = None
     """As it came from the web, to be kept with it."""
+    oddities: tuple[str, ...] = ()
+    """What was mended in it, to be counted."""
 
 
 class TableJournal(Journal):

@@ -12,6 +12,7 @@ order. The work folder stays, so that a later run, also of a table or flags that
 that it has not seen; it may be removed.
 """
 
+import asyncio
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ import numpy as np
 
 from catalens.catalog.duplicates import near_pairs
 from catalens.catalog.folder import manifest, occupied, recover, refuse_taken
-from catalens.catalog.pictures import PictureFacts
+from catalens.catalog.pictures import PictureFacts, picture_facts
 from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key
 from catalens.catalog.storage import (
     GROUP_BYTES,
@@ -38,11 +39,12 @@ from catalens.config import Kind
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.files import locked, writing
 from catalens.preparing.collect import CollectSpec, collect, picture_key
+from catalens.preparing.download import Downloader
 from catalens.preparing.journal import TableJournal
 from catalens.progress import Progress, silent
 from catalens.reading.roles import Columns
 from catalens.reading.sources import Source, open_source
-from catalens.reading.table import NO_PICTURE, Table, TableRow, TableSpec, local_base
+from catalens.reading.table import SPARE, Table, TableRow, TableSpec, local_base
 
 MAX_SOURCE = 200
 """Characters that are shown of a URL or path."""
@@ -85,7 +87,7 @@ def prepare(
     spec, given = spec or PrepareSpec(), columns or Columns()
     source = where if isinstance(where, Source) else open_source(where, spec.table)
     out = Path("catalogs") / source.name if out is None else Path(out)
-    table = Table.of(source, given, spec.table, notice)
+    table = Table.of(source, given, spec.table, notice, lambda name, some: _are_pictures(name, some, spec, notice))
     with _held_journal(out) as journal:
         work = _Work(out, table, spec, journal, notice)
         work.read(progress)
@@ -95,8 +97,20 @@ def prepare(
             left_out = sum(done.left_out.values())
             notice(f"{out} is complete; --retry failed asks again for the {left_out} rows left out")
             return out, done
-        collect(journal, work.spec, progress)
+        collect(journal, work.spec, progress, notice)
         return out, work.write(progress)
+
+
+def _are_pictures(column: str, addresses: Sequence[str], spec: PrepareSpec, notice: Notice) -> bool:
+    """Ask for some addresses of a column, and tell whether most of them are pictures."""
+
+    async def fetched() -> list[bytes | None]:
+        async with Downloader(spec.download.model_copy(update={"retries": 0})) as downloader:
+            return [(await downloader.fetch(address)).body for address in addresses]
+
+    found = sum(1 for body in asyncio.run(fetched()) if body and not picture_facts(body).reason)
+    notice(f"{column}: {found} of {len(addresses)} addresses that were asked for are pictures")
+    return found * 2 > len(addresses)
 
 
 @contextmanager
@@ -135,7 +149,8 @@ class _Work:
         notice: Notice,
     ) -> None:
         self.table, self.source, self.roles = table, table.source, table.roles
-        self.spec = spec.model_copy(update={"base": local_base(table.source, spec.image_root)})
+        beside = local_base(table.source, None) if spec.image_root else None
+        self.spec = spec.model_copy(update={"base": local_base(table.source, spec.image_root), "beside": beside})
         self.out, self.journal, self._notice = out, journal, notice
         self._asked = table.asked
         source, own = table.source, table.source.splits
@@ -180,14 +195,14 @@ class _Work:
         }
 
     def _few(self, bad: int) -> bool:
-        spare = self.journal.spare(NO_PICTURE)
+        spare = sum(map(self.journal.spare, SPARE))
         return bad - spare <= self.spec.max_bad * (self.journal.total() - spare)
 
     def read(self, progress: Progress) -> None:
         """Read the table into the journal, unless it is there as it is now."""
         before = self.journal.state("asked")
         if before == self._asked:
-            self.journal.readdress(lambda picture: picture_key(picture, None, self.spec.base))
+            self.journal.readdress(lambda picture: picture_key(picture, None, self.spec))
             return
         if before:
             other = ", ".join(name for name in self._asked if before.get(name) != self._asked[name])
@@ -202,7 +217,7 @@ class _Work:
         for read, row in enumerate(self.table.rows(self._notice), start=1):
             if row.embedded is not None and len(row.embedded) > largest:
                 row = replace(row, fields={}, embedded=None, reason=f"too large: more than {largest:,} bytes")
-            key = None if row.reason else picture_key(row.picture, row.embedded, self.spec.base)
+            key = None if row.reason else picture_key(row.picture, row.embedded, self.spec)
             batch.append((row, key))
             size += len(row.embedded or b"")
             if len(batch) == BATCH_ROWS or size >= GROUP_BYTES:

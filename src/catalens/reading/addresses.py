@@ -4,17 +4,20 @@
 '["http://shop/1.jpg"]', [{"large": "..."}]     lists and objects, also as text
 "data:image/png;base64,iVBOR..."                bytes
 "//cdn.shop/x.jpg", "pix\\\\p014.jpg"             https://cdn.shop/x.jpg, pix/p014.jpg
+'<img src="...">', '=IMAGE("...")', "![](...)"   the addresses in them
 template "images/{id}.jpg"                      a path made of other cells of the row
 """
 
 import ast
 import base64
 import binascii
-import json
+import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote_to_bytes
+
+from catalens.reading.nested import parsed
 
 PICTURE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)(\?|#|$)", re.IGNORECASE)
 BEST_KEYS = (
@@ -32,11 +35,18 @@ BEST_KEYS = (
     "thumb",
 )
 """Keys of an object that hold its picture, the best first."""
+WRAPPED = re.compile(
+    r"<img\b[^>]*?\bsrc\s*=\s*[\"']([^\"']+)|=(?:IMAGE|HYPERLINK)\(\s*\"([^\"]+)|!?\[[^\]]*\]\(([^)\s]+)"
+    r"|[^,()]+\.\w{3,4} \((https?://[^)\s]+)\)",
+    re.IGNORECASE,
+)
+"""An address in HTML, a formula of a spreadsheet, Markdown, or behind a file's name as Airtable writes it."""
+HEX = re.compile(r"(?:\\x|0x)?((?:[0-9a-f]{2}){64,})", re.IGNORECASE)
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")
 SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//"
-BETWEEN_ADDRESSES = re.compile(rf"\s*[,;|]\s*(?={SCHEME})|\s+(?={SCHEME})")
-BETWEEN_PATHS = re.compile(r"\s*[,;|\n]\s*")
+BETWEEN_ADDRESSES = re.compile(rf"\s*[,;|#~]+\s*(?={SCHEME})|\s+(?={SCHEME})")
+BETWEEN_PATHS, BLANKS = re.compile(r"\s*[,;|\n]+\s*"), re.compile(r"\s+")
 TEMPLATE = re.compile(r"\{([^{}]+)\}")
 
 
@@ -49,7 +59,8 @@ def pictures_of(cell: Any) -> list[str | bytes]:
         if isinstance(data, bytes):
             return [data]
         keys = [key for key in BEST_KEYS if cell.get(key)]
-        return next((found for key in keys if (found := pictures_of(cell[key]))), [])
+        found = next((found for key in keys if (found := pictures_of(cell[key]))), [])
+        return found or [one for value in cell.values() for one in pictures_of(value) if is_named_picture(one)]
     if isinstance(cell, Sequence) and not isinstance(cell, str):
         return [picture for item in cell for picture in pictures_of(item)]
     return _of_text(str(cell).strip()) if isinstance(cell, str | int) and not isinstance(cell, bool) else []
@@ -58,29 +69,38 @@ def pictures_of(cell: Any) -> list[str | bytes]:
 def _of_text(text: str) -> list[str | bytes]:
     if not text:
         return []
-    if text[0] in "[{" and text[-1] in "]}" and (nested := _parsed(text)) is not None:
+    if (nested := parsed(text)) is not text:
         return pictures_of(nested)
+    if "(" in text or "<" in text:
+        wrapped = ["".join(found) for found in WRAPPED.findall(text)]
+        if wrapped:
+            return [_address(one) for one in wrapped]
     if (data := _embedded(text)) is not None:
         return [data]
-    parts = BETWEEN_ADDRESSES.split(text) if re.match(SCHEME, text) else []
-    if not parts:
-        parts = [part for part in BETWEEN_PATHS.split(text) if part]
-        if len(parts) < 2 or not all(map(PICTURE_NAME.search, parts)):
-            parts = [text]
-    return [_address(part) for part in parts if part]
+    text = text[1:-1] if text[0] + text[-1] in ("[]", "{}") else text  # a list of PostgreSQL
+    parts = BETWEEN_ADDRESSES.split(text) if re.match(rf"[\"']?{SCHEME}", text) else []
+    for between in () if parts else (BETWEEN_PATHS, BLANKS):
+        some = [part for part in between.split(text) if part]
+        if not parts and len(some) > 1 and all(map(PICTURE_NAME.search, some)):
+            parts = some
+    return [_address(one) for part in parts or [text] if (one := part.strip(" \"'"))]
 
 
-def _parsed(text: str) -> Any:
-    for read in (json.loads, ast.literal_eval):  # a list as JSON, or as Python prints it
-        try:
-            return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    return None
+def is_named_picture(picture: str | bytes) -> bool:
+    """Tell bytes, and an address or path that ends as pictures do."""
+    return isinstance(picture, bytes) or bool(PICTURE_NAME.search(picture))
 
 
 def _embedded(text: str) -> bytes | None:
-    """Bytes of a data URI, or of a picture in base64."""
+    """Bytes of a data URI, or of a picture in base64, in hexadecimal or as Python prints it."""
+    if text[:2] in ("b'", 'b"'):
+        try:
+            printed = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError):
+            return None
+        return printed if isinstance(printed, bytes) else None
+    if (digits := HEX.fullmatch(text)) and (data := bytes.fromhex(digits[1])).startswith(MAGIC):
+        return data
     if text[:5].lower() == "data:":
         head, comma, body = text[5:].partition(",")
         if not comma:
@@ -100,8 +120,11 @@ def _embedded(text: str) -> bytes | None:
 
 def _address(text: str) -> str:
     """An address or path as it is asked for."""
+    text = html.unescape(text) if "&amp;" in text else text
     if text.startswith("//"):
         return f"https:{text}"
+    if re.match(r"https?:[/\\]", text, flags=re.IGNORECASE):  # also with one slash, or with backslashes
+        return re.sub(r"^(https?:)[/\\]+", r"\1//", text, flags=re.IGNORECASE).replace("\\", "/")
     return text if "://" in text else text.replace("\\", "/")
 
 

@@ -5,11 +5,13 @@
 """
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from catalens.catalog.storage import Roles, is_missing
+from catalens.reading.nested import parsed, paths_of
 from catalens.reading.numbers import Numbers
 
 SAMPLE_ROWS = 500
@@ -52,7 +54,7 @@ def read_values(
         if reason := _no_text(value, name, f"a {kind}"):
             return id, {}, reason
         way = numbers.get(name, Numbers())
-        values[name] = way.read(value) if kind == "number" else str(value)
+        values[name] = way.read(value) if kind == "number" else str(_whole(value))
         if values[name] is None:
             return id, {}, way.refusal(value, name)
     if values and all(value is None for value in values.values()):
@@ -66,10 +68,13 @@ def read_values(
 
 
 def read_id(cell: object) -> str:
-    """Read a product's id as text that can be stored; a whole number that came as a double has no point."""
-    if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**63:
-        cell = int(cell)
-    return storable("" if _kind(cell) else str(cell).strip())
+    """Read a product's id as text that can be stored."""
+    return storable("" if _kind(cell) else str(_whole(cell)).strip())
+
+
+def _whole(cell: object) -> object:
+    """A whole number that came as a double, as people write it."""
+    return int(cell) if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**63 else cell
 
 
 def picture_reason(cell: object, column: str) -> str:
@@ -99,12 +104,19 @@ def _kind(value: object) -> str | None:
     return "a list" if isinstance(value, list | tuple | set) else None
 
 
+def _hint(value: object, name: str, wanted: str) -> str:
+    """The flag that names a value inside a nested cell."""
+    paths = [path for path in paths_of(name, [value]) if path != name]
+    inner = next((path for path in paths if path.endswith(".value")), paths[0] if paths else name)
+    return "" if inner == name else f": name the value inside, --{wanted.split()[-1]} {shlex.quote(inner)}"
+
+
 def _no_text(value: object, name: str, wanted: str, max_chars: int | None = MAX_TEXT) -> str | None:
     """Explain why a cell cannot be written down; None where it can."""
     if isinstance(value, Unreadable):
         return f"cannot be read in {name!r}: {value.reason}"
-    if kind := _kind(value):
-        return f"{kind} in {name!r}, not {wanted}"
+    if kind := _kind(parsed(value) if max_chars else value):
+        return f"{kind} in {name!r}, not {wanted}{_hint(value, name, wanted)}"
     if is_missing(value):
         return f"no value in {name!r}"
     text = value if isinstance(value, str) else ""

@@ -2,8 +2,9 @@
 
     b"PAR1..."                         Parquet
     b"PK..." with xl/, b"\\xd0\\xcf..."   a workbook of Excel, old Excel or LibreOffice
+    "ustar" after 257 bytes            a webdataset: a row for the files of a name, 0001.jpg, 0001.json
     b"<?xml", b"<rss"                  a feed: one row for each <item>, <entry>, <product> or <offer>
-    b"[{", b"{" over several lines     one JSON document, whose first list of objects is the table
+    b"[{", b"{" over several lines     one JSON document, whose longest list of objects is the table
     b"{...}\\n"                         JSON Lines
     anything else                      delimited text
 
@@ -13,11 +14,14 @@ A reader gives `columns` and `rows(names)`; a row that cannot be read is a sente
 import io
 import json
 import re
+import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice, repeat
-from typing import Any
+from typing import IO, Any
 from xml.etree.ElementTree import Element
 
 import ijson
@@ -29,7 +33,7 @@ from python_calamine import CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
 
 from catalens.catalog.storage import group_batches, open_parquet
 from catalens.errors import CatalogError, first_line
-from catalens.reading.columns import SAMPLE_ROWS, Unreadable
+from catalens.reading.columns import SAMPLE_ROWS, SHOWN, Unreadable
 from catalens.reading.nested import with_answer
 from catalens.reading.text import open_bytes
 
@@ -39,6 +43,20 @@ MAX_REASON = 200
 """Characters that are kept of what Arrow says of damage."""
 ROW_TAGS = ("item", "entry", "product", "offer", "record", "row")
 """Elements that are rows in feeds: RSS, Atom, Google Merchant, Yandex Market, exports of shops."""
+NO_TABLES = {
+    b"%PDF": "a PDF",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"SQLite": "a database",
+    b"ARROW1": "an Arrow file",
+}
+"""What other files are, by their first bytes."""
+FIRST_MEMBERS = 64
+"""Rows of a webdataset from which its columns are known."""
+MAX_MEMBER = 2**28
+"""Bytes of a file in a webdataset."""
+TEXTS = ("txt", "text", "caption", "cls", "cls2", "id", "html")
+"""Endings of texts in a webdataset."""
 MAX_UNPACKED = 2**31
 """Bytes of a workbook, unpacked; a larger one is no table that a person keeps."""
 
@@ -51,37 +69,55 @@ class Reader:
     rows: Read
     notice: str = ""
     length: int | None = None
+    loose: bool = False
+    """Later rows may have columns that the first ones lack."""
 
 
 def kind_of(where: str, head: bytes) -> str:
-    """Tell `parquet`, `sheet`, `xml`, `json`, `jsonl` or `text` from the first bytes; CatalogError of no table."""
+    """Tell `parquet`, `sheet`, `tar`, `xml`, `json`, `jsonl` or `text` from the first bytes, in UTF-8 as far as text.
+
+    Raises CatalogError of what is no table.
+    """
     if head.startswith(b"PAR1"):
         return "parquet"
     if head.startswith((b"\xd0\xcf\x11\xe0", b"PK\x03\x04")):
         return "sheet"
+    if head[257:262] == b"ustar":
+        return "tar"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
     if re.match(rb"<!doctype html|<html", text, flags=re.IGNORECASE):
         raise CatalogError(f"{where}: is a web page, not a table: give the address of the file itself")
     if re.match(rb"<(\?xml|rss|feed|[A-Za-z_][\w.-]*[\s>])", text):
         return "xml"
     if text[:1] in (b"[", b"{"):
-        first, *others = text.splitlines()
-        try:
-            line = json.loads(first)
-        except ValueError:
-            return "json" if re.match(rb"\[\s*[\[{]|\{\s*\"", text) else "text"
-        values = line.values() if isinstance(line, dict) else ()
-        lists = sum(isinstance(one, list) and bool(one) and isinstance(one[0], dict) for one in values) == 1
-        return "json" if not isinstance(line, dict) or (lists and not others) else "jsonl"
-    for magic, name in (
-        (b"%PDF", "a PDF"),
-        (b"\x89PNG", "a picture"),
-        (b"\xff\xd8\xff", "a picture"),
-        (b"SQLite", "a database"),
-    ):
-        if head.startswith(magic):
-            raise CatalogError(f"{where}: is {name}, not a table")
+        return _json_kind(text)
+    if name := next((name for magic, name in NO_TABLES.items() if head.startswith(magic)), None):
+        raise CatalogError(f"{where}: is {name}, not a table")
+    if sum(head.count(sign) for sign in range(9)) * 50 > len(head):
+        raise CatalogError(f"{where}: is neither text nor a table in a form that is known")
     return "text"
+
+
+def _json_kind(text: bytes) -> str:
+    first, *others = text.splitlines()
+    try:
+        line = json.loads(first)
+    except ValueError:
+        if re.match(rb"\{\s*'", text):  # objects as Python prints them
+            return "jsonl"
+        return "json" if re.match(rb"\[\s*([\[{]|$)|\{\s*(\"|$)", first) else "text"
+    if not isinstance(line, dict):
+        return "json"
+    alone = not any(map(bytes.strip, others)) and not {"messages", "conversations"} & line.keys()
+    keyed = len(line) > 1 and all(isinstance(one, dict) for one in line.values())
+    return "json" if alone and (keyed or _holds_objects(line)) else "jsonl"
+
+
+def _holds_objects(value: Any, depth: int = 4) -> bool:
+    """Tell an object with a list of objects in it, at any depth."""
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], dict)
+    return isinstance(value, dict) and depth > 0 and any(_holds_objects(one, depth - 1) for one in value.values())
 
 
 # Workbooks -------------------------------------------------------------------------------------------------------
@@ -114,18 +150,65 @@ def read_sheet(where: str, sheet: str | None = None) -> Reader:
         raise CatalogError(f"{where}: its sheets are empty")
     name, cells = next(iter(filled.items()))
     others = ", ".join(map(repr, [other for other in shown if other != name and other in filled]))
-    header = [str(cell).strip() for cell in cells[0]]
+    filled_cells = [sum(cell != "" for cell in line) for line in cells[:SAMPLE_ROWS]]
+    width = Counter(filled_cells).most_common(1)[0][0]
+    above = next((index for index, filled in enumerate(filled_cells) if filled * 2 > width), 0)  # titles, notes
+    header = [str(cell).strip() for cell in cells[above]]
+    notice = [f"sheet {name!r}, beside {others}"] if others else []
+    notice += [f"the header is row {above + 1}, below {str(cells[0][0] or cells[0][-1])[:SHOWN]!r}"] if above else []
 
     def rows(names: Collection[str] | None) -> Iterator[Row]:
-        for line in cells[1:]:
+        for line in cells[above + 1 :]:
             if any(cell != "" for cell in line):
                 yield {column: _seen(cell) for column, cell in zip(header, line, strict=False) if column}
 
-    return Reader([column for column in header if column], rows, f"sheet {name!r}, beside {others}" if others else "")
+    return Reader([column for column in header if column], rows, "; ".join(notice))
 
 
 def _seen(cell: Any) -> Any:
     return int(cell) if isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53 else cell
+
+
+# Archives of webdatasets -----------------------------------------------------------------------------------------
+
+
+def read_tar(where: str) -> Reader:
+    """Read a webdataset: files of one name are a row, and what its .json holds are columns, too."""
+
+    def rows(names: Collection[str] | None) -> Iterator[Row]:
+        with open_bytes(where) as file, tarfile.open(fileobj=file, mode="r|") as archive:
+            row: dict[str, Any] = {}
+            for member in archive:
+                folder, _, name = member.name.rpartition("/")
+                stem, _, ending = name.partition(".")
+                if not member.isfile() or not stem or not ending:
+                    continue
+                key = f"{folder}/{stem}".removeprefix("./").lstrip("/")
+                if row and row["__key__"] != key:
+                    yield row
+                    row = {}
+                row = {**_member(archive, member, ending.lower()), **row, "__key__": key}
+            if row:
+                yield row
+
+    known = (row for row in islice(rows(None), FIRST_MEMBERS) if isinstance(row, Mapping))
+    columns = dict.fromkeys(name for row in known for name in row)
+    return Reader(sorted(columns, key=lambda name: name == "json"), rows, loose=True)  # its fields come first
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> dict[str, Any]:
+    """The cells of a file in a webdataset."""
+    opened = archive.extractfile(member)
+    if opened is None or member.size > MAX_MEMBER:
+        return {ending: Unreadable(f"a file of {member.size:,} bytes")}
+    data = opened.read()
+    if ending == "json":
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            return {ending: Unreadable(f"not JSON: {first_line(error)}")}
+        return {**value, ending: value} if isinstance(value, dict) else {ending: value}
+    return {ending: data.decode(errors="surrogateescape") if ending in TEXTS else data}
 
 
 # Feeds -----------------------------------------------------------------------------------------------------------
@@ -178,27 +261,82 @@ def _children(element: Element) -> dict[str, Any]:
 # JSON documents --------------------------------------------------------------------------------------------------
 
 
-def read_document(where: str) -> Reader:
-    """Read the first list of objects of a JSON document."""
-    with open_bytes(where) as file:
-        opened, was_list = "", False
-        for prefix, event, _ in ijson.parse(file):
-            if event == "start_map" and prefix == (f"{opened}.item" if opened else "item") and was_list:
-                break
-            if event == "start_array":
-                opened, was_list = prefix, True
-            elif event in ("start_map", "end_array"):
-                was_list = False
-        else:
-            raise CatalogError(f"{where}: holds no list of objects")
+def read_document(where: str, encoding: str = "utf-8") -> Reader:
+    """Read the longest list of objects of a JSON document, objects by their keys, or one document after the other."""
+    lists, kinds, documents = _outline(where, encoding)
+    if documents > 1:
+        return _json_reader(lambda file: ijson.items(file, "", use_float=True, multiple_values=True), where, encoding)
+    if lists:
+        name = max(lists, key=lambda name: lists[name])
+        more = f"rows are those of {name!r}, beside {', '.join(repr(one) for one in lists if one != name)}"
+        prefix = f"{name}.item".lstrip(".")
+        found = _json_reader(lambda file: ijson.items(file, prefix, use_float=True), where, encoding)
+        return replace(found, notice=more) if len(lists) > 1 else found
+    if set(kinds) != {"start_map"} or kinds["start_map"] < 2:
+        raise CatalogError(f"{where}: holds no list of objects: give one, with an object for each row")
+    found = _json_reader(lambda file: map(_keyed, ijson.kvitems(file, "", use_float=True)), where, encoding)
+    if all(column.isdigit() for column in found.columns[1:]):
+        raise CatalogError(f"{where}: holds columns, as pandas writes them: write it with orient='records'")
+    return found
 
+
+def _outline(where: str, encoding: str) -> tuple[Counter[str], Counter[str], int]:
+    """Of a JSON file: the lists in no other list by their objects, kinds of the document's values, documents."""
+    lists: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    arrays: list[str] = []
+    maps = documents = 0
+    with _recoded(where, encoding) as file:
+        for prefix, event, _ in ijson.parse(file, multiple_values=True):
+            if event == "start_array":
+                arrays.append(prefix)
+            elif event == "end_array":
+                arrays.pop()
+            elif event == "start_map" and len(arrays) == 1 and prefix == f"{arrays[0]}.item".lstrip("."):
+                lists[arrays[0]] += 1
+            if maps == 1 and not arrays and event not in ("map_key", "end_map", "end_array"):
+                kinds[event] += 1
+            maps += (event == "start_map") - (event == "end_map")
+            documents += event == "end_map" and not maps and not arrays
+            if documents > 1 or max(lists.values(), default=0) > SAMPLE_ROWS:
+                break
+    return lists, kinds, documents
+
+
+def _keyed(one: tuple[str, Any]) -> Any:
+    return {"key": one[0], **one[1]} if isinstance(one[1], dict) else one[1]
+
+
+def _json_reader(items: Callable[[Any], Iterator[Any]], where: str, encoding: str) -> Reader:
     def rows(names: Collection[str] | None) -> Iterator[Row]:
-        with open_bytes(where) as file:
-            for row in ijson.items(file, prefix, use_float=True):
+        with _recoded(where, encoding) as file:
+            for row in items(file):
                 yield with_answer(row) if isinstance(row, dict) else "not a JSON object"
 
     known = (row for row in islice(rows(None), SAMPLE_ROWS) if isinstance(row, Mapping))
-    return Reader(list(dict.fromkeys(name for row in known for name in row)), rows)
+    return Reader(list(dict.fromkeys(name for row in known for name in row)), rows, loose=True)
+
+
+class _Recoded:
+    """A file in UTF-8 without a mark, as parsers of JSON want it."""
+
+    def __init__(self, file: IO[bytes], encoding: str) -> None:
+        self._text = io.TextIOWrapper(file, encoding, newline="")
+
+    def read(self, size: int) -> bytes:
+        return self._text.read(size).encode()
+
+
+@contextmanager
+def _recoded(where: str, encoding: str) -> Iterator[Any]:
+    with open_bytes(where) as file:
+        try:
+            yield file if encoding == "utf-8" else _Recoded(file, encoding)
+        except ijson.JSONError as error:
+            raise CatalogError(
+                f"{where}: is no JSON as the standard has it ({first_line(error)}): NaN and comments are not of it; "
+                "JSON Lines with the same rows are read line by line"
+            ) from error
 
 
 # Arrow and Parquet -----------------------------------------------------------------------------------------------
@@ -208,28 +346,33 @@ def read_parquet(where: str) -> Reader:
     """Read a Parquet file; labels that `datasets` stored as numbers are the names that they stand for."""
     with open_bytes(where) as file, pq.ParquetFile(file) as parquet:
         schema, length = parquet.schema_arrow, parquet.metadata.num_rows
-    labels = labels_of(
-        json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    )
+    labels = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     return Reader(schema.names, lambda names: named(_parquet_rows(where, names), labels), length=length)
 
 
-def labels_of(features: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Names of the classes of columns that hold their numbers, by the features of a Hugging Face dataset."""
-    kinds = {name: one if isinstance(one, Mapping) else vars(one) for name, one in features.items()}
-    return {name: list(one["names"]) for name, one in kinds.items() if one.get("names") is not None}
-
-
-def named(rows: Iterable[Row], labels: Mapping[str, Sequence[str]]) -> Iterator[Row]:
-    """Rows with the names of their classes in the place of numbers."""
+def named(rows: Iterable[Row], features: Mapping[str, Any]) -> Iterator[Row]:
+    """Rows with the names of their classes in the place of numbers, by the features of a Hugging Face dataset."""
+    coded = {name: one for name, one in features.items() if "ClassLabel" in repr(one)}
     for row in rows:
-        if labels and isinstance(row, Mapping):
-            numbers = {name: row.get(name) for name in labels}
-            row = {
-                **row,
-                **{n: labels[n][i] for n, i in numbers.items() if isinstance(i, int) and 0 <= i < len(labels[n])},
-            }
+        if coded and isinstance(row, Mapping):
+            row = {**row, **{name: _labelled(row[name], one) for name, one in coded.items() if name in row}}
         yield row
+
+
+def _labelled(value: Any, feature: Any) -> Any:
+    """A value with the names of its classes; -1 stands for none."""
+    if isinstance(feature, list):  # of one
+        feature = feature[0]
+    kind: Mapping[str, Any] = feature if isinstance(feature, Mapping) else getattr(feature, "__dict__", {})
+    if isinstance(value, list):
+        return [_labelled(one, kind.get("feature", feature)) for one in value]
+    if isinstance(value, Mapping):
+        inner = kind.get("feature", kind)
+        return {name: _labelled(one, inner.get(name)) for name, one in value.items()}
+    names = kind.get("names")
+    if names is None or not isinstance(value, int) or value == -1:
+        return None if names and value == -1 else value
+    return names[value] if 0 <= value < len(names) else Unreadable(f"class {value} of {len(names)}")
 
 
 def batch_rows(batch: pa.RecordBatch | pa.Table) -> Iterator[Mapping[Any, Any]]:
@@ -266,11 +409,19 @@ def _cells(column: pa.Array | pa.ChunkedArray) -> list[Any]:
         values = column.to_pylist()
     except Exception:  # a value that Python has no type for, or text that is none
         values = [_cell(scalar) for scalar in column]
-    kind = column.type.value_type if isinstance(column.type, pa.DictionaryType) else column.type
-    if not (pa.types.is_float16(kind) or pa.types.is_float32(kind)):
-        return values
-    narrow = np.float16 if pa.types.is_float16(kind) else np.float32
-    return [float(str(narrow(value))) if isinstance(value, float) else value for value in values]
+    return [_shortest(value, column.type) for value in values] if "float" in str(column.type) else values
+
+
+def _shortest(value: Any, kind: pa.DataType) -> Any:
+    """A value with the shortest decimals of the narrow numbers in it."""
+    kind = kind.value_type if isinstance(kind, pa.DictionaryType) else kind
+    if isinstance(value, float) and (pa.types.is_float16(kind) or pa.types.is_float32(kind)):
+        return float(str((np.float16 if pa.types.is_float16(kind) else np.float32)(value)))
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_shortest(one, kind.value_type) for one in value]
+    if isinstance(value, dict) and isinstance(kind, pa.StructType):
+        return {name: _shortest(one, kind.field(name).type) for name, one in value.items()}
+    return value
 
 
 def _cell(scalar: pa.Scalar) -> Any:

@@ -4,6 +4,7 @@
     item_name[language_tag=en_US].value  the first object whose `language_tag` is `en_US`
     dimensions.width.value               of  {"dimensions": {"width": {"value": 12.5, "unit": "cm"}}}
     item_group_id|id                     the first of several that holds something
+    Parent|SKU|id:{ID}                   with words before it: the product that WooCommerce calls `id:10`
 
 A column that is itself called like that is meant before a path. And a row that is a chat about a picture, as LLaVA
 and OpenAI store them, has the fields of its answer:
@@ -12,6 +13,7 @@ and OpenAI store them, has the fields of its answer:
       ->  {"image": "a.jpg", ..., "Product": "Scarf", "Price": "5"}
 """
 
+import ast
 import json
 import re
 from collections import Counter
@@ -21,6 +23,7 @@ from typing import Any
 from catalens.catalog.storage import is_missing
 
 STEP = re.compile(r"\.(?P<key>[^.|\[\]]+)|\[(?P<index>\d+)\]|\[(?P<name>[^\]=]+)=(?P<value>[^\]]*)\]")
+PREFIXED = re.compile(r"([^{}]+)\{([^{}]+)\}")
 MAX_DEPTH = 4
 FIELD = re.compile(r"\s*([^\W\d_][^:,\n]{0,40}): (.*?)(?=,\s+[^\W\d_][^:,\n]{0,40}: |\n|$)\s*,?", re.DOTALL)
 """A label and its value in an answer."""
@@ -29,14 +32,26 @@ FIELD = re.compile(r"\s*([^\W\d_][^:,\n]{0,40}): (.*?)(?=,\s+[^\W\d_][^:,\n]{0,4
 def paths_in(name: str, columns: Sequence[str]) -> list[tuple[str, str]]:
     """Columns and the paths inside them that a name stands for, the first one first; empty where one is not there."""
     parts = [name] if root_of(name, columns) else name.split("|")
-    roots = [(root_of(part, columns), part) for part in parts]
-    return [] if None in dict(roots) else [(str(root), part[len(str(root)) :]) for root, part in roots]
+    found = [_path_in(part, columns) for part in parts]
+    return [] if None in found else [one for one in found if one]
 
 
 def value_of(row: Mapping[Any, Any], paths: Sequence[tuple[str, str]]) -> Any:
     """The first value at one of the paths in a row that is none of nothing."""
-    found = (value_at(row.get(root), path) for root, path in paths)
-    return next((value for value in found if not is_missing(value)), None)
+    for root, path in paths:
+        before = path[1:] if path.startswith("=") else ""
+        value = row.get(root) if before else value_at(row.get(root), path)
+        if not is_missing(value):
+            return f"{before}{value}" if before else value
+    return None
+
+
+def _path_in(part: str, columns: Sequence[str]) -> tuple[str, str] | None:
+    """A column and the path in it, or `=` and the words before its value."""
+    if root := root_of(part, columns):
+        return root, part[len(root) :]
+    prefixed = PREFIXED.fullmatch(part)
+    return (prefixed[2], f"={prefixed[1]}") if prefixed and prefixed[2] in columns else None
 
 
 def root_of(name: str, columns: Sequence[str]) -> str | None:
@@ -50,11 +65,7 @@ def root_of(name: str, columns: Sequence[str]) -> str | None:
 def value_at(cell: Any, path: str) -> Any:
     """The value at a path in a cell; None where the cell has none."""
     for step in STEP.finditer(path):
-        if isinstance(cell, str) and cell[:1] in "[{":
-            try:
-                cell = json.loads(cell)
-            except ValueError:
-                return None
+        cell = parsed(cell)
         if step["key"] is not None:
             cell = cell.get(step["key"]) if isinstance(cell, Mapping) else None
         elif not isinstance(cell, Sequence) or isinstance(cell, str | bytes):
@@ -67,9 +78,21 @@ def value_at(cell: Any, path: str) -> Any:
     return cell
 
 
+def parsed(cell: Any) -> Any:
+    """A list or object that a cell holds as JSON, or as Python prints it; any other cell as it is."""
+    text = cell.strip() if isinstance(cell, str) else ""
+    if text[:1] + text[-1:] in ("[]", "{}"):
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(text)
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                continue
+    return cell
+
+
 def paths_of(column: str, cells: Iterable[Any]) -> list[str]:
     """Paths to the plain values that most nested cells of a column have; itself where its cells are plain."""
-    some = [cell for cell in cells if cell is not None]
+    some = [parsed(cell) for cell in cells if cell is not None]
     return [column + path for path in _paths(some, MAX_DEPTH)] if some else [column]
 
 

@@ -10,6 +10,7 @@ apostrophes group in both. A cell that only one of them can read is evidence for
 currency, as a sign, an ISO 4217 code or a word.
 """
 
+import html
 import math
 import re
 from collections import Counter
@@ -33,10 +34,10 @@ MAX_DIGITS = 100
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 BESIDE = re.compile(
     rf"(?P<sign>[-+{MINUS}]?)(?P<before>[^\d+{MINUS}-]*?)(?P<digits>[-+{MINUS}]?\s*[.,]?\d(?:.*\d)?[.,]?)"
-    rf"(?P<dash>[-{MINUS}\u2014]*)(?P<after>\D*)",
+    rf"(?P<dash>(?:[/:]?[-{MINUS}\u2014]+)?)(?P<after>\D*)",
     re.DOTALL,
 )
-"""A number, what stands on its two sides, and the dash of `129,-`."""
+"""A number, what stands on its two sides, and the dash of `129,-`, `129:-` and `129/-`."""
 USUAL = ("USD", "EUR", "GBP", "JPY", "SEK", "INR")
 """Taken first for a sign that several currencies share."""
 SHOWN = 40
@@ -178,7 +179,7 @@ def _main(counts: Mapping[tuple[str, frozenset[str]], int]) -> str:
 
 def _parts(text: str) -> tuple[str, frozenset[str]] | None:
     """Digits with their signs, and the currencies that the mark beside them may stand for; None of anything else."""
-    text = text.strip(SPACES + "\t\r\n")
+    text = (html.unescape(text) if "&" in text else text).strip(SPACES + "\t\r\n")
     if NUMBER.fullmatch(text):
         return text, frozenset()
     found = BESIDE.fullmatch(text)
@@ -196,7 +197,7 @@ def _parts(text: str) -> tuple[str, frozenset[str]] | None:
     if len(known) == 2 and not codes:
         return None
     digits = re.sub(r"^([-+]?)\s+", r"\1", (found["sign"] + digits).translate(_MINUS))
-    if found["dash"]:
+    if found["dash"] and found["dash"][0] not in "/:":
         if digits[-1] not in ".,":
             return None
         digits = digits[:-1]

@@ -10,6 +10,7 @@ address is known by its ending, and one without an ending only in a column that 
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from catalens.catalog.storage import is_missing
 from catalens.config import Kind
 from catalens.errors import RecipeError
-from catalens.reading.addresses import PICTURE_NAME, filled, pictures_of
+from catalens.reading.addresses import filled, is_named_picture, pictures_of
 from catalens.reading.columns import Unreadable, names_of, storable
 from catalens.reading.nested import paths_of
 from catalens.reading.numbers import Numbers
@@ -28,64 +29,74 @@ PICTURES = (
     *("local image path", "main image url", "main image", "image src", "image url", "image link", "image", "images"),
     *("img", "picture", "photo", "photos", "pictures", "bild", "bilder", "foto", "fotos", "imagen", "immagine"),
     *("afbeelding", "zdjecie", "obraz", "kep", "file name", "filename", "imageurl", "imagelink", "thumbnail"),
+    *(
+        "imagem",
+        "imagenes",
+        "bilde",
+        "billede",
+        "kuva",
+        "obrazek",
+        "gorsel",
+        "resim",
+        "фото",
+        "изображение",
+        "εικονα",
+    ),
 )
 PRODUCTS = (
     *("product code", "item group id", "handle", "parent sku", "product id", "productid", "sku", "asin", "uniq id"),
     *("article id", "item id", "code", "article", "style", "model number", "artikelnummer", "referenz", "reference"),
-    *("gtin", "ean", "upc", "barcode", "id", "key", "name", "file name"),
+    *("gtin", "ean", "upc", "barcode", "id", "key", "file name", "artikelnr", "artnr", "ref", "referencia", "codigo"),
+    *("codice", "referentie", "kod", "artikl", "varenummer", "cikkszam", "артикул", "код", "κωδικος"),
 )
 GROUPS = ("parent", "parent sku", "item group id", "group id", "variant group")
 """Names of columns that only the variants of a product have."""
+NO_GROUPS = {"category", "categories", "type", "name", "title", "department"}
 TITLES = (
     *("title", "titel", "titulo", "titre", "titolo", "product title", "product name", "product display name"),
     *("item name", "prod name", "name", "nombre", "nom", "nome", "bezeichnung", "product", "label", "description"),
+    *("designation", "denominazione", "naam", "nazwa", "nazev", "navn", "namn", "benamning", "nev", "megnevezes"),
+    *("urun adi", "isim", "название", "наименование", "ονομα", "τιτλος", "text", "caption"),
 )
 CATEGORIES = (
-    *(
-        "category",
-        "kategorie",
-        "categorie",
-        "categoria",
-        "categories",
-        "category name",
-        "product type",
-        "article type",
-    ),
-    *("product category", "google product category", "taxonomy", "item type", "type", "department", "class", "label"),
+    *("category", "kategorie", "categorie", "categoria", "categories", "category name", "product type"),
+    *("article type", "product category", "google product category", "taxonomy", "item type", "type", "department"),
+    *("class", "label", "warengruppe", "kategoria", "kategori", "kategoriat", "категория", "раздел", "κατηγορια"),
 )
 NUMBERS = (
+    *("full price", "price", "sale price", "regular price", "list price", "preis", "prix", "precio", "prezzo"),
     *(
-        "full price",
-        "price",
-        "sale price",
-        "regular price",
-        "list price",
-        "preis",
-        "prix",
-        "precio",
-        "prezzo",
         "prijs",
+        "cena",
+        "pris",
+        "hind",
+        "ar",
+        "amount",
+        "msrp",
+        "rrp",
+        "cost",
+        "preco",
+        "hinta",
+        "fiyat",
+        "цена",
+        "τιμη",
     ),
-    *("cena", "pris", "hind", "ar", "amount", "msrp", "rrp", "cost"),
 )
 SPECIAL_NAMES = {
-    "additional",
-    "compare",
-    "cost",
-    "shipping",
-    "tax",
-    "unit",
-    "old",
-    "discount",
-    "min",
-    "max",
-    "alt",
-    "meta",
-    "seo",
+    *("additional", "compare", "cost", "shipping", "tax", "unit", "old", "before", "discount", "min", "max"),
+    *("alt", "meta", "seo", "logo"),
 }
 """Words by which a column is another than the one of its name: `Cost per item`, `additional_image_link`."""
+ROW_NUMBERS = ("row", "row_number", "number_of_row", "catalens_row")
+"""Names of the numbers of rows, which stand for products where no column does."""
 FOLDERS = ("", "images", "image", "img", "photos", "pictures", "pics")
-ENDINGS = ("jpg", "jpeg", "png", "webp")
+Probe = Callable[[str, Sequence[str]], bool]
+"""Asks for some addresses of a column, and tells whether they are pictures."""
+FEWEST_IDS = 0.02
+"""Products for each row, below which a column names something else."""
+PROBED = 3
+"""Columns, and addresses of each, that are asked for."""
+ENDINGS = ("jpg", "jpeg", "png", "webp", "JPG", "JPEG", "PNG")
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,10 @@ class Sample:
 
 def words_of(name: str) -> list[str]:
     """Words of a column's name: `Variant Price`, `variant_price` and `variantPrice` have the same."""
-    name = re.sub(r"\[[^\]]*\]|\.value\b", " ", name)
+    name = re.sub(r"^json\.|\[[^\]]*\]|\.value\b", " ", name)  # json: of a webdataset
+    name = "".join(
+        sign for sign in unicodedata.normalize("NFKD", name.replace("\u0131", "i")) if not unicodedata.combining(sign)
+    )
     split = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[^\W\d])(?=\d)|(?<=\d)(?=[^\W\d])", " ", name)
     return re.findall(r"[^\W_]+", split.lower())
 
@@ -151,19 +165,19 @@ def _within(wanted: Sequence[str], words: Sequence[str]) -> bool:
     return any(list(words[at : at + len(wanted)]) == list(wanted) for at in range(len(words) - len(wanted) + 1))
 
 
-def guess_columns(sample: Sample, given: Columns, numbers: Mapping[str, Numbers] | None = None) -> Columns:
-    """Complete what is given by what names and values tell.
+def guess_columns(sample: Sample, given: Columns, probe: Probe | None = None) -> Columns:
+    """Complete what is given by what names and values tell, and by what servers answer to `probe`.
 
     Fields are guessed only where none is given: a title, a category and a number, as many as there are. Raises
     RecipeError where a column for the picture, the product or any field cannot be told.
     """
     taken = {given.image, given.id, *given.fields, *given.inputs}
     free = [name for name in sample.columns if storable(name) == name and name not in taken]
-    picture = given.image or guess_image(sample, free)
+    named = [name for name in (given.id,) if name and _share(sample, name, _is_picture) >= 0.5]  # by its picture
+    picture = given.image or guess_image(sample, [*free, *named], probe)
     free = [name for name in free if name != picture]
     product = given.id or guess_id(sample, free) or _file_name(sample, picture)
-    if product is None:
-        raise RecipeError(f"no column names the product: say which with --id; columns are {names_of(sample.columns)}")
+    product = product or next(name for name in ROW_NUMBERS if name not in sample.columns)
     if given.fields:
         return Columns(picture, product, given.fields, given.inputs)
     free = [name for name in free if name != product]
@@ -184,8 +198,11 @@ def guess_columns(sample: Sample, given: Columns, numbers: Mapping[str, Numbers]
     return Columns(picture, product, fields, given.inputs)
 
 
-def guess_image(sample: Sample, free: Sequence[str]) -> str:
-    """The column of the pictures; RecipeError where it cannot be told."""
+def guess_image(sample: Sample, free: Sequence[str], probe: Probe | None = None) -> str:
+    """The column of the pictures; RecipeError where it cannot be told.
+
+    Where no name and no ending tells, servers are asked for a few addresses of the columns that hold such.
+    """
     called = ranked(free, PICTURES)
     sure = {name: _share(sample, name, _is_picture) for name in free}
     addresses = {name: _share(sample, name, _is_address) for name in called}
@@ -197,9 +214,14 @@ def guess_image(sample: Sample, free: Sequence[str]) -> str:
     if template := _template(sample, free):
         return template
     maybe = [name for name in free if _share(sample, name, _is_address) >= 0.5]
+    for name in maybe[:PROBED] if probe else ():
+        addresses = (address for cell in sample.values(name) for address in pictures_of(cell)[:1])
+        if probe and probe(name, list(dict.fromkeys(str(one) for one in addresses))[:PROBED]):
+            return name
     hint = f"; {names_of(maybe)} holds addresses that do not end as pictures do" if maybe else ""
     raise RecipeError(
-        f"no column holds pictures: say which with --image{hint}; columns are {names_of(sample.columns)}"
+        f"no column holds pictures: say which with --image{hint}; columns are {names_of(sample.columns)}; "
+        "where files are called by a column, say --image 'images/{id}.jpg'"
     )
 
 
@@ -232,14 +254,20 @@ def _template(sample: Sample, free: Sequence[str]) -> str | None:
 
 
 def guess_id(sample: Sample, free: Sequence[str]) -> str | None:
-    """The column that names the product, or two where the first is not of all rows; None where there is none."""
-    called = [name for name in ranked(free, PRODUCTS) if _mostly(map(_is_id, sample.values(name)))]
-    groups = [name for name in ranked(free, GROUPS) if name not in called[:1] and sample.values(name)]
+    """The column that names the product, or several where the first is not of all rows; None where there is none."""
+    called = [name for name in ranked(free, PRODUCTS) if _are_ids(sample.values(name))]
     best = next((name for name in called if len(sample.values(name)) * 5 >= len(sample.rows)), None)
-    if best and len(sample.values(best)) < len(sample.rows):
-        whole = [name for name in called if len(sample.values(name)) == len(sample.rows)]
-        return f"{best}|{whole[0]}" if whole else best
-    return f"{groups[0]}|{best}" if best and groups else best
+    if best is None:
+        return None
+    groups = [name for name in ranked(free, GROUPS) if name != best and not NO_GROUPS & set(words_of(name))]
+    parts = [*[name for name in groups if sample.values(name)][:1], best]
+    whole = [name for name in called if len(sample.values(name)) == len(sample.rows)]
+    if len(sample.values(best)) < len(sample.rows):
+        parts += whole[:1]
+    number = next((name for name in free if words_of(name) == ["id"]), None)
+    if number and any(str(value).startswith("id:") for value in sample.values(parts[0])):  # as WooCommerce
+        parts = [*(name for name in parts if name != number), f"id:{{{number}}}"]
+    return "|".join(parts)
 
 
 def _file_name(sample: Sample, picture: str) -> str | None:
@@ -254,12 +282,11 @@ def expand(columns: Sequence[str], rows: Sequence[Mapping[Any, Any]], base: str 
     names: list[str] = []
     more = [dict(row) for row in rows]
     for column in columns:
+        names.append(column)
         for path in paths_of(column, (row.get(column) for row in rows)):
-            names.append(path)
+            names += [path] if path != column else []
             for row in more if path != column else ():
                 row[path] = value_at(row.get(column), path[len(column) :])
-        if column not in names:
-            names.append(column)
     return Sample(names, more, base)
 
 
@@ -296,6 +323,12 @@ def _are_numbers(found: list[Any]) -> bool:
     return _mostly(any(way.read(value) is not None for way in (Numbers(), Numbers(decimal=","))) for value in found)
 
 
+def _are_ids(found: list[Any]) -> bool:
+    """Codes of many products, not of a colour or a currency."""
+    plain = {str(value) for value in found if isinstance(value, str | int | float)}
+    return _mostly(map(_is_id, found)) and (len(found) < 20 or len(plain) > max(1, len(found) * FEWEST_IDS))
+
+
 def _is_id(value: Any) -> bool:
     return isinstance(value, str | int) or (isinstance(value, float) and value.is_integer())
 
@@ -303,7 +336,7 @@ def _is_id(value: Any) -> bool:
 def _is_picture(value: Any) -> bool:
     """Bytes, or an address or path that ends as pictures do."""
     first = next(iter(pictures_of(value)), None)
-    return isinstance(first, bytes) or bool(first and PICTURE_NAME.search(first))
+    return first is not None and is_named_picture(first)
 
 
 def _is_address(value: Any) -> bool:

@@ -15,7 +15,7 @@ import codecs
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,15 +33,16 @@ from catalens.reading.formats import (
     Row,
     batch_rows,
     kind_of,
-    labels_of,
     named,
     read_document,
     read_feed,
     read_parquet,
     read_sheet,
+    read_tar,
 )
 from catalens.reading.nested import paths_in, value_of
 from catalens.reading.text import (
+    DELIMITERS,
     Quotes,
     csv_records,
     csv_rows,
@@ -49,12 +50,14 @@ from catalens.reading.text import (
     detect_encoding,
     detect_quotes,
     json_rows,
+    lines_above,
     open_bytes,
+    wide_encoding,
 )
 
 TABLES = (
     *(".csv", ".tsv", ".txt", ".parquet", ".pq", ".jsonl", ".ndjson", ".json", ".xml"),
-    *(".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"),
+    *(".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".tar", ".tgz"),
 )
 """Endings of the names of tables, before `.gz`, `.zip` and the like; a file is read as what it is."""
 SAMPLE_BYTES = 2**18
@@ -66,6 +69,7 @@ DATASET_ROWS = 64
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 SAVED = ("dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` of `datasets` made."""
+SPLIT_COLUMNS = ("split", "subset", "partition", "set", "fold", "data_split", "dataset_split")
 OWN_SPLIT = "(split)"
 """Name under which a row has the split that its source gives it."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -97,6 +101,8 @@ class Source:
     """Rows in all, where the file tells it."""
     splits: tuple[str, ...] = ()
     """Splits of its own, where it has several; each row names its one as `OWN_SPLIT`."""
+    loose: bool = False
+    """Later rows may have columns that the first ones lack."""
 
     def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
         """Rows from the first on; what is wrong in a column that is not among `columns` does no harm.
@@ -126,10 +132,14 @@ class Source:
         """Tell whether a local file is another than when the source was opened."""
         return any(_state(path) != state for path, state in self.files)
 
+    def _later(self, name: str) -> bool:
+        """Tell whether a column stands in a row beyond those from which `columns` are known."""
+        return self.loose and any(isinstance(row, Mapping) and name in row for row in self.rows([name]))
+
     def first(self, *named: str | None) -> list[Mapping[Any, Any]]:
         """Some first rows; CatalogError where there are none, or where a column that is `named` is not there."""
         for name in named:
-            if name and name not in self.columns and not paths_in(name, self.columns):
+            if name and name not in self.columns and not paths_in(name, self.columns) and not self._later(name):
                 raise CatalogError(f"{self.where}: no column {name!r}; its columns are {names_of(self.columns)}")
         rows: list[Mapping[Any, Any]] = []
         reason, held = "", 0
@@ -211,31 +221,38 @@ def _table(where: str, spec: ReadSpec) -> Source:
     base, name = (str(Path(where).parent), Path(where).name) if local else where.rsplit("/", 1)
     name = PurePosixPath(name).name.split(".")[0]
     version = file_hash(where) if local else _remote_version(where)
-    return Source(where, name, base, tuple(columns), table.rows, files, version, table.notice, table.length)
+    source = Source(where, name, base, tuple(columns), table.rows, files, version, table.notice, table.length)
+    return replace(source, loose=table.loose)
 
 
 def read_table(where: str, spec: ReadSpec) -> Reader:
     """Read a file as what its first bytes say it is."""
     with open_bytes(where) as file:
         sample = file.read(SAMPLE_BYTES)
+        if sample[:1] == b"{" and b"\n" not in sample:  # a row with a picture in it, perhaps
+            sample += file.readline(FIRST_BYTES) + file.read(SAMPLE_BYTES)
     if not sample:
         raise CatalogError(f"{where}: the file is empty")
-    match kind_of(where, sample):
+    wide = wide_encoding(sample)
+    match kind_of(where, sample.decode(wide, errors="ignore").encode(errors="ignore") if wide else sample):
         case "parquet":
             return read_parquet(where)
         case "sheet":
             return read_sheet(where, spec.sheet)
+        case "tar":
+            return read_tar(where)
         case "xml":
             return read_feed(where)
         case "json":
-            return read_document(where)
+            marked = "utf-8-sig" if sample.startswith(codecs.BOM_UTF8) else "utf-8"
+            return read_document(where, spec.encoding or wide or marked)
         case kind:
             return _text(where, sample, spec, lines=kind == "jsonl")
 
 
 def _text(where: str, sample: bytes, spec: ReadSpec, lines: bool) -> Reader:
     """Delimited text, or JSON Lines."""
-    if len(sample) == SAMPLE_BYTES:  # up to a whole line, where there is one
+    if len(sample) >= SAMPLE_BYTES:  # up to a whole line, where there is one
         sample = sample[: sample.rfind(b"\n") + 1] or sample
     try:
         found = codecs.lookup(spec.encoding).name if spec.encoding else detect_encoding(where, sample)
@@ -247,18 +264,21 @@ def _text(where: str, sample: bytes, spec: ReadSpec, lines: bool) -> Reader:
     if lines:
         known = (row for row in islice(json_rows(where, found), SAMPLE_ROWS) if isinstance(row, Mapping))
         names = list(dict.fromkeys(name for row in known for name in row))
-        return Reader(names, lambda _: json_rows(where, found), notice)
-    sign = spec.delimiter or ("\t" if _suffix(where) == ".tsv" else detect_delimiter(text))
-    sign = "\t" if sign == "\\t" else sign
+        return Reader(names, lambda _: json_rows(where, found), notice, loose=True)
+    said = "\t" if spec.delimiter == "\\t" or (not spec.delimiter and _suffix(where) == ".tsv") else spec.delimiter
+    above, told = lines_above(text, said or DELIMITERS)
+    sign = said or told or detect_delimiter(text)
     if len(sign) != 1:
         raise CatalogError(f"{where}: --delimiter {sign!r} is no delimiter: give one sign")
     quotes = spec.quote or detect_quotes(text)
-    header = next(csv_records(where, found, sign, quotes), None)
+    header = next(csv_records(where, found, sign, quotes, above), None)
     if not isinstance(header, list):
         raise CatalogError(f"{where}: {f'its header cannot be read: {header}' if header else 'the file is empty'}")
     if not spec.delimiter and (notice or sign not in (",", "\t")):
         notice = f"{notice or f'read as {found}'}, divided by {sign!r}"
-    return Reader(header, lambda _: csv_rows(where, found, sign, quotes), notice)
+    if above:
+        notice += f"{', ' if notice else ''}the header being line {above + 1}"
+    return Reader(header, lambda _: csv_rows(where, found, sign, quotes, above), notice)
 
 
 # Folders and datasets --------------------------------------------------------------------------------------------
@@ -267,6 +287,14 @@ def _text(where: str, sample: bytes, spec: ReadSpec, lines: bool) -> Reader:
 def _folder(folder: Path, spec: ReadSpec) -> Source:
     """Pictures with metadata files (one in each subfolder perhaps), or any folder that `datasets` opens."""
     found = sorted(path for name in METADATA for path in folder.rglob(name))
+    if not found and (shards := sorted(path for path in folder.rglob("*") if _suffix(path.name) in (".tar", ".tgz"))):
+        tars: dict[str, list[Reader]] = {}
+        for path in shards:
+            words = re.split(r"[^a-z]+", path.relative_to(folder).as_posix().lower())
+            split = next((word for word in words if split_named(word)), "train")
+            tars.setdefault(split, []).append(read_tar(str(path)))
+        name, version = folder.resolve().name, _version_of(shards, folder)
+        return replace(_pooled(str(folder), name, tars, _states(shards), version), loose=True)
     if not found:
         return _dataset(str(folder), spec)
     files, tables = _states(found), {}
@@ -287,9 +315,9 @@ def _folder(folder: Path, spec: ReadSpec) -> Source:
                 yield row
 
     columns = dict.fromkeys(name for table in tables.values() for name in table.columns)
-    name, splits = folder.resolve().name, [split_named(inner.parts[0]) for inner in tables if inner.parts]
-    version = _version_of(found, folder)
-    return Source(str(folder), name, str(folder), tuple(columns), rows, files, version, splits=_all(splits))
+    name, version = folder.resolve().name, _version_of(found, folder)
+    splits, notice = _all([inner.parts[0] for inner in tables if inner.parts])
+    return Source(str(folder), name, str(folder), tuple(columns), rows, files, version, notice, splits=splits)
 
 
 def _dataset(where: str, spec: ReadSpec) -> Source:
@@ -351,12 +379,12 @@ def _dataset_table(part: Any) -> Reader:
         if isinstance(feature, Image):
             part = part.cast_column(column, Image(decode=False))
     columns = list(part.column_names or next(iter(part)))
-    labels = labels_of(part.features or {})
+    features = part.features or {}
 
     def rows(names: Collection[str] | None) -> Iterator[Row]:
         wanted = part if names is None else part.select_columns([name for name in columns if name in names])
         for table in wanted.with_format("arrow").iter(DATASET_ROWS):
-            yield from named(batch_rows(table), labels)
+            yield from named(batch_rows(table), features)
 
     return Reader(columns, rows, length=part.num_rows if hasattr(part, "num_rows") else None)
 
@@ -379,8 +407,8 @@ def _pooled(
     every = [table for some in tables.values() for table in some]
     columns = dict.fromkeys(column for table in every for column in table.columns)
     length = None if any(table.length is None for table in every) else sum(table.length or 0 for table in every)
-    splits = _all([split_named(split) for split, some in tables.items() if some])
-    return Source(where, name, where, tuple(columns), rows, files, version, length=length, splits=splits)
+    splits, notice = _all([split for split, some in tables.items() if some])
+    return Source(where, name, where, tuple(columns), rows, files, version, notice, length, splits)
 
 
 def _own(split: str | None, columns: Collection[str] | None) -> dict[str, str | None]:
@@ -394,10 +422,33 @@ def split_named(name: str) -> str | None:
     return (known | dict.fromkeys(("val", "valid", "dev", "eval"), "validation")).get(name.lower())
 
 
-def _all(splits: Sequence[str | None]) -> tuple[str, ...]:
-    """Own splits of a source, where each row has one and there is more than one."""
-    found = dict.fromkeys(split for split in splits if split)
-    return tuple(found) if None not in splits and len(found) > 1 else ()
+def _all(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
+    """Own splits of a source, where each part is one and there is more than one; what is said of other parts."""
+    found = dict.fromkeys(map(split_named, names))
+    if len(found) < 2:
+        return (), ""
+    if None not in found:
+        return tuple(map(str, found)), ""
+    parts = ", ".join(dict.fromkeys(names))
+    return (), f"{parts} are pooled: own splits are kept where all are called train, validation or test"
+
+
+def with_split_column(source: Source, rows: Sequence[Mapping[Any, Any]]) -> Source:
+    """A table with the splits that a column of it says, where all of the first `rows` and any others say one."""
+    for name in source.columns if not source.splits else ():
+        if name.lower() not in SPLIT_COLUMNS or not all(split_named(str(row.get(name)).strip()) for row in rows):
+            continue
+        every = (str(row.get(name)).strip() for row in source.rows([name]) if isinstance(row, Mapping))
+        found = dict.fromkeys(map(split_named, dict.fromkeys(every)))
+        if None not in found and len(found) > 1:
+
+            def read(columns: Collection[str] | None, name: str = name) -> Iterator[Row]:
+                for row in source.read({*columns, name} if columns is not None else None):
+                    own = {} if isinstance(row, str) else _own(split_named(str(row.get(name)).strip()), columns)
+                    yield row if isinstance(row, str) else {**row, **own}
+
+            return replace(source, read=read, splits=tuple(map(str, found)))
+    return source
 
 
 # Versions --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ What an export says once for a product, on its first row, is said for its other 
 import re
 import shlex
 import sys
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +23,19 @@ from catalens.catalog.storage import Roles, is_missing, refuse_double_roles
 from catalens.errors import RecipeError, first_line
 from catalens.reading.addresses import TEMPLATE, filled, pictures_of
 from catalens.reading.columns import Missing, picture_reason, read_id, read_values, storable
+from catalens.reading.nested import paths_in
 from catalens.reading.numbers import Numbers, Sign, tell_numbers
-from catalens.reading.roles import Columns, Sample, expand, further_images, guess_columns
-from catalens.reading.sources import OWN_SPLIT, ReadSpec, Row, Source
+from catalens.reading.roles import ROW_NUMBERS, Columns, Probe, Sample, expand, further_images, guess_columns
+from catalens.reading.sources import OWN_SPLIT, ReadSpec, Row, Source, with_split_column
 
 REMEMBERED = 2**16
 """Products whose texts and categories are kept for rows that lack them."""
 NO_PICTURE = "no picture of its own"
-"""Reason against a further row of a product that has a picture in another one; it is not counted as bad."""
+"""Reason against a further row of a product that has a picture in another one."""
+PARENT = "a product whose variants have rows of their own"
+"""Reason against the row of a product that lacks a price or picture which its variants have."""
+SPARE = {NO_PICTURE: "whose product has a picture in another row", PARENT: "whose variants have rows of their own"}
+"""Reasons that are not counted as bad, in words."""
 Notice = Callable[[str], None]
 
 
@@ -99,30 +104,44 @@ class Table:
     """Texts and categories of products, by id."""
     _pictured: OrderedDict[str, None] = field(default_factory=OrderedDict)
     """Products that have a picture."""
+    _parents: frozenset[str] = frozenset()
+    """Products that variants name in a column for that."""
     _completions: int = 0
-    _spare: int = 0
 
     @classmethod
-    def of(cls, source: Source, given: Columns, spec: TableSpec, notice: Notice) -> "Table":
+    def of(
+        cls, source: Source, given: Columns, spec: TableSpec, notice: Notice, probe: Probe | None = None
+    ) -> "Table":
         """Complete what is given by what the source holds; `notice` hears all that is guessed, with the evidence.
 
+        `probe` asks for addresses where neither names nor endings tell the column of the pictures.
         Raises CatalogError where a column is not there, RecipeError where a role or a number cannot be told.
         """
         if source.notice:
             notice(source.notice)
         first = source.first(*picture_columns(given.image, source), given.id, *given.fields, *given.inputs)
+        source = with_split_column(source, first)
         sample = expand(source.columns, first, "" if "://" in source.base else source.base)
-        columns = guess_columns(sample, given)
+        columns = guess_columns(sample, given, probe)
         flags = [("--image", columns.image, given.image), ("--id", columns.id, given.id)]
         flags += [(f"--{kind}", name, given.fields.get(name)) for name, kind in columns.fields.items()]
-        if guessed := [str(word) for flag, name, said in flags if not said for word in (flag, name)]:
-            notice(f"guessed from names and values: {shlex.join(guessed)}")
+        numbered = (
+            given.id is None and columns.id not in sample.columns and not paths_in(str(columns.id), sample.columns)
+        )
+        known = [flag for flag in flags if not flag[2] and not (numbered and flag[0] == "--id")]
+        if known:
+            notice(f"guessed from names and values: {shlex.join(str(word) for flag in known for word in flag[:2])}")
+        if numbered:
+            notice(f"no column names the product: {columns.id!r} is the number of the row; --id names a column")
         roles = Roles(id=str(columns.id), fields=dict(columns.fields), inputs=tuple(columns.inputs))
         refuse_double_roles(roles)
         table = cls(
             source, str(columns.image), roles, {}, spec, more_images(source, str(columns.image), spec, notice)
         )
         table.numbers = {name: table._told(name, sample, notice) for name in roles.columns("number")}
+        if (group := roles.id.partition("|")[0]) != roles.id:
+            rows = (row for row in source.rows([group]) if isinstance(row, Mapping))
+            table._parents = frozenset(read_id(row[group]) for row in rows if not is_missing(row.get(group)))
         return table
 
     def _told(self, name: str, sample: Sample, notice: Notice) -> Numbers:
@@ -155,10 +174,12 @@ class Table:
         """The same, in lists of those whose pictures belong together."""
         named = [self.roles.id, *self.roles.fields, *self.roles.inputs]
         wanted = [*picture_columns(self.image, self.source), *self.further, *(name for name in named if name)]
-        together = self.spec.pictures == "all"
+        together, spare = self.spec.pictures == "all", Counter[str]()
         most, number, beyond = self.spec.max_pictures if together else sys.maxsize, 0, 0
         group: list[TableRow] = []
-        for row in self.source.rows([*wanted, *([OWN_SPLIT] if self.source.splits else [])]):
+        for place, row in enumerate(self.source.rows([*wanted, *([OWN_SPLIT] if self.source.splits else [])]), 1):
+            if self.roles.id in ROW_NUMBERS and isinstance(row, Mapping):
+                row = {self.roles.id: place, **row}
             split = row.get(OWN_SPLIT) if isinstance(row, Mapping) else None
             joins = bool(group) and isinstance(row, Mapping) and self._joins(row, group[0])
             if group and not joins:
@@ -174,17 +195,15 @@ class Table:
                     yield group
                     group = []
                 number += 1
-                self._spare += one[4] == NO_PICTURE
+                spare[one[4] or ""] += 1
                 id, fields = (group[0].id, group[0].fields) if group else one[:2]
                 first = (group[0].number if group else number) if together else None
                 group.append(TableRow(number, id, fields, *one[2:], split, first))
         if group:
             yield group
-        told = {
-            "rows with texts or categories of an earlier row of their product": self._completions,
-            "rows left out, and not counted as bad, whose product has a picture in another row": self._spare,
-            f"pictures left out beyond the first {most} of their rows (--max-pictures)": beyond,
-        }
+        told = {"rows with texts or categories of an earlier row of their product": self._completions}
+        told |= {f"rows left out, and not counted as bad, {words}": spare[reason] for reason, words in SPARE.items()}
+        told[f"pictures left out beyond the first {most} of their rows (--max-pictures)"] = beyond
         for text, count in told.items():
             if count:
                 notice(f"{text}: {count}")
@@ -207,6 +226,8 @@ class Table:
             row = self._completed(row)
             id, fields, reason = read_values(row, self.roles, self.numbers, self.spec.missing)
             pictures = [*dict.fromkeys([*pictures_of(cell), *more])]
+            if id in self._parents and (reason or not pictures) and self._lacks(row, cell):
+                return [(id, {}, "", None, PARENT)]
             if not pictures:
                 known = id in self._pictured and is_missing(cell)
                 reason = NO_PICTURE if known else reason or picture_reason(cell, self.image)
@@ -224,6 +245,11 @@ class Table:
             (id, fields, "", one, None) if isinstance(one, bytes) else (id, fields, storable(one), None, None)
             for one in taken
         ]
+
+    def _lacks(self, row: Mapping[Any, Any], picture: Any) -> bool:
+        """Tell a row that names no product above it, and has no picture or lacks a field."""
+        above = is_missing(row.get(self.roles.id.partition("|")[0]))
+        return above and (is_missing(picture) or any(is_missing(row.get(name)) for name in self.roles.fields))
 
     def _completed(self, row: Mapping[Any, Any]) -> Mapping[Any, Any]:
         """A row with the texts and categories that an earlier row of its product has and this one lacks."""

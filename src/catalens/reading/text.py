@@ -22,7 +22,7 @@ import json
 import re
 import unicodedata
 import zipfile
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -32,7 +32,7 @@ import chardet
 import fsspec
 
 from catalens.errors import CatalogError, first_line
-from catalens.reading.nested import with_answer
+from catalens.reading.nested import parsed, with_answer
 
 PAGES = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp874"),
@@ -58,6 +58,8 @@ TABLES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".xl
 MAX_DIGITS = 100
 """Digits from which a whole number in JSON is read as a double: nothing of use is as large."""
 DELIMITERS = ",;\t|"
+SHOWN_LINES = 50
+"""Lines that tell the header from what stands above it."""
 MAX_RECORD = 2**20
 """Characters of a record of several lines; a longer one is a quote that is never closed."""
 NOT_CLOSED = "a quote that is not closed: --quote none reads quotes as text"
@@ -134,14 +136,7 @@ def detect_encoding(where: str, sample: bytes) -> str:
 
     `sample` is the beginning of the table, up to a whole line.
     """
-    for mark, encoding in (
-        (codecs.BOM_UTF32_LE, "utf-32"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if sample.startswith(mark):
-            return encoding
-    if wide := _wide(sample):
+    if wide := wide_encoding(sample):
         return wide
     decoded = sample.decode("utf-8", errors="catalens.damaged")
     damaged = decoded.count(DAMAGED)
@@ -150,8 +145,15 @@ def detect_encoding(where: str, sample: bytes) -> str:
     return _page(where, sample)
 
 
-def _wide(sample: bytes) -> str | None:
-    """UTF-16 without a mark: every other byte of signs, digits and line ends is zero."""
+def wide_encoding(sample: bytes) -> str | None:
+    """UTF-32 or UTF-16 by its mark, or without one: every other byte of signs, digits and line ends is zero."""
+    for mark, encoding in (
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if sample.startswith(mark):
+            return encoding
     even, odd = sample[::2].count(0), sample[1::2].count(0)
     if max(even, odd) < len(sample) / 50 or min(even, odd) * 10 > max(even, odd):
         return None
@@ -233,11 +235,30 @@ def detect_delimiter(sample: str) -> str:
     return max(DELIMITERS, key=lambda sign: (plain.count(sign), -DELIMITERS.index(sign)))
 
 
+def lines_above(sample: str, signs: str = DELIMITERS) -> tuple[int, str]:
+    """Count lines above the header (a title, a date, notes), and the delimiter of the rows below; 0 where none are.
+
+    Such a line has cells for less than half of the columns that most lines have.
+    """
+    lines = re.split(r"\r\n|\r|\n", sample)[:SHOWN_LINES]
+    plain = [re.sub(r'"(?:[^"]|"")*+"', '"', line) for line in lines]
+    filled_lines = [line for line in plain if line.strip()]
+    widths = {sign: Counter(line.count(sign) for line in filled_lines).most_common(1) for sign in signs}
+    sign = max(signs, key=lambda sign: widths[sign][0] if widths[sign] else (0, 0))
+    width, count = widths[sign][0] if widths[sign] else (0, 0)
+    if width < 2 or count * 2 < len(filled_lines) or SEPARATOR_LINE.match(sample):
+        return 0, ""
+    cells = [sum(map(bool, map(str.strip, line.split(sign)))) for line in plain]
+    above = next((index for index, filled in enumerate(cells) if filled * 2 > width), 0)
+    told = any(line.strip() for line in lines[:above]) and not any('"' in line for line in lines[:above])
+    return (above, sign) if told else (0, "")
+
+
 def csv_rows(
-    where: str, encoding: str, delimiter: str, quotes: Quotes = "double"
+    where: str, encoding: str, delimiter: str, quotes: Quotes = "double", above: int = 0
 ) -> Iterator[Mapping[Any, Any] | str]:
     """Yield the rows of a CSV by column, or why one cannot be read."""
-    found = csv_records(where, encoding, delimiter, quotes)
+    found = csv_records(where, encoding, delimiter, quotes, above)
     header = next(found)
     for cells in found:
         if isinstance(cells, list):
@@ -249,10 +270,12 @@ def csv_rows(
             yield cells
 
 
-def csv_records(where: str, encoding: str, delimiter: str, quotes: Quotes = "double") -> Iterator[list[str] | str]:
-    """Yield the records of a CSV, the header first, as `records` does."""
+def csv_records(
+    where: str, encoding: str, delimiter: str, quotes: Quotes = "double", above: int = 0
+) -> Iterator[list[str] | str]:
+    """Yield the records of a CSV, the header first, which stands below `above` lines, as `records` does."""
     with open_bytes(where) as file:
-        yield from records(_lines(file, encoding), delimiter, quotes)
+        yield from records(itertools.islice(_lines(file, encoding), above, None), delimiter, quotes)
 
 
 def json_rows(where: str, encoding: str) -> Iterator[Mapping[Any, Any] | str]:
@@ -262,7 +285,8 @@ def json_rows(where: str, encoding: str) -> Iterator[Mapping[Any, Any] | str]:
             try:
                 row = json.loads(line, parse_int=lambda digits: (int if len(digits) <= MAX_DIGITS else float)(digits))
             except (ValueError, RecursionError) as error:
-                yield f"not JSON: {first_line(error)}"
+                row = parsed(line)  # as Python prints it
+                yield with_answer(row) if isinstance(row, dict) else f"not JSON: {first_line(error)}"
             else:
                 yield with_answer(row) if isinstance(row, dict) else "not a JSON object"
 
