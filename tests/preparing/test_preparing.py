@@ -21,7 +21,7 @@ from catalens.catalog import SPLITS, Catalog, CatalogCard, Roles, kind_of_reason
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.preparing import PrepareSpec
 from catalens.reading import Columns
-from catalens.reading.table import NO_PICTURE, TableSpec
+from catalens.reading.table import NO_PICTURE, PARENT, TableSpec
 
 ROLES = Roles(id="code", fields={"title": "text", "kind": "category", "price": "number"})
 HEADER = ["code", "title", "kind", "price", "photo"]
@@ -496,7 +496,7 @@ def test_a_parent_says_what_its_variants_lack(source: Path):
     refuse = spec.model_copy(update={"table": TableSpec(missing="refuse")})
     folder, card = prepare_source(str(source / "woo.csv"), source.parent / "refuse", spec=refuse)
     assert [tuple(row.values())[1:] for row in Catalog(folder).rows("train")] == others
-    assert card.left_out == {"no value in 'Regular price'": 1, NO_PICTURE: 1}
+    assert card.left_out == {PARENT: 1, NO_PICTURE: 1}
 
 
 def test_further_pictures_of_a_product_teach_title_and_category(source: Path):

@@ -17,6 +17,7 @@ from catalens.config import from_flags
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.preparing import PrepareSpec
 from catalens.reading import Columns, ReadSpec, open_source
+from catalens.reading.table import TableSpec
 
 PICTURE = Columns("photo", "sku", {"title": "text"})
 
@@ -36,6 +37,9 @@ def pictures(folder: Path, count: int, ending: str = "png") -> None:
     for number in range(count):
         data = encoded(pixels(number, 80, 80), {"png": "PNG", "jpg": "JPEG"}[ending])
         (folder / f"{number}.{ending}").write_bytes(data)
+
+
+REFUSE = PrepareSpec(table=TableSpec(missing="refuse"))
 
 
 def rejected(out: Path) -> list[str]:
@@ -63,7 +67,8 @@ def test_parents_whose_variants_have_the_price_or_picture_do_not_count_as_bad(sk
                 {"ID": f"{id}{v}", "Type": "variation", "SKU": f"V{n}{v}", "Parent": name or f"id:{id}", **variant}
             )
     told: list[str] = []
-    out, card = prepare(str(written(tmp_path / "wc.csv", rows)), tmp_path / "out", notice=told.append)
+    where = str(written(tmp_path / "wc.csv", rows))
+    out, card = prepare(where, tmp_path / "out", spec=REFUSE, notice=told.append)
     assert sum(card.rows.values()) == 16
     assert card.left_out == {"a product whose variants have rows of their own": 8}
     assert any("whose variants have rows of their own: 8" in text for text in told)
@@ -78,7 +83,7 @@ def test_a_product_without_price_and_without_variants_is_a_bad_row(tmp_path: Pat
     rows = [row | {"Parent": "S0" if n == 1 else ""} for n, row in enumerate(rows)]
     rows[3]["Regular price"] = ""
     with pytest.raises(TooManyBadRowsError, match=r"1 of 6 rows .* 1 no value in 'Regular price'"):
-        prepare(str(written(tmp_path / "wc.csv", rows)), tmp_path / "out")
+        prepare(str(written(tmp_path / "wc.csv", rows)), tmp_path / "out", spec=REFUSE)
 
 
 # Where pictures are ---------------------------------------------------------------------------------------------
