@@ -245,7 +245,7 @@ class Server:
     def kill_and_start(self) -> None:
         """`kill -9`, and once more."""
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
         self.start()
 
     def resident(self) -> float:

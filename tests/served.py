@@ -127,7 +127,8 @@ def serving(
     try:
         yield served
     finally:
-        served.predictor.go_on.set()
+        if isinstance(served.predictor, FakePredictor):
+            served.predictor.go_on.set()
         served.server.should_exit = True
         served.thread.join(30)
         assert not served.thread.is_alive()

@@ -92,6 +92,8 @@ class ScoredRow(Prediction):
     """By column, as an answer would state it; None where the row lacks it."""
     picture: SupportsBytes = b""
     """Its bytes, encoded; none where an evaluation was read from disk."""
+    further: Sequence[SupportsBytes] = ()
+    """The same of the other pictures of the row."""
     free_answer: str = ""
     """Text that the model wrote without constraints."""
     free_error: str | None = None

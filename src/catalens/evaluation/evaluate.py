@@ -85,11 +85,13 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
         result["constrained"] = rows.score([row.values for row in scored])
         result |= _trust(predictor, rows, scored)
         result["baselines"] = _baselines(catalog, encoder, rows, writer, progress)
-        if spec.image_use or loaded.prompt.inputs:
-            blank = rows.score(rows.values(rows.answers(writer, "blanked pictures", progress, rows.blanked())))
-            result["baselines"] |= {"text_alone": blank} if loaded.prompt.inputs else {}
-            if spec.image_use:
-                result["image_use"] = rows.image_use(writer, rows.values(free), progress) | {"blank": blank}
+        if loaded.prompt.inputs:  # constrained: written freely about grey pictures, few answers would parse
+            alone = rows.answers(predictor.generator, "text alone", progress, rows.blanked())
+            result["baselines"]["text_alone"] = rows.score(rows.values(alone))
+        if spec.image_use:
+            blank = rows.answers(writer, "blanked pictures", progress, rows.blanked())
+            use = rows.image_use(writer, rows.values(free), progress)
+            result["image_use"] = use | {"blank": rows.score(rows.values(blank))}
         if spec.before:
             result["before"] = _before(loaded, recipe, rows, progress)
     result["left_out"] = usable.bad
@@ -193,6 +195,7 @@ class ScoringRows:
                 id=self.ids[i],
                 truth=self.truths[i],
                 picture=self.pictures[i],
+                further=self.queries[i].pictures[1:],
                 free_answer=freely.text,
                 free_error=read.error,
             )

@@ -71,6 +71,8 @@ class Card(NamedTuple):
     """Of each run its text, and why that did not parse."""
     tags: str = ""
     keys: str = ""
+    more: Sequence[str] = ()
+    """Further pictures."""
 
 
 class Gallery(NamedTuple):
@@ -116,6 +118,7 @@ def gallery(fields: Sequence[FieldSpec], rows: Sequence[Runs], runs: Sequence[st
                 [_answer(run) for run in row],
                 " ".join(tags),
                 f"[{keys}]",
+                [thumbnail(one, side // 2) or "" for one in first.further],
             )
         )
     named = [(name, [option for option, _ in options]) for name, options in choices]

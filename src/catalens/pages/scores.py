@@ -33,7 +33,12 @@ SYSTEMS = (
     System(("before",), "Before fine-tuning", "the base model as it came, constrained", "before\ntrain.*"),
     System(NEAREST, "Nearest neighbour", "copies the training picture most like it", "nearest\npicture"),
     System(MAJORITY, "Majority", "never looks: most frequent or median value", "\nmajority"),
-    System(("baselines", "text_alone"), "Text alone", "this model, given the text and grey pictures", "text\nalone"),
+    System(
+        ("baselines", "text_alone"),
+        "Text alone",
+        "this model, given the text and grey pictures, constrained",
+        "text\nalone",
+    ),
     System(("image_use", "blank"), "Blanked pictures", "shown plain grey", "blank\npicture"),
     System(
         ("image_use", "shuffled"), "Shuffled pictures", "shown another product\u2019s picture", "shuffled\npicture"

@@ -141,7 +141,7 @@ class TableJournal(Journal):
     def most_together(self) -> int:
         """Most pictures of rows that belong together."""
         usable = "FROM rows JOIN pictures USING (picture) WHERE rows.reason IS NULL AND pictures.reason IS NULL"
-        counts = f"SELECT count(*) AS n {usable} AND together IS NOT NULL GROUP BY together"
+        counts = f"SELECT count(DISTINCT sha256) AS n {usable} AND together IS NOT NULL GROUP BY together"
         return self.one(f"SELECT coalesce(max(n), 1) FROM ({counts})")[0]
 
     def spare(self, reason: str) -> int:

@@ -1,6 +1,6 @@
 """The HTTP API and the page, around one predictor.
 
-    POST /v1/predict     pictures -> {"predictions": [{"fields": {"title": {"value": "Red Tote Bag", "confidence":
+    POST /v1/predict     products -> {"predictions": [{"fields": {"title": {"value": "Red Tote Bag", "confidence":
                                       0.97, "needs_review": false}, ...}, "needs_review": false, "error": null}], ...}
     GET  /               the page: drop photos, look, correct, download
     GET  /healthz        200 while the process lives
@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -43,14 +43,20 @@ from catalens.serving.batching import Batcher, PredictorError, QueueFullError
 from catalens.serving.page import ModelCard, policy_of, render_index
 from catalens.serving.requests import (
     JSON,
+    MULTIPART,
     REQUESTS_QUEUED,
+    Asked,
     PictureSource,
+    ProductSource,
     Received,
     RequestReader,
     ServeSettings,
     check_caller,
     later,
 )
+
+if TYPE_CHECKING:
+    from catalens.data import Query
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 PICTURES = (1, 2, 4, 8, 16, 32, 64)
@@ -117,7 +123,7 @@ class Service:
         self.in_flight = 0
         """Requests for predictions that are not answered yet."""
         self.predictor, self._name = predictor, name
-        self._reader = RequestReader(settings, network)
+        self._reader = RequestReader(settings, network, predictor.prompt.inputs)
         self._requests = Counter("catalens_requests", "Requests for predictions", ["status"], registry=self.registry)
         self._pictures = Counter("catalens_pictures", "Pictures answered", ["outcome"], registry=self.registry)
         self._seconds = Histogram(
@@ -161,26 +167,30 @@ class Service:
         check_caller(request, self.settings)
         if not self.ready:
             raise later(503, "the server is ending: ask another, or come back")
-        async with self._reader.pictures(request) as received:
+        async with self._reader.products(request) as products:
             try:
-                futures = self.batcher.submit([(one.data, one.pixels) for one in received if one.error is None])
+                futures = self.batcher.submit([(self._query(one), one.pixels) for one in products if not one.failure])
             except QueueFullError as full:
                 raise later(429, str(full), full.seconds) from full
             outcomes = iter(await self._outcomes(request.receive, futures))
             answers = [
-                self._answer(one, next(outcomes) if one.error is None else None, len(received) == 1)
-                for one in received
+                self._answer(one, None if one.failure else next(outcomes), len(products) == 1) for one in products
             ]
         return Answer(predictions=answers, calibrated=self.predictor.calibrated, model=self._name)
 
-    def _answer(self, one: Received, outcome: Prediction | BaseException | None, alone: bool) -> PictureAnswer:
-        """Answer a picture; HTTPException for one that is alone in its request and cannot be read."""
+    def _query(self, one: Asked) -> "bytes | Query":
+        pictures = [picture.data for picture in one.pictures]
+        return pictures[0] if len(pictures) == 1 and not one.texts else self.predictor.query(pictures, one.texts)
+
+    def _answer(self, one: Asked, outcome: Prediction | BaseException | None, alone: bool) -> PictureAnswer:
+        """Answer a product; HTTPException for one that is alone in its request and cannot be read."""
+        bad = one.failure or Received()
         if isinstance(outcome, PredictorError) and alone:
             raise HTTPException(503, str(outcome))
         if not isinstance(outcome, Prediction):
-            outcome = Prediction(None, error=one.error if outcome is None else str(outcome))
+            outcome = Prediction(None, error=bad.error if outcome is None else str(outcome))
         if alone and outcome.error is not None and not outcome.answer:
-            raise HTTPException(one.status, outcome.error)
+            raise HTTPException(bad.status, outcome.error)
         self._pictures.labels("failed" if outcome.error else "read").inc()
         return answer_of(self.predictor.prompt, outcome)
 
@@ -298,7 +308,14 @@ def answer_of(prompt: PromptSpec, prediction: Prediction) -> PictureAnswer:
 def _description(prompt: PromptSpec) -> tuple[dict[str, Any], dict[int | str, dict[str, Any]]]:
     """Describe the two forms of a request, and an answer or none by status, for OpenAPI."""
     body, reasons = DESCRIPTION["requestBody"], DESCRIPTION["refusals"]
-    body["content"][JSON]["schema"]["properties"]["pictures"]["items"] = PictureSource.model_json_schema()
+    properties = body["content"][JSON]["schema"]["properties"]
+    product = ProductSource.model_json_schema()
+    del product["$defs"]  # a reference to it would be looked for in the whole description
+    for own in (properties, product["properties"]):
+        own["pictures"]["items"] = PictureSource.model_json_schema()
+    properties["products"]["items"] = product
+    form = body["content"][MULTIPART]["schema"]["properties"]
+    form |= {name: {"type": "string"} for name in prompt.inputs}
     values: dict[str, Any] = {"text": "Red Tote Bag", "category": "BAGS", "number": 129.0}
     good = Prediction(
         values={spec.column: values[spec.kind] for spec in prompt.fields},

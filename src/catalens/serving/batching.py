@@ -14,10 +14,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from catalens.inference.predictor import Predictor
 from catalens.predictions import Prediction
+
+if TYPE_CHECKING:
+    from catalens.data import Query
 
 LINGER = 0.005  # seconds that a picture waits for others to share its batch
 logger = logging.getLogger(__name__)
@@ -36,7 +39,7 @@ class PredictorError(Exception):
 
 
 class _Job(NamedTuple):
-    picture: bytes
+    asked: "bytes | Query"
     pixels: int
     outcome: Future[Prediction]
 
@@ -85,9 +88,9 @@ class Batcher:
         with self._changed:
             return sum(not job.outcome.cancelled() for job in self._waiting)
 
-    def submit(self, pictures: Sequence[tuple[bytes, int]]) -> list[Future[Prediction]]:
-        """Queue the pictures of a request and their pixels, all or none; QueueFullError where they have no room."""
-        jobs = [_Job(picture, pixels, Future()) for picture, pixels in pictures]
+    def submit(self, asked: Sequence[tuple["bytes | Query", int]]) -> list[Future[Prediction]]:
+        """Queue what a request asks and its pixels, all or none; QueueFullError where there is no room."""
+        jobs = [_Job(one, pixels, Future()) for one, pixels in asked]
         with self._changed:
             self._waiting = deque(job for job in self._waiting if not job.outcome.cancelled())
             together = [*self._waiting, *jobs]
@@ -127,7 +130,7 @@ class Batcher:
     def _predict(self, batch: Sequence[_Job]) -> None:
         """Answer a batch; where the predictor fails, each picture alone, so that one does not fail its neighbours."""
         try:
-            predictions = self._predictor.predict([job.picture for job in batch])
+            predictions = self._predictor.predict([job.asked for job in batch])
             pairs = list(zip(batch, predictions, strict=True))
         except Exception as error:
             logger.error("the model failed on %d pictures: %s: %s", len(batch), type(error).__name__, error)

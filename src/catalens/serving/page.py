@@ -51,6 +51,7 @@ def render_index(card: ModelCard, prompt: PromptSpec, settings: ServeSettings) -
         card=card,
         tiles=_tiles(card, prompt.fields),
         fields=[{"column": spec.column, "label": spec.label, "kind": spec.kind} for spec in prompt.fields],
+        inputs=prompt.inputs,
         settings=settings,
         group=min(settings.max_pictures, GROUP),
     )

@@ -1,8 +1,9 @@
-"""A request -> pictures, none of them believed, within limits.
+"""A request -> products and their pictures, none of them believed, within limits.
 
     multipart/form-data; pictures=@bag.jpg, pictures=@shop.html
-      -> [Received(data=b"\\xff\\xd8..."), Received(error="not a picture in one of JPEG, PNG, ...", status=422)]
+      -> [[Received(data=b"\\xff\\xd8...")], [Received(error="not a picture in one of JPEG, PNG, ...", status=422)]]
     {"pictures": [{"base64": "/9j/4AAQ..."}, {"url": "https://shop.example/bag.jpg"}]}
+    {"products": [{"pictures": [{"base64": "/9j/4AAQ..."}, {"base64": "..."}], "texts": {"description": "..."}}]}
 
     ServeSettings(queue=256, max_bytes=33_554_432, timeout=60)
       more than 256 pictures, or 512 megapixels, waiting  429, with Retry-After
@@ -17,8 +18,9 @@ Only the header of a picture is read here; it is decoded by the predictor, in it
 import asyncio
 import base64
 import hmac
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Annotated, NamedTuple
 
 from fastapi import HTTPException
@@ -103,11 +105,51 @@ class PictureSource(Frozen):
         return self
 
 
-class PredictBody(Frozen):
-    """Pictures to read."""
+class ProductSource(Frozen):
+    """One product, by several pictures or with the texts that the model is given."""
 
     pictures: Annotated[tuple[PictureSource, ...], Field(min_length=1)]
-    """In the order of the answer."""
+    """In the order in which the model sees them."""
+    texts: dict[str, str] = {}
+    """By column of the question."""
+
+
+class PredictBody(Frozen):
+    """What to read: exactly one of the two, in the order of the answer."""
+
+    pictures: Annotated[tuple[PictureSource, ...] | None, Field(min_length=1)] = None
+    """Each of a product of its own."""
+    products: Annotated[tuple[ProductSource, ...] | None, Field(min_length=1)] = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "PredictBody":
+        if (self.pictures is None) == (self.products is None):
+            raise ValueError("give either pictures or products")
+        return self
+
+
+class Product(NamedTuple):
+    """Pictures of a product, or where they are, and the texts that came with them."""
+
+    pictures: Sequence["Received | str"]
+    texts: Mapping[str, str] = {}
+
+
+class Asked(NamedTuple):
+    """A product of a request, its pictures received."""
+
+    pictures: Sequence[Received]
+    texts: Mapping[str, str]
+
+    @property
+    def failure(self) -> Received | None:
+        """The first picture that is none."""
+        return next((one for one in self.pictures if one.error is not None), None)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all pictures."""
+        return sum(one.pixels for one in self.pictures)
 
 
 def check_caller(request: Request, settings: ServeSettings) -> None:
@@ -126,16 +168,19 @@ def check_caller(request: Request, settings: ServeSettings) -> None:
 
 
 class RequestReader:
-    """Reads requests, within limits that hold for all of them together; `network` resolves names in tests."""
+    """Reads requests, within limits that hold for all of them together; `network` resolves names in tests.
 
-    def __init__(self, settings: ServeSettings, network: Network | None = None) -> None:
-        self._settings, self._network = settings, network
+    `inputs` are the columns whose texts may come with pictures.
+    """
+
+    def __init__(self, settings: ServeSettings, network: Network | None = None, inputs: Sequence[str] = ()) -> None:
+        self._settings, self._network, self._inputs = settings, network, inputs
         self._held = 0
         self._fetching = asyncio.Semaphore(BODIES_HELD)
 
     @asynccontextmanager
-    async def pictures(self, request: Request) -> AsyncIterator[list[Received]]:
-        """Read the pictures of a request, whose bytes count as held until it is answered.
+    async def products(self, request: Request) -> AsyncIterator[list[Asked]]:
+        """Read the products of a request, whose bytes count as held until it is answered.
 
         Raises HTTPException 400, 408, 413, 415, 422 or 429; starlette's ClientDisconnect.
         """
@@ -156,13 +201,15 @@ class RequestReader:
             try:
                 async with asyncio.timeout(seconds):
                     if kind == MULTIPART:
-                        sources = await form_pictures(request.headers, body, limit)
+                        products = await form_products(request.headers, body, limit, self._inputs)
                     else:
-                        sources = json_pictures(b"".join([chunk async for chunk in body]), limit)
+                        products = json_products(b"".join([chunk async for chunk in body]), limit)
             except TimeoutError as error:
                 raise HTTPException(408, f"the body did not come within {seconds:g} s: send it faster") from error
-            received = await self._fetched(sources, hold)
-            yield await asyncio.to_thread(_measured, received, self._settings)
+            _refuse_texts(products, self._inputs)
+            fetched = await self._fetched([one for product in products for one in product.pictures], hold)
+            measured = iter(await asyncio.to_thread(_measured, fetched, self._settings))
+            yield [Asked([*islice(measured, len(pictures))], texts) for pictures, texts in products]
         finally:
             self._held -= held
 
@@ -253,8 +300,22 @@ class _FormParser(MultiPartParser):
         self.whole = True
 
 
-async def form_pictures(headers: Headers, body: AsyncGenerator[bytes, None], limit: int) -> list[Received | str]:
-    """Read the files named `pictures` of a form; HTTPException 413 where it has more than `limit` parts, 400, 422."""
+def _refuse_texts(products: Sequence[Product], inputs: Sequence[str]) -> None:
+    """Raise HTTPException 422 for a text that the question does not ask for."""
+    given = (name for product in products for name in product.texts)
+    if unknown := next((name for name in given if name not in inputs), None):
+        known = f"it takes {', '.join(inputs)}" if inputs else "it takes pictures alone"
+        raise HTTPException(422, f"the model is given no {unknown[:60]!r}: {known}")
+
+
+async def form_products(
+    headers: Headers, body: AsyncGenerator[bytes, None], limit: int, inputs: Sequence[str] = ()
+) -> list[Product]:
+    """Read the files named `pictures` of a form, each of a product, or of one where a field `together` is true.
+
+    Its fields named as `inputs` are the texts of all. HTTPException 413 where it has more than `limit` parts, 400,
+    422.
+    """
 
     async def stream() -> AsyncGenerator[bytes, None]:
         async for chunk in body:
@@ -270,26 +331,33 @@ async def form_pictures(headers: Headers, body: AsyncGenerator[bytes, None], lim
             raise HTTPException(413, f"more than {limit} parts: send fewer pictures at a time") from error
         raise HTTPException(400, "not multipart/form-data (RFC 7578): let a library write the form") from error
     files = [file for file in form.getlist("pictures") if isinstance(file, UploadFile)]
-    received: list[Received | str] = [Received(file.file.read()) for file in files]
+    received = [Received(file.file.read()) for file in files]
+    texts = {name: text for name in inputs if isinstance(text := form.get(name), str)}
+    together = form.get("together") == "true"
     await form.close()
     if not received:
         raise HTTPException(422, "no file named pictures in the form: -F pictures=@photo.jpg")
-    return received
+    return [Product(received, texts)] if together else [Product([one], texts) for one in received]
 
 
-def json_pictures(body: bytes, limit: int) -> list[Received | str]:
-    """Read bytes and URLs of a JSON body; HTTPException 413 beyond `limit` of them, 422 where it is none."""
+def json_products(body: bytes, limit: int) -> list[Product]:
+    """Read bytes and URLs of a JSON body; HTTPException 413 beyond `limit` pictures, 422 where it is none."""
     if sum(map(len, body.split(b'"')[::2])) > SKELETON:
         raise HTTPException(422, 'not of the form {"pictures": [{"base64": "..."}]}: see /openapi.json')
     try:
-        pictures = PredictBody.model_validate_json(body).pictures
+        asked = PredictBody.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the body"
         raise HTTPException(422, f"{where}: {first['msg']}; see /openapi.json") from error
-    if len(pictures) > limit:
+    products = asked.products or tuple(ProductSource(pictures=(one,)) for one in asked.pictures or ())
+    if sum(len(product.pictures) for product in products) > limit:
         raise HTTPException(413, f"more than {limit} pictures: send fewer at a time")
-    return [source.url if source.url is not None else _decoded(source.base64 or "") for source in pictures]
+    return [Product([_source(one) for one in product.pictures], product.texts) for product in products]
+
+
+def _source(source: PictureSource) -> Received | str:
+    return source.url if source.url is not None else _decoded(source.base64 or "")
 
 
 def _decoded(text: str) -> Received:

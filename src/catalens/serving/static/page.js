@@ -8,7 +8,7 @@ const groupSize = Number(at("tool").dataset.group);
 const mostBytes = Number(at("tool").dataset.bytes) - 65536; // a form is larger than its files
 const MOST_TRIES = 60;
 
-const photos = []; // {file, card, state, error, values: {column: {value, input, ...}}}
+const photos = []; // {files, texts, card, state, error, values: {column: {value, input, ...}}}
 let next = 0; // the first photo that was not sent
 let running = false;
 let token = "";
@@ -21,18 +21,31 @@ function element(name, properties = {}, ...children) {
   return made;
 }
 
-function add(files) {
-  for (const file of files) {
+function add(chosen) {
+  const texts = [...document.querySelectorAll(".given")].map((input) => [input.name, input.value.trim()]);
+  const products = at("together").checked && chosen.length ? [[...chosen]] : [...chosen].map((file) => [file]);
+  for (const files of products) {
     const state = element("p", { className: "state", textContent: "waiting" });
-    const image = element("img", { alt: `Photo ${file.name}`, decoding: "async", src: URL.createObjectURL(file) });
-    image.onerror = () => image.replaceWith(element("span", { textContent: "no preview" }));
-    const name = element("p", { className: "file", textContent: file.name });
-    const card = element("li", { className: "card" }, element("div", { className: "picture" }, image), name, state);
-    photos.push({ file, card, state, error: null, values: null });
+    const images = files.map((file) => {
+      const image = element("img", { alt: `Photo ${file.name}`, decoding: "async", src: URL.createObjectURL(file) });
+      image.onerror = () => image.replaceWith(element("span", { textContent: "no preview" }));
+      return image;
+    });
+    const name = element("p", { className: "file", textContent: nameOf(files) });
+    const pictures = element("div", { className: files.length > 1 ? "picture several" : "picture" }, ...images);
+    const card = element("li", { className: "card" }, pictures, name, state);
+    photos.push({ files, texts, card, state, error: null, values: null });
     at("results").append(card);
   }
   if (!running) run();
 }
+
+const nameOf = (files) => files.map((file) => file.name).join(", ");
+const sizeOf = ({ files }) => files.reduce((sum, file) => sum + file.size, 0);
+const alike = (one, other) => {
+  const alone = one.files.length === 1 && other.files.length === 1;
+  return alone && JSON.stringify(one.texts) === JSON.stringify(other.texts);
+};
 
 at("choose").addEventListener("change", (event) => {
   add(event.target.files);
@@ -54,9 +67,10 @@ async function run() {
   running = true;
   while (next < photos.length) {
     const group = [photos[next++]];
-    let bytes = group[0].file.size;
-    while (next < photos.length && group.length < groupSize && bytes + photos[next].file.size <= mostBytes) {
-      bytes += photos[next].file.size;
+    let bytes = sizeOf(group[0]);
+    while (next < photos.length && group.length < groupSize && bytes + sizeOf(photos[next]) <= mostBytes) {
+      if (!alike(group[0], photos[next])) break;
+      bytes += sizeOf(photos[next]);
       group.push(photos[next++]);
     }
     for (const photo of group) photo.state.textContent = "reading …";
@@ -77,7 +91,9 @@ async function run() {
 async function send(group) {
   for (let tries = 1; ; tries++) {
     const form = new FormData();
-    for (const photo of group) form.append("pictures", photo.file, photo.file.name);
+    for (const file of group.flatMap(({ files }) => files)) form.append("pictures", file, file.name);
+    for (const [name, text] of group[0].texts) form.append(name, text);
+    if (group[0].files.length > 1) form.append("together", "true");
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     let answer = null;
     try {
@@ -203,12 +219,12 @@ function table() {
   const names = fields.map((field) => field.column);
   const ends = ["needs_review", "review_fields", "edited_fields", "error"];
   const rows = [["file", ...names, ...measures.map((pair) => pair.join("_")), ...ends]];
-  for (const { file, values, error } of photos.filter((photo) => photo.values || photo.error)) {
+  for (const { files, values, error } of photos.filter((photo) => photo.values || photo.error)) {
     const those = (key) => names.filter((column) => values?.[column][key]);
     const figures = measures.map(([column, name]) => values?.[column][name]);
     const review = those("needs_review");
     const last = [Boolean(review.length || error), review.join(", "), those("edited").join(", "), error];
-    rows.push([file.name, ...names.map((column) => values?.[column].input.value), ...figures, ...last]);
+    rows.push([nameOf(files), ...names.map((column) => values?.[column].input.value), ...figures, ...last]);
   }
   return rows.map((row) => row.map(cell).join(",") + "\r\n").join("");
 }
