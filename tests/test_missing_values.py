@@ -20,12 +20,11 @@ from catalens.cli import app
 from catalens.config import PromptSpec, make_recipe
 from catalens.data import Encoder, load_examples
 from catalens.errors import PromptError, TrainingError
-from catalens.evaluation import validation_scorer
-from catalens.evaluation.compare import compare, figures
+from catalens.evaluation import figures, validation_scorer
+from catalens.evaluation.compare import compare
 from catalens.evaluation.evaluate import evaluate
 from catalens.inference import load_predictor
-from catalens.pages.compare import write_comparison
-from catalens.pages.terminal import print_scores
+from catalens.pages import print_scores, write_comparison
 from catalens.predictions import Evaluation
 from catalens.training.train import train
 
