@@ -107,6 +107,15 @@ def test_answers_of_a_model_that_learnt_from_gaps_are_whole(gaps: Path, evaluati
     assert "Validation rows without a value: `" in (gaps / "README.md").read_text()
 
 
+def test_a_catalogue_with_gaps_is_predicted(gaps: Path, catalog: Path, tmp_path: Path):
+    arguments = ["predict", str(gaps), str(catalog), "--split", "test", "--out", str(tmp_path / "out.jsonl")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == len(Catalog(catalog).rows("test"))
+    assert all(line["error"] is None and None not in [line[name] for name in FIELDS] for line in lines)
+
+
 def test_every_field_is_scored_on_the_rows_that_have_it(catalog: Path, evaluation: Evaluation):
     rows = Catalog(catalog).rows("test")
     known = {name: sum(row[name] is not None for row in rows) for name in FIELDS}
