@@ -192,6 +192,68 @@ def test_the_nearest_neighbour_of_a_picture_is_the_picture():
     assert nearest_neighbour(train[:1], looks[:1], looks[[7]]) == [train[0]]
 
 
+def lacking(rows: list[dict[str, Any]], *columns: str) -> list[dict[str, Any]]:
+    """Every third row without these columns."""
+    return [one | (dict.fromkeys(columns) if n % 3 == 1 else {}) for n, one in enumerate(rows)]
+
+
+def many(seed: int, count: int = 40) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    return [row(f"Bag {rng.integers(9)}", "ABC"[rng.integers(3)], float(rng.integers(1, 99))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("column", KINDS)
+def test_a_column_is_scored_on_the_rows_that_have_it(column: str):
+    truths, y_pred, products = many(1), [*many(2)[:35], *[None] * 5], [n // 2 for n in range(40)]
+    found: Any = score(KINDS, lacking(truths, column), y_pred, products, 100)
+    whole: Any = score(KINDS, truths, y_pred, products, 100)
+    known = [n for n in range(40) if n % 3 != 1]
+    alone: Any = score(
+        KINDS, [truths[n] for n in known], [y_pred[n] for n in known], [products[n] for n in known], 100
+    )
+    for name in KINDS:
+        assert found["fields"][name] == (alone if name == column else whole)["fields"][name]
+    assert found["parse_rate"] == whole["parse_rate"]
+
+
+@pytest.mark.parametrize("column", KINDS)
+def test_differences_are_of_the_rows_that_have_the_column(column: str):
+    truths, one, other, products = many(1), many(2), [*many(3)[:35], *[None] * 5], [n // 2 for n in range(40)]
+    found = differences(KINDS, lacking(truths, column), one, other, products, 200)
+    whole = differences(KINDS, truths, one, other, products, 200)
+    known = [n for n in range(40) if n % 3 != 1]
+    alone = differences(KINDS, *([rows[n] for n in known] for rows in (truths, one, other, products)), 200)
+    for name in KINDS:
+        assert found[name] == (alone if name == column else whole)[name]
+
+
+@pytest.mark.parametrize("column", KINDS)
+def test_a_column_that_no_row_has_has_no_figures(column: str):
+    truths = [one | {column: None} for one in many(1)]
+    for found in (
+        score(KINDS, truths, many(2))["fields"],
+        differences(KINDS, truths, many(2), many(3), resamples=50),
+    ):
+        assert found[column] == {}
+        assert all(found[name] for name in KINDS if name != column)
+
+
+def test_baselines_go_by_the_rows_that_have_a_column():
+    train = [row("Bag", "BAGS", 10.0), row("Bag", "SHOES", 20.0), row("Scarf", "SHOES", 99.0)]
+    gaps: list[dict[str, Any]] = [{"title": None, "category": None, "price": None}] * 9
+    assert majority(KINDS, [*gaps, *train], 2) == [row("Bag", "SHOES", 20.0)] * 2
+    assert majority(KINDS, gaps, 1) == gaps[:1]
+    looks = np.array([[0.0], [1.0], [2.0]])
+    train = [row("A") | {"title": None}, row("B") | {"price": None, "category": None}, row("C", price=7.0)]
+    assert nearest_neighbour(train, looks, np.array([[0.1], [1.1], [1.9]])) == [
+        {"title": "B", "category": "BAGS", "price": 100.0},
+        {"title": "B", "category": "BAGS", "price": 7.0},
+        {"title": "C", "category": "BAGS", "price": 7.0},
+    ]
+    none = [one | {"price": None} for one in train]
+    assert [one["price"] for one in nearest_neighbour(none, looks, looks)] == [None] * 3
+
+
 @pytest.mark.parametrize("share", ["title.exact", "category.accuracy", "price.within_10pct", "parse_rate"])
 def test_no_share_is_certain(share: str):
     right, wrong = figures([row()] * 64, [row()] * 64)[share], figures([row()] * 64, [None] * 64)[share]

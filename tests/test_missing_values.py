@@ -20,12 +20,11 @@ from catalens.cli import app
 from catalens.config import PromptSpec, make_recipe
 from catalens.data import Encoder, load_examples
 from catalens.errors import PromptError, TrainingError
-from catalens.evaluation import validation_scorer
-from catalens.evaluation.compare import compare, figures
+from catalens.evaluation import figures, validation_scorer
+from catalens.evaluation.compare import compare
 from catalens.evaluation.evaluate import evaluate
 from catalens.inference import load_predictor
-from catalens.pages.compare import write_comparison
-from catalens.pages.terminal import print_scores
+from catalens.pages import print_scores, write_comparison
 from catalens.predictions import Evaluation
 from catalens.training.train import train
 
@@ -106,6 +105,15 @@ def test_answers_of_a_model_that_learnt_from_gaps_are_whole(gaps: Path, evaluati
     assert load_predictor(gaps).predict([picture])[0].values is not None
     assert not (gaps / "left_out.jsonl").exists()
     assert "Validation rows without a value: `" in (gaps / "README.md").read_text()
+
+
+def test_a_catalogue_with_gaps_is_predicted(gaps: Path, catalog: Path, tmp_path: Path):
+    arguments = ["predict", str(gaps), str(catalog), "--split", "test", "--out", str(tmp_path / "out.jsonl")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == len(Catalog(catalog).rows("test"))
+    assert all(line["error"] is None and None not in [line[name] for name in FIELDS] for line in lines)
 
 
 def test_every_field_is_scored_on_the_rows_that_have_it(catalog: Path, evaluation: Evaluation):

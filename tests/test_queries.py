@@ -155,8 +155,8 @@ def test_predictions_of_a_table_are_those_of_the_catalogue(fronts_and_backs: Pat
     known = {row["sku"]: found.values for row, found in zip(rows, predictor.predict(asked), strict=True)}
     assert sum(known[row["sku"]]["back"] == row["back"] for row in rows) > 0.9 * len(rows)
     spec = {"image": "image_1", "id": "sku", "pictures": "all"}
-    for where, given in ((several, {"split": "test"}), (table, spec)):
-        source = open_input([str(where)], InputSpec(**given))
+    for where, settings in ((several, {"split": "test"}), (table, spec)):
+        source = open_input([str(where)], InputSpec(**settings))
         products = [rows for rows in source.products() if rows[0].id in known]
         assert len(products) == len(known)
         assert {len(rows) for rows in products} == {2}
@@ -251,7 +251,8 @@ def test_texts_are_used_and_baselines_say_so(told_by_words: Path):
     shown = {name: field["shown"] for name, field in metrics["image_use"]["fields"].items()}
     assert shown == {"front": True, "back": False}
     page = (told_by_words / "evaluation" / "report.html").read_text()
-    assert "Reads Front from picture and text." in page
+    assert "<bdi>Front</bdi>" in page
+    assert " from picture and text." in page
     assert "Text alone" in page
 
 
@@ -310,8 +311,8 @@ def encoder() -> Encoder:
     return Encoder(load_processor("tiny"), PROMPT)
 
 
-HOSTILE = st.lists(st.sampled_from(["<|end|>", "<|", "|>", "<", "<|image_1|>", "</s>", "<s>", "<unk>", "<|image|>",
-                                    "<|assistant|>", "\n", "\x00", "\ud83d", "{words}", "a", " "])).map("".join)  # fmt: skip
+TAGS = ["<|end|>", "<|", "|>", "<", "<|image_1|>", "</s>", "<s>", "<unk>", "<|image|>", "<|assistant|>"]
+HOSTILE = st.lists(st.sampled_from([*TAGS, "\n", "\x00", "\ud83d", "{words}", "a", " "])).map("".join)
 
 
 @given(HOSTILE | st.text(max_size=40))

@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 from processes import Report, Run, remove_case
 from shop import ROLES, picture
 
+from catalens.catalog import is_missing
+
 HOSTILE = {"csv": 10, "jsonl": 10, "parquet": 4}
 """Hostile rows of a table by its format, between two good ones; those of a Parquet file are all of one type."""
 PICTURES = 2 + max(HOSTILE.values())
@@ -229,6 +231,8 @@ def _picture_of(cell: Any, base: Path) -> bytes | None:
 
 def _same(cell: Any, got: Any, number: bool) -> bool:
     """Whether a stored value is what a person sees in a cell."""
+    if got is None:  # an empty cell
+        return is_missing(float(cell) if isinstance(cell, np.floating) else cell)
     if cell is None or isinstance(cell, bytes | list | dict) or (number and isinstance(cell, bool)):
         return False
     if number:

@@ -2,9 +2,10 @@
 
     {"image": Picture(...), "title": "Red Tote Bag", "category3_code": "BAGS", "full_price": 129.0}
 
-becomes input ids with one slot for every picture token, labels on the answer and its end token only, and the tiles of
-its pictures, or the features that a frozen tower made of them. Answers are rendered and tokenized once, when they are
-read; of their pictures rows have the place alone. Legend: T tokens of a row, A of its answer, B rows.
+becomes input ids with one slot for every picture token, labels on the answer and its end token only (not where a row
+lacks a field), and the tiles of its pictures, or the features that a frozen tower made of them. Answers are rendered
+and tokenized once, when they are read; of their pictures rows have the place alone.
+Legend: T tokens of a row, A of its answer, B rows.
 """
 
 import hashlib

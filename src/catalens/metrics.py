@@ -278,8 +278,8 @@ def differences(
     found: dict[str, dict[str, Figure]] = {}
     for name, kind in kinds.items():
         known = rows_with(name, truths)
-        one, two, y_true = ([rows[i] for i in known] for rows in (first, other, truths))
-        own = [numbers[i] for i in known]
+        one, two = ([rows[i] for i in known] for rows in (first, other))
+        y_true, own = [truths[i] for i in known], [numbers[i] for i in known]
         found[name] = _differences(name, kind, y_true, one, two, own, resamples) if known else {}
     return found
 
@@ -426,7 +426,7 @@ def nearest_neighbour(train: Sequence[Row], train_features: NDArray, features: N
             nearest[known] = _nearest(np.array(known, np.intp), train_features, features) if known else []
         for row, i in zip(copied, nearest[known] or [None] * len(copied), strict=True):
             row[name] = None if i is None else train[i][name]
-    return copied
+    return [*copied]
 
 
 def _nearest(known: NDArray[np.intp], train_features: NDArray, features: NDArray) -> list[int]:

@@ -30,6 +30,38 @@ def verdicts(rows: int, sees: float, each: int = 1) -> Counter[str]:
     return Counter(image_use(KINDS, *drawn(rng, rows, sees, each), resamples=300)["verdict"] for _ in range(DRAWS))
 
 
+def test_rows_without_a_truth_are_left_out_of_the_test_of_a_field():
+    truths, said, ids = drawn(np.random.default_rng(1), 200, 0.9)
+    gaps = [{"category": None if n % 4 == 1 else row["category"]} for n, row in enumerate(truths)]
+    found = image_use(KINDS, gaps, said, ids, resamples=300)
+    assert found["verdict"] == "uses_image"
+    own, other = (
+        score(KINDS, gaps, given, resamples=50)["fields"]["category"]["accuracy"]["value"]
+        for given in (said, [said[i] for i in partners(ids)])
+    )
+    assert found["fields"]["category"]["loss"]["value"] == pytest.approx(own - other)
+
+
+def test_a_field_without_truths_is_not_asked_about():
+    truths, said, ids = drawn(np.random.default_rng(1), 60, 0.9)
+    both = {"category": "category", "kind": "category"}
+    rows = [row | {"kind": None} for row in truths]
+    found = image_use(both, rows, [row | {"kind": "A"} for row in said], ids, resamples=300)
+    alone = image_use(KINDS, truths, said, ids, resamples=300)
+    assert found == alone
+    none = image_use({"kind": "category"}, rows, said, ids, resamples=300)
+    assert (none["verdict"], none["fields"]) == ("undecided", {})
+
+
+def test_where_no_partner_has_a_truth_nothing_is_telling():
+    truths, said, ids = drawn(np.random.default_rng(1), 40, 0.9)
+    given = partners(ids)
+    gaps: Rows = [{"category": None} for _ in truths]
+    gaps[0] = truths[0]
+    assert gaps[given[0]]["category"] is None
+    assert not image_use(KINDS, gaps, said, ids, resamples=300)["fields"]["category"]["telling"]
+
+
 def apart(truths: Rows, said: Rows, ids: list[str]) -> bool:
     """The unpaired rule: both 95 % intervals part."""
     own, other = (

@@ -42,6 +42,26 @@ def of_prices(
     return fit_calibration(PRICE, [{"price": price} for price in truths], rows, scores, interval, candidates)
 
 
+def test_a_field_is_calibrated_on_the_rows_that_have_a_truth():
+    rng = np.random.default_rng(3)
+    truths = rng.lognormal(3, 1, 80).tolist()
+    said = [truth * factor for truth, factor in zip(truths, rng.lognormal(0, 0.2, 80), strict=True)]
+    gaps = [None if n % 4 == 1 else truth for n, truth in enumerate(truths)]
+    known = [n for n, truth in enumerate(gaps) if truth is not None]
+    found, alone = of_prices(gaps, said), of_prices([truths[n] for n in known], [said[n] for n in known])  # type: ignore[arg-type]
+    assert found.fields == alone.fields
+    assert (found.products, alone.products) == (80, 60)
+    assert found.fields["price"].steps[-1][1] == 60
+
+
+def test_a_field_without_any_truth_promises_nothing():
+    found = of_prices([None] * 40, [5.0] * 40)  # type: ignore[list-item]
+    assert found.fields["price"].bound is None
+    assert found.threshold("price", 0.5) is None
+    assert found.bounds("price", 5.0) is None
+    assert 0 < found.apply("price", FieldScore(-2.0, 5)) < 1
+
+
 WORLDS = {  # log-odds of the tokens: mean, deviation; log-odds of being right: slope, offset
     "nearly all right": (4.0, 2.0, 1.0, 2.0),
     "just too many wrong": (4.0, 2.0, 1.0, -1.0),

@@ -566,6 +566,21 @@ def test_any_fields_and_missing_values(fields: dict[str, Kind], tmp_path: Path):
     assert not {row["id"] for row in rows} & {row["id"] for row in drawn}
 
 
+def test_a_leading_category_is_missing_as_often_beside_rare_names(tmp_path: Path):
+    kinds = ["BAGS"] * 10 + ["MUGS"] * 4 + [None] * 4 + [f"only {n}" for n in range(2)]
+    rows = [{"id": f"P{n}", "image": picture(n), "c": kinds[n % 20]} for n in range(300)]
+    rows = [
+        row | ({"c": f"{row['c']} {n}"} if str(row["c"]).startswith("only") else {}) for n, row in enumerate(rows)
+    ]
+    folder = write_catalog(tmp_path / "odd", Roles(id="id", fields={"c": "category"}), rows)
+    mimic_catalog(tmp_path / "out", folder, 300)
+    drawn = Counter(
+        str(row["c"]) if row["c"] in ("BAGS", "MUGS", None) else "rare" for row in rows_of(tmp_path / "out")
+    )
+    wanted = {"BAGS": 150, "MUGS": 60, "None": 60, "rare": 30}
+    assert {name: drawn[name] for name in wanted} == pytest.approx(wanted, abs=15)
+
+
 # What is drawn
 
 

@@ -3,6 +3,8 @@
 import parity
 import pytest
 
+from catalens.config import PromptSpec
+from catalens.data import IGNORED, Encoder
 from catalens.model import Phi3VProcessor
 
 pytestmark = [
@@ -56,3 +58,33 @@ def test_official_processor_survives_saving(family, tmp_path):
     assert again.tokenize(text, [(336, 672)]) == official.tokenize(text, [(336, 672)])
     assert again.image_processor.to_dict() == official.image_processor.to_dict()
     assert again.tokenizer.pad_token == official.tokenizer.pad_token
+
+
+@pytest.mark.parametrize(
+    "title", ["Red Bag", "羊 👗", "Bag (red)", "Bag (red),", "x,", "a.", 'the "Kensington"', "Größe"]
+)
+@pytest.mark.parametrize(
+    "lacking", [("title",), ("category3_code",), ("full_price",), ("category3_code", "full_price")]
+)
+@pytest.mark.parametrize("family", parity.FAMILIES)
+def test_gaps_of_an_answer_have_no_label_by_the_official_tokenizer(family, lacking, title):
+    encoder = Encoder(parity.processor(family), PromptSpec())
+    row = {"title": title, "category3_code": "BAGS", "full_price": 390.0} | dict.fromkeys(lacking)
+    ids = encoder.answer_ids(row)
+    labels = encoder.answer_labels(row, ids)
+    runs, run = [], []
+    for token, label in [*zip(ids, labels, strict=True), (0, IGNORED)]:
+        if label != IGNORED:
+            run.append(token)
+        elif run:
+            runs.append(encoder.tokenizer.decode(run).strip())
+            run = []
+    # the last character of a title and the comma behind it may be one token, which is the same in a whole answer
+    comma = "," if runs[0] == f"Product: {title}," and lacking == ("category3_code",) else ""
+    expected = {
+        ("title",): ["BAGS, Full Price: 390.0<|end|>"],
+        ("category3_code",): [f"Product: {title}{comma}", "390.0<|end|>"],
+        ("full_price",): [f"Product: {title}, Category: BAGS"],
+        ("category3_code", "full_price"): [f"Product: {title}"],
+    }
+    assert runs == expected[lacking]

@@ -373,6 +373,64 @@ def test_rows_are_found_by_what_they_are():
         assert keys[3] == (pytest.approx(min(row.confidence.values())) if row.values else None)
 
 
+def gaps(rows: list[ScoredRow], column: str, every: int = 3) -> list[ScoredRow]:
+    return [replace(row, truth={**row.truth, column: None}) if n % every == 0 else row for n, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("field", REFERENCE_FIELDS, ids=lambda field: field.kind)
+def test_a_figure_of_fewer_rows_says_so_everywhere(tmp_path, field):
+    rows = gaps(evaluated(60), field.column)
+    counts = {other.column: 40 if other is field else 60 for other in REFERENCE_FIELDS}
+    page = written(tmp_path, rows, n=counts, image_use=image_use(rows, "uses_image"), **measured(rows))
+    sections = re.split(r"<section id=", page)
+    named = {re.match(r'"(\w+)"', one)[1] for one in sections[1:] if "n = 40 of 60" in one}  # type: ignore[index]
+    wanted = {"scores", "confidence", "groups"}
+    wanted |= {"number": {"numbers"}, "category": {"categories"}}.get(field.kind, set())
+    assert named == wanted
+    assert page.split("<section")[0].count("n = 40 of 60") == 2  # in words, and in its tile
+    assert "nan" not in re.sub(r"base64,[^\"]*|<script.*?</script>", "", page, flags=re.S).lower()
+    (tile,) = [tile for tile in scores.tiles(scored(REFERENCE_FIELDS, rows, n=counts), REFERENCE_FIELDS) if tile["n"]]
+    assert (tile["field"], tile["n"]) == (field, "n = 40 of 60")
+
+
+@pytest.mark.parametrize("field", REFERENCE_FIELDS, ids=lambda field: field.kind)
+def test_a_field_without_truths_is_said_to_have_none(tmp_path, field):
+    rows = gaps(evaluated(60), field.column, 1)
+    metrics = measured(rows)
+    for block in ("confidence", "review"):
+        metrics[block]["fields"].pop(field.column, None)
+    use = image_use(rows, "uses_image")
+    del use["fields"][field.column]
+    counts = {other.column: 0 if other is field else 60 for other in REFERENCE_FIELDS}
+    page = written(tmp_path, rows, n=counts, image_use=use, **metrics)
+    assert f"<b><bdi>{field.label}</bdi></b> has no truths in these rows" in page
+    assert not re.search(r"n = \d", page)
+
+
+@pytest.mark.parametrize("field", REFERENCE_FIELDS, ids=lambda field: field.kind)
+def test_a_row_without_a_truth_is_neither_right_nor_wrong_in_that_field(field):
+    rows = gaps(evaluated(60), field.column)
+    found = gallery(REFERENCE_FIELDS, [(row,) for row in rows])
+    place, by_id = REFERENCE_FIELDS.index(field), {row.id: row for row in rows}
+    for card in found.cards:
+        row, pair = by_id[card.id], card.pairs[place]
+        known = row.truth[field.column] is not None
+        assert (pair.predicted[0].right is None) is not known
+        assert (pair.truth == "\u2013") is not known
+        assert (f"0.{place + 2}" in card.tags.split()) is (known and not is_right(field, row))
+        others = [other for other in REFERENCE_FIELDS if row.truth[other.column] is not None]
+        assert card.right is all(is_right(other, row) for other in others)
+
+
+def test_rows_without_a_category_are_in_no_group_and_in_the_others_of_a_plot():
+    rows = gaps(evaluated(60), "category3_code")
+    by = {one["field"].kind: one for one in groups(REFERENCE_FIELDS, rows)}
+    assert sum(line[1] for line in by["category"]["lines"][1:]) == 40
+    assert by["category"]["lines"][0][:2] == ("all rows", 60)
+    cells = by["number"]["lines"][0][2]
+    assert [("n = 40 of 60" in interval) for _, interval, _ in cells] == [False, True, False]
+
+
 def test_errors_by_group_are_those_of_its_rows():
     rows = evaluated(200)
     by_category, by_price = groups(REFERENCE_FIELDS, rows)

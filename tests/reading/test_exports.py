@@ -16,8 +16,7 @@ from catalens.catalog import Catalog
 from catalens.config import from_flags
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.preparing import PrepareSpec
-from catalens.reading import Columns, ReadSpec, open_source
-from catalens.reading.table import TableSpec
+from catalens.reading import Columns, ReadSpec, TableSpec, open_source
 
 PICTURE = Columns("photo", "sku", {"title": "text"})
 

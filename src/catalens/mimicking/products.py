@@ -156,7 +156,8 @@ class StratumPlanner:
             return self.its.category
         named = {} if leads else kinds.products  # a rare name stands for any rare one
         names = [*named, *kinds.rare_names]
-        if rng.random() < kinds.missing or not names:
+        missing = kinds.missing * self.profile.products / self.its.products if leads else kinds.missing
+        if rng.random() < missing or not names:
             return None
         rare = [kinds.rare_products / len(kinds.rare_names)] * len(kinds.rare_names)
         return names[index_of(rng.random(), [*named.values(), *rare])]

@@ -39,7 +39,7 @@ class Difference:
     shown: bool = False
     """Whether the claim holds after Holm's correction."""
     n: str = ""
-    """How many rows have a truth of the field, where not all have."""
+    """Number of rows that have a truth of the field, where not all have."""
 
     @property
     def better(self) -> bool:
@@ -93,7 +93,7 @@ class Comparison:
         return len({row[0].id for row in self.rows})
 
     def truths(self, column: str) -> str:
-        """How many rows have a truth of a field, where not all have."""
+        """Number of rows that have a truth of a field, where not all have."""
         return truths_of(len(rows_with(column, [row[0] for row in self.rows])), len(self.rows))
 
     @property

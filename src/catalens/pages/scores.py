@@ -70,7 +70,7 @@ def figure_of(scores: Mapping[str, Any], column: str, metric: str) -> Mapping[st
 
 
 def truths_in(metrics: Mapping[str, Any], column: str) -> str:
-    """How many rows have a truth of a field, where not all have."""
+    """Number of rows that have a truth of a field, where not all have."""
     return truths_of((metrics.get("n") or {}).get(column, metrics["rows"]), metrics["rows"])
 
 
