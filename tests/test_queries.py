@@ -251,8 +251,6 @@ def test_texts_are_used_and_baselines_say_so(told_by_words: Path):
     shown = {name: field["shown"] for name, field in metrics["image_use"]["fields"].items()}
     assert shown == {"front": True, "back": False}
     page = (told_by_words / "evaluation" / "report.html").read_text()
-    assert "<bdi>Front</bdi>" in page
-    assert " from picture and text." in page
     assert "Text alone" in page
 
 

@@ -181,6 +181,17 @@ def test_verdict_and_scores_are_those_of_the_metrics():
     assert scores.noise_floor(metrics, REFERENCE_FIELDS) == ["", "", "", "", "", "", "5.4\u00a0%", ""]
 
 
+def test_a_model_that_is_given_texts_is_not_said_to_read_from_the_picture_alone():
+    rows = evaluated(100)
+    metrics = scored(REFERENCE_FIELDS, rows, image_use=image_use(rows, "uses_image"))
+    metrics["baselines"]["text_alone"] = metrics["baselines"]["majority"]
+    found = scores.verdict(metrics, REFERENCE_FIELDS)
+    assert found["headline"] == "Reads Product, Category and Full Price from picture and text."
+    assert "Text alone" in [row["name"] for row in scores.score_table(metrics, REFERENCE_FIELDS)]
+    metrics["baselines"]["text_alone"] = metrics["model"]  # the text says it all
+    assert scores.verdict(metrics, REFERENCE_FIELDS)["headline"].startswith("Is not shown to do better")
+
+
 def test_a_page_has_every_section(tmp_path):
     rows = evaluated(100)
     page = written(tmp_path, rows, seconds={"generation": 12.34}, **measured(rows))
