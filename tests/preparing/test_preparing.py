@@ -20,7 +20,7 @@ from catalens.catalog import SPLITS, Catalog, CatalogCard, Roles, kind_of_reason
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.preparing import PrepareSpec
 from catalens.reading import Columns
-from catalens.reading.table import NO_PICTURE
+from catalens.reading.table import NO_PICTURE, PARENT
 
 ROLES = Roles(id="code", fields={"title": "text", "kind": "category", "price": "number"})
 HEADER = ["code", "title", "kind", "price", "photo"]
@@ -491,4 +491,4 @@ def test_a_parent_says_what_its_variants_lack(source: Path):
     assert "--id 'Parent|SKU'" in told[0]
     rows = [tuple(row.values())[1:] for row in Catalog(folder).rows("train")]
     assert rows == [("X", "Mug - blue", "Home > Mugs", 5.5), ("Y", "Hat", "Hats", 7.5)]
-    assert card.left_out == {"no value in 'Regular price'": 1, NO_PICTURE: 1}
+    assert card.left_out == {PARENT: 1, NO_PICTURE: 1}
