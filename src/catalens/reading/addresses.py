@@ -44,6 +44,8 @@ WRAPPED = re.compile(
 HEX = re.compile(r"(?:\\x|0x)?((?:[0-9a-f]{2}){64,})", re.IGNORECASE)
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")
+SIMPLE = re.compile(r"https?://[\w./%?=&+@-]+|\w[\w./-]{0,60}")
+"""One address or path, which is asked for as it stands."""
 SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//"
 BETWEEN_ADDRESSES = re.compile(rf"\s*[,;|#~]+\s*(?={SCHEME})|\s+(?={SCHEME})")
 BETWEEN_PATHS, BLANKS = re.compile(r"\s*[,;|\n]+\s*"), re.compile(r"\s+")
@@ -69,6 +71,8 @@ def pictures_of(cell: Any) -> list[str | bytes]:
 def _of_text(text: str) -> list[str | bytes]:
     if not text:
         return []
+    if SIMPLE.fullmatch(text) and "&amp" not in text:
+        return [text]
     if (nested := parsed(text)) is not text:
         return pictures_of(nested)
     if "(" in text or "<" in text:

@@ -158,8 +158,9 @@ class Table:
         spare: Counter[str] = Counter()
         wanted = [*picture_columns(self.image, self.source), self.roles.id, *self.roles.fields]
         number = 0
+        numbered = self.roles.id in ROW_NUMBERS
         for place, row in enumerate(self.source.rows([*wanted, *([OWN_SPLIT] if self.source.splits else [])]), 1):
-            if self.roles.id in ROW_NUMBERS and isinstance(row, Mapping):
+            if numbered and isinstance(row, Mapping):
                 row = {self.roles.id: place, **row}
             split = row.get(OWN_SPLIT) if isinstance(row, Mapping) else None
             for one in self._rows(row):
@@ -212,9 +213,10 @@ class Table:
         """A row with the texts and categories that an earlier row of its product has and this one lacks."""
         id, kinds = read_id(row.get(self.roles.id)), self.roles.fields
         texts = {name: row.get(name) for name, kind in kinds.items() if kind != "number"}
+        said = {name: value for name, value in texts.items() if isinstance(value, str) and value.strip()}
         known = self._texts.get(id, {})
-        added = {name: known[name] for name, value in texts.items() if is_missing(value) and name in known}
-        said = {name: value for name, value in texts.items() if isinstance(value, str) and not is_missing(value)}
+        lacking = [name for name in known if name not in said and is_missing(texts[name])]
+        added = {name: known[name] for name in lacking}
         if id and not said.keys() <= known.keys():
             _remember(self._texts, id, said | known)
         self._completions += bool(added)

@@ -243,10 +243,12 @@ def lines_above(sample: str, signs: str = DELIMITERS) -> tuple[int, str]:
     lines = re.split(r"\r\n|\r|\n", sample)[:SHOWN_LINES]
     plain = [re.sub(r'"(?:[^"]|"")*+"', '"', line) for line in lines]
     filled_lines = [line for line in plain if line.strip()]
-    widths = {sign: Counter(line.count(sign) for line in filled_lines).most_common(1) for sign in signs}
-    sign = max(signs, key=lambda sign: widths[sign][0] if widths[sign] else (0, 0))
+    widths = {
+        sign: Counter(n for line in filled_lines if (n := line.count(sign)) > 1).most_common(1) for sign in signs
+    }
+    sign = max(signs, key=lambda sign: widths[sign][0][::-1] if widths[sign] else (0, 0))
     width, count = widths[sign][0] if widths[sign] else (0, 0)
-    if width < 2 or count * 2 < len(filled_lines) or SEPARATOR_LINE.match(sample):
+    if count < 2 or count * 4 < len(filled_lines) or SEPARATOR_LINE.match(sample):
         return 0, ""
     cells = [sum(map(bool, map(str.strip, line.split(sign)))) for line in plain]
     above = next((index for index, filled in enumerate(cells) if filled * 2 > width), 0)
