@@ -111,6 +111,7 @@ def test_an_id_that_came_as_a_double_has_no_point(cell: object, id: str):
         ({"main": "http://s/1.jpg", "gallery": ["http://s/2.jpg"]}, ["http://s/1.jpg", "http://s/2.jpg"]),
         ({"@type": "ImageObject", "contentUrl": "http://s/1.jpg"}, ["http://s/1.jpg"]),
         ({"0": {"url": "http://s/1.jpg"}}, ["http://s/1.jpg"]),
+        ({"id": "1", "brand": {"logo": "logo.png"}}, []),
         (repr(JPEG), [JPEG]),
         (repr({"bytes": JPEG, "path": None}), [JPEG]),
         ("\\x" + JPEG.hex(), [JPEG]),
@@ -390,6 +391,11 @@ def test_a_picture_s_column_may_name_the_product_too(name: str):
     row = {name: "a.jpg", "title": "Scarf"}
     assert guess(row, Columns(id=name)).image == name
     assert guess(row).id == name
+
+
+def test_a_picture_deep_in_an_object_is_named_by_its_path():
+    row = {"goods": {"id": "1", "name": "Scarf", "brand": {"logo": "logo.png"}, "media": [{"url": "a.jpg", "w": 3}]}}
+    assert guess(row).image == "goods.media[0].url"
 
 
 def test_a_list_of_pictures_is_one_column():

@@ -62,7 +62,8 @@ def pictures_of(cell: Any) -> list[str | bytes]:
             return [data]
         keys = [key for key in BEST_KEYS if cell.get(key)]
         found = next((found for key in keys if (found := pictures_of(cell[key]))), [])
-        return found or [one for value in cell.values() for one in pictures_of(value) if is_named_picture(one)]
+        own = cell.values() if all(str(key).isdigit() for key in cell) else filter(_is_plain, cell.values())
+        return found or [one for value in own for one in pictures_of(value) if is_named_picture(one)]
     if isinstance(cell, Sequence) and not isinstance(cell, str):
         return [picture for item in cell for picture in pictures_of(item)]
     return _of_text(str(cell).strip()) if isinstance(cell, str | int) and not isinstance(cell, bool) else []
@@ -88,6 +89,11 @@ def _of_text(text: str) -> list[str | bytes]:
         if not parts and len(some) > 1 and all(map(PICTURE_NAME.search, some)):
             parts = some
     return [_address(one) for part in parts or [text] if (one := part.strip(" \"'"))]
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell a cell of an object that stands for itself: what lies deeper belongs to something else, as a logo does."""
+    return isinstance(value, str | bytes) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
 def is_named_picture(picture: str | bytes) -> bool:

@@ -84,7 +84,7 @@ NUMBERS = (
 )
 SPECIAL_NAMES = {
     *("additional", "compare", "cost", "shipping", "tax", "unit", "old", "before", "discount", "min", "max"),
-    *("alt", "meta", "seo", "logo"),
+    *("alt", "meta", "seo", "logo", "icon", "avatar", "swatch", "badge"),
 }
 """Words by which a column is another than the one of its name: `Cost per item`, `additional_image_link`."""
 ROW_NUMBERS = ("row", "row_number", "number_of_row", "catalens_row")
@@ -205,7 +205,10 @@ def guess_image(sample: Sample, free: Sequence[str], probe: Probe | None = None)
     sure = {name: _share(sample, name, _is_picture) for name in free}
     addresses = {name: _share(sample, name, _is_address) for name in called}
     best = [name for name in called if sure[name] >= 0.5] or [name for name in called if addresses[name] >= 0.5]
-    best = best or sorted((name for name in free if sure[name] >= 0.5), key=lambda name: -sure[name])
+    best = best or sorted(
+        (name for name in free if sure[name] >= 0.5),
+        key=lambda name: (len(SPECIAL_NAMES & set(words_of(name))), -sure[name]),
+    )
     if best:
         filled_ones = [name for name in best if len(sample.values(name)) * 2 >= len(sample.rows)]
         return (filled_ones or best)[0]

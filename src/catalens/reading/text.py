@@ -36,10 +36,10 @@ from catalens.reading.nested import parsed, with_answer
 
 PAGES = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp874"),
-    *("cp932", "gb18030", "big5hkscs", "cp949", "mac-roman"),
+    *("cp932", "gb18030", "big5hkscs", "cp949", "mac-roman", "iso-8859-2"),
 )
 """Encodings without a mark that Excel and its like write."""
-WEIGHTS = {"cp1252": 1.15, "cp1257": 0.85, "cp874": 0.85, "mac-roman": 0.85}
+WEIGHTS = {"cp1252": 1.15, "cp1257": 0.85, "cp874": 0.85, "mac-roman": 0.85, "iso-8859-2": 0.95}
 """How much more or less likely a page is before anything is read."""
 LEAST = 0.01
 """Confidence below which no language of a page is recognised."""
