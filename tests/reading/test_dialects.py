@@ -84,7 +84,7 @@ ODD = st.sampled_from(
         "#1",
         "=1+1",
         "5",
-        "\\N",
+        "N/A",
         "C:\\x",
         "null",
         "[red]",
@@ -193,6 +193,8 @@ def outcome(path: Path, rows: list[Row], style: Style) -> str:
     assert len(read) == len(rows) or (refused and len(read) >= len(rows)), told
     if len(refused) > len(read) / 2:
         assert all("--" in str(row.reason) or "longer" in str(row.reason) for row in refused), refused[0]
+    for row in refused:
+        event(f"refused: {str(row.reason).partition(':')[0]}")
     return "refused" if refused else "right"
 
 

@@ -249,3 +249,10 @@ def test_a_configuration_that_is_not_there_is_refused_with_the_names(flag: str, 
     else:
         with pytest.raises(CatalogError, match="us, eu"):
             open_source(str(tmp_path), ReadSpec(config=flag))
+
+
+def test_a_server_that_refuses_the_client_says_which_flag_names_another(hostile: Hostile, tmp_path: Path):
+    rows = [{"sku": n, "title": "Bag", "photo": hostile.url("forbidden", n)} for n in range(4)]
+    spec = from_flags(PrepareSpec, {"download": {"allow_private_hosts": True}})
+    with pytest.raises(TooManyBadRowsError, match=r"4 HTTP 403.*want another client's name: --user-agent"):
+        prepare(str(written(tmp_path / "t.csv", rows)), tmp_path / "out", PICTURE, spec)
