@@ -19,8 +19,7 @@ from catalens import prepare as prepare_source
 from catalens.catalog import SPLITS, Catalog, CatalogCard, Roles, kind_of_reason
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.preparing import PrepareSpec
-from catalens.reading import Columns
-from catalens.reading.table import NO_PICTURE, PARENT
+from catalens.reading import NO_PICTURE, PARENT, Columns
 
 ROLES = Roles(id="code", fields={"title": "text", "kind": "category", "price": "number"})
 HEADER = ["code", "title", "kind", "price", "photo"]

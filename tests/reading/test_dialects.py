@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
+from openpyxl.cell import WriteOnlyCell
 
 from catalens.errors import CatalensError
-from catalens.reading import Columns, open_source
-from catalens.reading.table import Table, TableSpec
+from catalens.reading import Columns, Table, TableSpec, open_source
 
 TABLES = int(os.environ.get("CATALENS_TABLES", "0"))
 COLUMNS = Columns("photo", "sku", {"title": "text", "category": "category", "price": "number"})
@@ -131,7 +131,7 @@ def sheet(rows: list[Row], style: Style, draw: Callable[[Any], Any]) -> bytes:
     some = draw(st.sampled_from([typed, written_text]))(rows, style)
     book, buffer = openpyxl.Workbook(), io.BytesIO()
     for line in [*draw(st.sampled_from([[], [["Price list"], []]])), [*some[0]], *([*row.values()] for row in some)]:
-        cells = [openpyxl.cell.WriteOnlyCell(book.active, value=None) for _ in line]
+        cells = [WriteOnlyCell(book.active, value=None) for _ in line]
         for cell, value in zip(cells, line, strict=True):
             cell.value = value
             cell.data_type = "s" if isinstance(value, str) else cell.data_type  # "=1+1" is no formula here
@@ -200,7 +200,7 @@ def outcome(path: Path, rows: list[Row], style: Style) -> str:
 
 @settings(
     max_examples=TABLES or 60,
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, *([] if TABLES else [Phase.shrink])],
 )
