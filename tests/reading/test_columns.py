@@ -376,6 +376,17 @@ def test_the_parents_of_woocommerce_are_named_by_sku_or_number(id: str):
     assert guess_columns(Sample(list(rows[0]), rows), Columns()).id == wanted
 
 
+@pytest.mark.parametrize(
+    "name", ["master_id", "parentSku", "Parent ASIN", "variant_group_id", "Variant of", "parent id"]
+)
+@pytest.mark.parametrize("count", [8, 60])
+def test_variants_are_one_product_whatever_their_group_is_called(name: str, count: int):
+    rows = [{"sku": f"S{n}", "title": "Hat", "image": f"{n}.jpg", name: f"G{n // 3}"} for n in range(count)]
+    assert guess_columns(Sample(list(rows[0]), rows), Columns()).id in (f"{name}|sku", name)
+    same = [row | {name: "one for all"} for row in rows]
+    assert count < 20 or guess_columns(Sample(list(rows[0]), same), Columns()).id == "sku"
+
+
 @pytest.mark.parametrize("name", ["parent_category", "Parent Name", "parentType", "group department"])
 def test_what_many_products_share_is_no_group(name: str):
     assert guess(FASHION | {name: "Shoes"}).id == "sku"

@@ -130,12 +130,14 @@ UNICODE = st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])
 def sheet(rows: list[Row], style: Style, draw: Callable[[Any], Any]) -> bytes:
     some = draw(st.sampled_from([typed, written_text]))(rows, style)
     book, buffer = openpyxl.Workbook(), io.BytesIO()
+    page = book.active
+    assert page is not None
     for line in [*draw(st.sampled_from([[], [["Price list"], []]])), [*some[0]], *([*row.values()] for row in some)]:
-        cells = [WriteOnlyCell(book.active, value=None) for _ in line]
+        cells = [WriteOnlyCell(page, value=None) for _ in line]
         for cell, value in zip(cells, line, strict=True):
             cell.value = value
             cell.data_type = "s" if isinstance(value, str) else cell.data_type  # "=1+1" is no formula here
-        book.active.append(cells)  # type: ignore[union-attr]
+        page.append(cells)
     book.save(buffer)
     return buffer.getvalue()
 

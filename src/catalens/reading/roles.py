@@ -49,7 +49,19 @@ PRODUCTS = (
     *("gtin", "ean", "upc", "barcode", "id", "key", "file name", "artikelnr", "artnr", "ref", "referencia", "codigo"),
     *("codice", "referentie", "kod", "artikl", "varenummer", "cikkszam", "артикул", "код", "κωδικος"),
 )
-GROUPS = ("parent", "parent sku", "item group id", "group id", "variant group")
+GROUPS = (
+    *(
+        "parent",
+        "parent sku",
+        "item group id",
+        "group id",
+        "variant group",
+        "master id",
+        "master sku",
+        "master product",
+    ),
+    *("variant of", "group sku", "configurable sku"),
+)
 """Names of columns that only the variants of a product have."""
 NO_GROUPS = {"category", "categories", "type", "name", "title", "department"}
 TITLES = (
@@ -248,7 +260,7 @@ def guess_id(sample: Sample, free: Sequence[str]) -> str | None:
     if best is None:
         return None
     groups = [name for name in ranked(free, GROUPS) if name != best and not NO_GROUPS & set(words_of(name))]
-    parts = [*[name for name in groups if sample.values(name)][:1], best]
+    parts = [*[name for name in groups if sample.values(name) and _are_ids(sample.values(name))][:1], best]
     whole = [name for name in called if len(sample.values(name)) == len(sample.rows)]
     if len(sample.values(best)) < len(sample.rows):
         parts += whole[:1]
