@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # uv does not read pip's name for a folder with extra wheels.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup demo test test-slow check format parity bench bench-gpu full-size base-model torture
+.PHONY: help setup demo test test-slow check format parity bench bench-gpu full-size base-model torture tables
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,6 +56,10 @@ full-size: setup ## one LoRA step of the full-size model on this CPU (minutes, 1
 
 torture: setup ## before a release: 200 kills, 100 damaged folders, 300 hostile rows through prepare (20 minutes)
 	$(BIN)/python scripts/torture
+
+tables: setup ## before a release: 2,000 random tables of every form, and the languages and encodings of shops (10 minutes)
+	CATALENS_TABLES=2000 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/reading/test_dialects.py
+	$(BIN)/python scripts/languages.py
 
 base-model: setup ## pre-train the tiny base model that the package ships (about an hour)
 	$(BIN)/python scripts/base_model.py

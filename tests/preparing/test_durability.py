@@ -599,7 +599,7 @@ def test_a_pipe_or_a_device_is_a_bad_picture(tmp_path: Path):
     rejected = pq.read_table(tmp_path / "out/rejected.parquet").to_pylist()
     assert [r["reason"] for r in rejected] == [
         "picture cannot be read: Is a pipe or a device",
-        "picture is a link out of the folder of the table: name one that holds its file with --image-root",
+        "picture path leaves the folder of the table: it is a link, name the folder of its file with --image-root",
         "picture cannot be read: Is a directory",
     ]
     assert sum(card.rows.values()) == 9

@@ -135,6 +135,7 @@ def test_an_id_that_came_as_a_double_has_no_point(cell: object, id: str):
         ({"main": "http://s/1.jpg", "gallery": ["http://s/2.jpg"]}, ["http://s/1.jpg", "http://s/2.jpg"]),
         ({"@type": "ImageObject", "contentUrl": "http://s/1.jpg"}, ["http://s/1.jpg"]),
         ({"0": {"url": "http://s/1.jpg"}}, ["http://s/1.jpg"]),
+        ({"id": "1", "brand": {"logo": "logo.png"}}, []),
         (repr(JPEG), [JPEG]),
         (repr({"bytes": JPEG, "path": None}), [JPEG]),
         ("\\x" + JPEG.hex(), [JPEG]),
@@ -399,6 +400,17 @@ def test_the_parents_of_woocommerce_are_named_by_sku_or_number(id: str):
     assert guess_columns(Sample(list(rows[0]), rows), Columns()).id == wanted
 
 
+@pytest.mark.parametrize(
+    "name", ["master_id", "parentSku", "Parent ASIN", "variant_group_id", "Variant of", "parent id"]
+)
+@pytest.mark.parametrize("count", [8, 60])
+def test_variants_are_one_product_whatever_their_group_is_called(name: str, count: int):
+    rows = [{"sku": f"S{n}", "title": "Hat", "image": f"{n}.jpg", name: f"G{n // 3}"} for n in range(count)]
+    assert guess_columns(Sample(list(rows[0]), rows), Columns()).id in (f"{name}|sku", name)
+    same = [row | {name: "one for all"} for row in rows]
+    assert count < 20 or guess_columns(Sample(list(rows[0]), same), Columns()).id == "sku"
+
+
 @pytest.mark.parametrize("name", ["parent_category", "Parent Name", "parentType", "group department"])
 def test_what_many_products_share_is_no_group(name: str):
     assert guess(FASHION | {name: "Shoes"}).id == "sku"
@@ -414,6 +426,11 @@ def test_a_picture_s_column_may_name_the_product_too(name: str):
     row = {name: "a.jpg", "title": "Scarf"}
     assert guess(row, Columns(id=name)).image == name
     assert guess(row).id == name
+
+
+def test_a_picture_deep_in_an_object_is_named_by_its_path():
+    row = {"goods": {"id": "1", "name": "Scarf", "brand": {"logo": "logo.png"}, "media": [{"url": "a.jpg", "w": 3}]}}
+    assert guess(row).image == "goods.media[0].url"
 
 
 def test_a_list_of_pictures_is_one_column():

@@ -17,6 +17,7 @@ from catalens.errors import CatalogError
 from catalens.reading import Columns, ReadSpec, Unreadable, expand, guess_columns, open_source
 
 ROWS = [{"id": f"S{n}", "title": f"Lamp {n}", "image": f"{n}.jpg", "price": 10 + n} for n in range(5)]
+TABLE_TEXT = "id,title\n1,Lamp\n"
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
@@ -111,6 +112,21 @@ def test_a_column_may_first_stand_in_a_late_row(text: str, tmp_path: Path):
 def test_what_is_no_table_of_json_says_why(text: str, reason: str, tmp_path: Path):
     with pytest.raises(CatalogError, match=reason):
         rows_of(tmp_path / "t.json", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "kind"),
+    [
+        (TABLE_TEXT, {"sheet": "a"}, "--sheet is not for delimited text"),
+        (TABLE_TEXT, {"config": "us"}, "--config is not for delimited text"),
+        (LINES, {"delimiter": ";"}, "--delimiter is not for JSON Lines"),
+        (json.dumps(ROWS), {"quote": "none"}, "--quote is not for JSON"),
+        ("<rss><item><id>1</id></item></rss>", {"encoding": "cp1252"}, "--encoding is not for a feed"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(text: str, options: dict[str, str], kind: str, tmp_path: Path):
+    with pytest.raises(CatalogError, match=f"{kind}: leave it out"):
+        rows_of(tmp_path / "t.csv", text, **options)
 
 
 # What stands above the header --------------------------------------------------------------------------------

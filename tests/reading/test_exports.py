@@ -137,7 +137,7 @@ def test_links_out_of_the_folder_are_told_and_taken_from_a_root(folder: bool, tm
         for n in range(4):
             (shop / "pix" / f"{n}.png").symlink_to(tmp_path / "store" / f"{n}.png")
     table = str(written(shop / "t.csv", [{"sku": n, "title": "Bag", "photo": f"pix/{n}.png"} for n in range(4)]))
-    with pytest.raises(TooManyBadRowsError, match=r"4 picture is a link out of the folder .* --image-root"):
+    with pytest.raises(TooManyBadRowsError, match=r"leaves the folder of the table: it is a link, .* --image-root"):
         prepare(table, tmp_path / "out", PICTURE)
     _, card = prepare(table, tmp_path / "out", PICTURE, PrepareSpec(image_root=str(tmp_path)))
     assert sum(card.rows.values()) == 4
@@ -253,3 +253,10 @@ def test_a_configuration_that_is_not_there_is_refused_with_the_names(flag: str, 
     else:
         with pytest.raises(CatalogError, match="us, eu"):
             open_source(str(tmp_path), ReadSpec(config=flag))
+
+
+def test_a_server_that_refuses_the_client_says_which_flag_names_another(hostile: Hostile, tmp_path: Path):
+    rows = [{"sku": n, "title": "Bag", "photo": hostile.url("forbidden", n)} for n in range(4)]
+    spec = from_flags(PrepareSpec, {"download": {"allow_private_hosts": True}})
+    with pytest.raises(TooManyBadRowsError, match=r"4 HTTP 403.*want another client's name: --user-agent"):
+        prepare(str(written(tmp_path / "t.csv", rows)), tmp_path / "out", PICTURE, spec)

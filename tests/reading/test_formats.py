@@ -1,6 +1,5 @@
 """Files are read as what they are, whatever they are called."""
 
-import csv
 import gzip
 import io
 import json
@@ -15,14 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 from hostile import encoded, pixels
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from catalens import prepare
 from catalens.catalog import Catalog
 from catalens.errors import CatalogError
 from catalens.preparing import PrepareSpec
-from catalens.reading import Columns, ReadSpec, expand, guess_columns, open_source, tell_numbers
+from catalens.reading import Columns, ReadSpec, expand, guess_columns, open_source
 
 ROWS = [{"sku": f"S{n}", "title": f"Lamp {n}", "price": 10 + n} for n in range(3)]
 
@@ -241,46 +238,3 @@ def test_each_picture_of_a_cell_may_be_a_row(tmp_path: Path):
     assert prepare(str(tmp_path / "t.csv"), tmp_path / "each", columns, spec)[1].rows["train"] == 6
     spec = PrepareSpec(fractions={"train": 1.0})
     assert prepare(str(tmp_path / "t.csv"), tmp_path / "first", columns, spec)[1].rows["train"] == 3
-
-
-# Every dialect --------------------------------------------------------------------------------------------------
-
-CELL = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
-TITLE = CELL.map(lambda text: " ".join(text.split())).filter(lambda text: bool(text) and not text.startswith("sep="))
-PRICE = st.integers(0, 10**8).map(lambda cents: cents / 100)
-DIALECTS = st.fixed_dictionaries(
-    {
-        "delimiter": st.sampled_from([",", ";", "\t", "|"]),
-        "encoding": st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
-        "lineterminator": st.sampled_from(["\n", "\r\n"]),
-        "quoting": st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
-        "decimal": st.sampled_from([".", ","]),
-        "group": st.sampled_from(["", "other", " ", "\u00a0", "'"]),
-        "currency": st.sampled_from(["", " €", "$", " USD"]),
-        "sep": st.booleans(),
-    }
-)
-
-
-@settings(max_examples=200)
-@given(st.lists(st.tuples(TITLE, PRICE), min_size=3, max_size=12), DIALECTS)
-def test_a_table_in_any_dialect_is_read_back(
-    tmp_path_factory: pytest.TempPathFactory, table: list[tuple[str, float]], dialect: dict[str, Any]
-):
-    path = tmp_path_factory.mktemp("dialect") / "table.csv"
-    other = {",": ".", ".": ","}[dialect["decimal"]]
-    group = other if dialect["group"] == "other" else dialect["group"]
-    mark = dialect["currency"]
-    with path.open("w", encoding=dialect["encoding"], newline="") as file:
-        if dialect["sep"]:
-            file.write(f"sep={dialect['delimiter']}{dialect['lineterminator']}")
-        asked = {name: dialect[name] for name in ("delimiter", "lineterminator", "quoting")}
-        writer = csv.writer(file, **asked)
-        writer.writerow(["sku", "title", "price"])
-        for number, (title, price) in enumerate(table):
-            text = f"{price:,.2f}".translate(str.maketrans({",": group, ".": dialect["decimal"]}))
-            writer.writerow([f"S{number}", title, f"{mark}{text}" if mark == "$" else f"{text}{mark}"])
-    rows = rows_of(path)
-    assert [row["title"] for row in rows] == [title for title, _ in table]
-    told = tell_numbers("price", [row["price"] for row in rows])
-    assert [told.numbers.read(row["price"]) for row in rows] == [price for _, price in table]

@@ -39,7 +39,7 @@ HOST = re.compile(
 STORES = ("s3", "gs", "gcs", "az", "abfs", "hf", "oss")
 """Schemes of stores of objects, read through fsspec."""
 LEAVES = "picture path leaves the folder of the table: name another with --image-root"
-LINKED = "picture is a link out of the folder of the table: name one that holds its file with --image-root"
+LINKED = "picture path leaves the folder of the table: it is a link, name the folder of its file with --image-root"
 AHEAD = 16
 """Rows under way for each connection, so that one slow host does not keep the others waiting."""
 

@@ -314,6 +314,7 @@ class _Work:
             + f": {reasons}"
             + (f"; such as {'; '.join(some)}" if some else "")
             + ("; rows that are tied share an id or a picture: " + TIED_FIX if tied else "")
+            + ("; servers that answer 403 may want another client's name: --user-agent" if counts["HTTP 403"] else "")
         )
 
     def _keys(self) -> tuple[Ties, list[str | None], list[str], list[str | None], list[str | None]]:

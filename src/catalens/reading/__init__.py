@@ -11,7 +11,7 @@ HOMES = {
     "roles": "Columns expand guess_columns Sample",
     "sources": "open_source ReadSpec Source",
     "text": "detect_delimiter detect_encoding records",
-    "table": "NO_PICTURE PARENT SPARE TableRow TableSpec",
+    "table": "NO_PICTURE PARENT SPARE Table TableRow TableSpec",
 }
 """Public names by module."""
 __getattr__, __all__ = exports(__name__, HOMES)

@@ -44,6 +44,8 @@ WRAPPED = re.compile(
 HEX = re.compile(r"(?:\\x|0x)?((?:[0-9a-f]{2}){64,})", re.IGNORECASE)
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]{64,}={0,2}\s*")
+SIMPLE = re.compile(r"https?://[\w./%?=&+@-]+|\w[\w./-]{0,60}")
+"""One address or path, which is asked for as it stands."""
 SCHEME = r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//"
 BETWEEN_ADDRESSES = re.compile(rf"\s*[,;|#~]+\s*(?={SCHEME})|\s+(?={SCHEME})")
 BETWEEN_PATHS, BLANKS = re.compile(r"\s*[,;|\n]+\s*"), re.compile(r"\s+")
@@ -60,7 +62,8 @@ def pictures_of(cell: Any) -> list[str | bytes]:
             return [data]
         keys = [key for key in BEST_KEYS if cell.get(key)]
         found = next((found for key in keys if (found := pictures_of(cell[key]))), [])
-        return found or [one for value in cell.values() for one in pictures_of(value) if is_named_picture(one)]
+        own = cell.values() if all(str(key).isdigit() for key in cell) else filter(_is_plain, cell.values())
+        return found or [one for value in own for one in pictures_of(value) if is_named_picture(one)]
     if isinstance(cell, Sequence) and not isinstance(cell, str):
         return [picture for item in cell for picture in pictures_of(item)]
     return _of_text(str(cell).strip()) if isinstance(cell, str | int) and not isinstance(cell, bool) else []
@@ -69,6 +72,8 @@ def pictures_of(cell: Any) -> list[str | bytes]:
 def _of_text(text: str) -> list[str | bytes]:
     if not text:
         return []
+    if SIMPLE.fullmatch(text) and "&amp" not in text:
+        return [text]
     if (nested := parsed(text)) is not text:
         return pictures_of(nested)
     if "(" in text or "<" in text:
@@ -84,6 +89,11 @@ def _of_text(text: str) -> list[str | bytes]:
         if not parts and len(some) > 1 and all(map(PICTURE_NAME.search, some)):
             parts = some
     return [_address(one) for part in parts or [text] if (one := part.strip(" \"'"))]
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell a cell of an object that stands for itself: what lies deeper belongs to something else, as a logo does."""
+    return isinstance(value, str | bytes) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
 def is_named_picture(picture: str | bytes) -> bool:

@@ -26,6 +26,9 @@ NO_VALUES = "no field has a value"
 """Reason against a row that lacks them all."""
 
 
+PLAIN = Numbers()
+
+
 @dataclass(frozen=True)
 class Unreadable:
     """A cell whose value cannot be had, with the reason."""
@@ -53,7 +56,7 @@ def read_values(
             continue
         if reason := _no_text(value, name, f"a {kind}"):
             return id, {}, reason
-        way = numbers.get(name, Numbers())
+        way = numbers.get(name, PLAIN)
         values[name] = way.read(value) if kind == "number" else str(_whole(value))
         if values[name] is None:
             return id, {}, way.refusal(value, name)
@@ -69,6 +72,8 @@ def read_values(
 
 def read_id(cell: object) -> str:
     """Read a product's id as text that can be stored."""
+    if isinstance(cell, str):
+        return storable(cell.strip())
     return storable("" if _kind(cell) else str(_whole(cell)).strip())
 
 
@@ -86,7 +91,7 @@ def picture_reason(cell: object, column: str) -> str:
 
 def storable(text: str) -> str:
     """Text that can be written down: half a character (JavaScript's slice leaves such) becomes a question mark."""
-    return text.encode("utf-8", errors="replace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _kind(value: object) -> str | None:
@@ -113,9 +118,10 @@ def _hint(value: object, name: str, wanted: str) -> str:
 
 def _no_text(value: object, name: str, wanted: str, max_chars: int | None = MAX_TEXT) -> str | None:
     """Explain why a cell cannot be written down; None where it can."""
+    nested = not isinstance(value, str) or (max_chars and value.lstrip()[:1] in ("[", "{"))
     if isinstance(value, Unreadable):
         return f"cannot be read in {name!r}: {value.reason}"
-    if kind := _kind(parsed(value) if max_chars else value):
+    if nested and (kind := _kind(parsed(value))):
         return f"{kind} in {name!r}, not {wanted}{_hint(value, name, wanted)}"
     if is_missing(value):
         return f"no value in {name!r}"

@@ -49,7 +49,19 @@ PRODUCTS = (
     *("gtin", "ean", "upc", "barcode", "id", "key", "file name", "artikelnr", "artnr", "ref", "referencia", "codigo"),
     *("codice", "referentie", "kod", "artikl", "varenummer", "cikkszam", "артикул", "код", "κωδικος"),
 )
-GROUPS = ("parent", "parent sku", "item group id", "group id", "variant group")
+GROUPS = (
+    *(
+        "parent",
+        "parent sku",
+        "item group id",
+        "group id",
+        "variant group",
+        "master id",
+        "master sku",
+        "master product",
+    ),
+    *("variant of", "group sku", "configurable sku"),
+)
 """Names of columns that only the variants of a product have."""
 NO_GROUPS = {"category", "categories", "type", "name", "title", "department"}
 TITLES = (
@@ -84,7 +96,7 @@ NUMBERS = (
 )
 SPECIAL_NAMES = {
     *("additional", "compare", "cost", "shipping", "tax", "unit", "old", "before", "discount", "min", "max"),
-    *("alt", "meta", "seo", "logo"),
+    *("alt", "meta", "seo", "logo", "icon", "avatar", "swatch", "badge"),
 }
 """Words by which a column is another than the one of its name: `Cost per item`, `additional_image_link`."""
 ROW_NUMBERS = ("row", "row_number", "number_of_row", "catalens_row")
@@ -207,7 +219,10 @@ def guess_image(sample: Sample, free: Sequence[str], probe: Probe | None = None)
     sure = {name: _share(sample, name, _is_picture) for name in free}
     addresses = {name: _share(sample, name, _is_address) for name in called}
     best = [name for name in called if sure[name] >= 0.5] or [name for name in called if addresses[name] >= 0.5]
-    best = best or sorted((name for name in free if sure[name] >= 0.5), key=lambda name: -sure[name])
+    best = best or sorted(
+        (name for name in free if sure[name] >= 0.5),
+        key=lambda name: (len(SPECIAL_NAMES & set(words_of(name))), -sure[name]),
+    )
     if best:
         filled_ones = [name for name in best if len(sample.values(name)) * 2 >= len(sample.rows)]
         return (filled_ones or best)[0]
@@ -260,7 +275,7 @@ def guess_id(sample: Sample, free: Sequence[str]) -> str | None:
     if best is None:
         return None
     groups = [name for name in ranked(free, GROUPS) if name != best and not NO_GROUPS & set(words_of(name))]
-    parts = [*[name for name in groups if sample.values(name)][:1], best]
+    parts = [*[name for name in groups if sample.values(name) and _are_ids(sample.values(name))][:1], best]
     whole = [name for name in called if len(sample.values(name)) == len(sample.rows)]
     if len(sample.values(best)) < len(sample.rows):
         parts += whole[:1]

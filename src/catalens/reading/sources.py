@@ -60,6 +60,21 @@ TABLES = (
     *(".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".tar", ".tgz"),
 )
 """Endings of the names of tables, before `.gz`, `.zip` and the like; a file is read as what it is."""
+FLAGS = {
+    "text": ("encoding", "delimiter", "quote"),
+    "sheet": ("sheet",),
+    **dict.fromkeys(("json", "jsonl"), ("encoding",)),
+}
+KINDS = {
+    "text": "delimited text",
+    "sheet": "a workbook",
+    "json": "JSON",
+    "jsonl": "JSON Lines",
+    "parquet": "Parquet",
+    "xml": "a feed",
+    "tar": "a webdataset",
+}
+"""Flags, and names, of the kinds of tables."""
 SAMPLE_BYTES = 2**18
 """Beginning of a text table that tells its encoding and delimiter."""
 FIRST_BYTES = 2**26
@@ -234,7 +249,11 @@ def read_table(where: str, spec: ReadSpec) -> Reader:
     if not sample:
         raise CatalogError(f"{where}: the file is empty")
     wide = wide_encoding(sample)
-    match kind_of(where, sample.decode(wide, errors="ignore").encode(errors="ignore") if wide else sample):
+    kind = kind_of(where, sample.decode(wide, errors="ignore").encode(errors="ignore") if wide else sample)
+    for flag in ("encoding", "delimiter", "quote", "sheet", "config"):
+        if getattr(spec, flag) is not None and flag not in FLAGS.get(kind, ()):
+            raise CatalogError(f"{where}: --{flag} is not for {KINDS[kind]}: leave it out")
+    match kind:
         case "parquet":
             return read_parquet(where)
         case "sheet":
@@ -246,7 +265,7 @@ def read_table(where: str, spec: ReadSpec) -> Reader:
         case "json":
             marked = "utf-8-sig" if sample.startswith(codecs.BOM_UTF8) else "utf-8"
             return read_document(where, spec.encoding or wide or marked)
-        case kind:
+        case _:
             return _text(where, sample, spec, lines=kind == "jsonl")
 
 

@@ -174,20 +174,19 @@ class Table:
         """The same, in lists of those whose pictures belong together."""
         named = [self.roles.id, *self.roles.fields, *self.roles.inputs]
         wanted = [*picture_columns(self.image, self.source), *self.further, *(name for name in named if name)]
-        together, spare = self.spec.pictures == "all", Counter[str]()
+        together, spare, numbered = self.spec.pictures == "all", Counter[str](), self.roles.id in ROW_NUMBERS
         most, number, beyond = self.spec.max_pictures if together else sys.maxsize, 0, 0
         group: list[TableRow] = []
         for place, row in enumerate(self.source.rows([*wanted, *([OWN_SPLIT] if self.source.splits else [])]), 1):
-            if self.roles.id in ROW_NUMBERS and isinstance(row, Mapping):
+            if numbered and isinstance(row, Mapping):
                 row = {self.roles.id: place, **row}
             split = row.get(OWN_SPLIT) if isinstance(row, Mapping) else None
-            joins = bool(group) and isinstance(row, Mapping) and self._joins(row, group[0])
+            made = self._rows(row)
+            joins = bool(group) and made[0][4] is None and isinstance(row, Mapping) and self._joins(row, group[0])
             if group and not joins:
                 yield group
                 group = []
-            for one in self._rows(row):
-                if joins and one[4] is not None:
-                    continue
+            for one in made:
                 if len(group) == most:
                     beyond += 1
                     continue
@@ -210,9 +209,10 @@ class Table:
 
     def _joins(self, row: Mapping[Any, Any], first: TableRow) -> bool:
         """Tell whether a row has nothing but a further picture of the product of the row before it."""
+        if self.spec.pictures != "all" or first.reason is not None:
+            return False
         bare = all(is_missing(row.get(name)) for name in self.roles.fields) and bool(self.roles.fields)
-        known = first.reason is None and first.id == read_id(row.get(self.roles.id))
-        return self.spec.pictures == "all" and known and bare
+        return bare and first.id == read_id(row.get(self.roles.id))
 
     def _rows(self, row: Row) -> list[tuple[str, dict[str, Any], str, bytes | None, str | None]]:
         """Id, fields, picture, bytes and reason of each row to make of one of the table, whatever it holds."""
@@ -256,9 +256,10 @@ class Table:
         id = read_id(row.get(self.roles.id))
         names = [*(name for name, kind in self.roles.fields.items() if kind != "number"), *self.roles.inputs]
         texts = {name: row.get(name) for name in names}
+        said = {name: value for name, value in texts.items() if isinstance(value, str) and value.strip()}
         known = self._texts.get(id, {})
-        added = {name: known[name] for name, value in texts.items() if is_missing(value) and name in known}
-        said = {name: value for name, value in texts.items() if isinstance(value, str) and not is_missing(value)}
+        lacking = [name for name in known if name not in said and is_missing(texts[name])]
+        added = {name: known[name] for name in lacking}
         if id and not said.keys() <= known.keys():
             _remember(self._texts, id, said | known)
         self._completions += bool(added)

@@ -36,10 +36,10 @@ from catalens.reading.nested import parsed, with_answer
 
 PAGES = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp874"),
-    *("cp932", "gb18030", "big5hkscs", "cp949", "mac-roman"),
+    *("cp932", "gb18030", "big5hkscs", "cp949", "mac-roman", "iso-8859-2"),
 )
 """Encodings without a mark that Excel and its like write."""
-WEIGHTS = {"cp1252": 1.15, "cp1257": 0.85, "cp874": 0.85, "mac-roman": 0.85}
+WEIGHTS = {"cp1252": 1.15, "cp1257": 0.85, "cp874": 0.85, "mac-roman": 0.85, "iso-8859-2": 0.95}
 """How much more or less likely a page is before anything is read."""
 LEAST = 0.01
 """Confidence below which no language of a page is recognised."""
@@ -243,10 +243,12 @@ def lines_above(sample: str, signs: str = DELIMITERS) -> tuple[int, str]:
     lines = re.split(r"\r\n|\r|\n", sample)[:SHOWN_LINES]
     plain = [re.sub(r'"(?:[^"]|"")*+"', '"', line) for line in lines]
     filled_lines = [line for line in plain if line.strip()]
-    widths = {sign: Counter(line.count(sign) for line in filled_lines).most_common(1) for sign in signs}
-    sign = max(signs, key=lambda sign: widths[sign][0] if widths[sign] else (0, 0))
+    widths = {
+        sign: Counter(n for line in filled_lines if (n := line.count(sign)) > 1).most_common(1) for sign in signs
+    }
+    sign = max(signs, key=lambda sign: widths[sign][0][::-1] if widths[sign] else (0, 0))
     width, count = widths[sign][0] if widths[sign] else (0, 0)
-    if width < 2 or count * 2 < len(filled_lines) or SEPARATOR_LINE.match(sample):
+    if count < 2 or count * 4 < len(filled_lines) or SEPARATOR_LINE.match(sample):
         return 0, ""
     cells = [sum(map(bool, map(str.strip, line.split(sign)))) for line in plain]
     above = next((index for index, filled in enumerate(cells) if filled * 2 > width), 0)
