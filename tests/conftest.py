@@ -28,6 +28,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name long bytes without their content: a workbook's holds the time, and workers would disagree."""
+    return "bytes" if isinstance(val, bytes) and len(val) > 40 else None
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalogue of 80 drawn rows."""
