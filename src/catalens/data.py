@@ -194,7 +194,7 @@ class Examples(Dataset[dict[str, Any]]):
 
     @property
     def queries(self) -> list[Query]:
-        """What the rows ask."""
+        """Queries of the rows."""
         return [row[self.roles.image] for row in self.rows]
 
     @property

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from hostile import HTML, jpeg
 from playwright.sync_api import Page
 from served import CARD, FakePredictor, Served, expected, serving
 
+from catalens.config import PromptSpec
 from catalens.predictions import Prediction
 from catalens.serving import ModelCard, read_card
 
@@ -143,6 +144,36 @@ def test_many_photos_go_in_groups_and_wait_when_the_queue_is_full():
         assert titles == [expected(jpeg(number, 80, 80))["title"] for number in range(30)]
         assert all(future.result(30) for one in other for future in one)
         assert server.metric('catalens_requests_total{status="200"}') == 15
+
+
+class Told(FakePredictor):
+    """Says how many pictures and which text it was given."""
+
+    prompt = PromptSpec(question="What is it? {description}")
+
+    def query(self, pictures: Sequence[bytes], texts: Mapping[str, str]) -> tuple[int, str]:
+        return len(pictures), texts["description"]
+
+    def _read(self, picture: tuple[int, str]) -> Prediction:
+        title = f"{picture[0]} of {picture[1] or 'nothing'}"
+        return Prediction({"title": title, "category3_code": "BAGS", "full_price": 5.0})
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_photos_of_one_item_and_a_text_go_together(width: int, tmp_path: Path):
+    with serving(Told()) as server, shown(server, width) as (page, _):
+        page.get_by_label("Choose photos").set_input_files(PHOTOS[:1])
+        page.get_by_label("description").fill("a large bag")
+        page.get_by_label("Photos that are chosen together").check()
+        page.get_by_label("Choose photos").set_input_files(PHOTOS[:2])
+        page.get_by_label("Photos that are chosen together").uncheck()
+        page.get_by_label("Choose photos").set_input_files(PHOTOS[:2])
+        read(page, 4)
+        titles = [field.input_value() for field in page.get_by_label("Product").all()]
+        assert titles == ["1 of nothing", "2 of a large bag", "1 of a large bag", "1 of a large bag"]
+        assert page.locator("#results .card").nth(1).locator("img").count() == 2
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.screenshot(path=tmp_path / "page.png", full_page=True)
 
 
 def test_the_token_is_asked_for():

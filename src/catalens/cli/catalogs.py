@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -129,23 +129,11 @@ def prepare(
     A run that was stopped goes on from where it was; a second run, also of a table or flags that have changed, asks
     only for pictures that it has not seen.
     """
-    asked: dict[str, Any] = {"fractions": fractions_of(splits) if splits else None, "max_bad": share_of(max_bad)}
-    asked |= {"max_side": max_side, "strip_metadata": strip_metadata, "image_root": image_root}
-    asked["table"] = {"encoding": encoding, "delimiter": delimiter, "quote": quote, "sheet": sheet, "config": config}
-    asked["table"] |= {
-        "decimal": decimal,
-        "thousands": thousands,
-        "pictures": pictures,
-        "max_pictures": max_pictures,
-        "missing": missing,
-    }
-    asked["download"] = {"concurrency": concurrency, "per_host": per_host, "per_host_rate": rate}
-    asked["download"] |= {"allow_private_hosts": allow_private_hosts, "obey_noai": not ignore_noai}
-    asked["download"] |= {"user_agent": user_agent} if user_agent else {}
+    flags = locals() | {"max_bad": share_of(max_bad), "per_host_rate": rate, "obey_noai": not ignore_noai}
     columns = _columns_of(image, id, {"text": text, "category": category, "number": number}, input or [])
     if retry not in (None, "failed"):
         raise RecipeError(f"--retry {retry}: the only choice is failed")
-    spec = from_flags(catalens.PrepareSpec, asked)
+    spec = from_flags(catalens.PrepareSpec, flags | {"fractions": fractions_of(splits) if splits else None})
     with bars(console) as progress:
         folder, card = catalens.prepare(source, out, columns, spec, retry == "failed", progress, say)
     _report_catalog(folder, card)

@@ -84,18 +84,13 @@ def predict(
     from catalens.inference.inputs import InputSpec, open_input
     from catalens.inference.predictor import question_inputs
 
+    spec, columns = from_flags(BatchSpec, locals()), from_flags(InputSpec, locals())
     bearable, targets = share_of(max_bad), accept_error_of(accept_error)
-    download = {"allow_private_hosts": allow_private_hosts} | ({"user_agent": user_agent} if user_agent else {})
-    asked = {"batch_size": batch_size, "download": download, "raw": raw}
-    spec = from_flags(BatchSpec, asked)
     if raw and (out is None or out.suffix != ".csv"):
         raise RecipeError("--raw is for CSV: leave it out, or give --out a name that ends in .csv")
     if out is None and overwrite:
         raise RecipeError("--overwrite needs --out: give the file to write")
-    table = {"image": image, "id": id, "split": split, "image_root": image_root, "encoding": encoding}
-    table |= {"delimiter": delimiter, "quote": quote, "sheet": sheet, "config": config}
-    table |= {"pictures": pictures, "max_pictures": max_pictures}
-    source = open_input(sources, from_flags(InputSpec, table), say, question_inputs(run))
+    source = open_input(sources, columns, say, question_inputs(run))
     how = {"accept_error": targets, "free_categories": free_categories}
     load = partial(catalens.load_predictor, run, batch_size=batch_size, **how)
     stdout = sys.stdout  # while there is a bar, rich leads sys.stdout to the console
@@ -159,9 +154,7 @@ def serve(
     from catalens.serving.server import address_of, names_for, open_socket, read_token, run_server
 
     token = read_token(token_file)
-    asked = {"batch_size": batch_size, "queue": queue, "max_bytes": max_bytes, "max_pixels": max_pixels}
-    asked |= {"timeout": timeout, "allow_urls": allow_urls, "token": token, "hosts": names_for(host, token)}
-    settings = from_flags(ServeSettings, asked)
+    settings = from_flags(ServeSettings, locals() | {"hosts": names_for(host, token)})
     listening = open_socket(host, port)
     predictor = catalens.load_predictor(run, batch_size=batch_size, accept_error=accept_error_of(accept_error))
     card = read_card(run)

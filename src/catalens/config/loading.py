@@ -60,10 +60,20 @@ def make_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), source: 
 SettingsT = TypeVar("SettingsT", bound=Frozen)
 
 
-def from_flags(settings: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
-    """Settings out of a command's flags; RecipeError that names the flag."""
+def from_flags(settings: type[SettingsT], flags: Mapping[str, Any]) -> SettingsT:
+    """Settings out of a command's flags, each that of its name, also within nested settings; None is the default.
+
+    What no setting is called is left out. Raises RecipeError that names the flag.
+    """
+
+    def named(kind: type[Frozen]) -> dict[str, Any]:
+        nested = {name: field.annotation for name, field in kind.model_fields.items()}
+        values = {name: flags[name] for name in nested if flags.get(name) is not None}
+        inner = {name: own for name, own in nested.items() if isinstance(own, type) and issubclass(own, Frozen)}
+        return {name: named(own) for name, own in inner.items()} | values
+
     try:
-        return settings.model_validate(values)
+        return settings.model_validate(named(settings))
     except ValidationError as error:
         raise RecipeError(f"flags: {_explain(error)}") from error
 

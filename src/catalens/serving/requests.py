@@ -115,7 +115,7 @@ class ProductSource(Frozen):
 
 
 class PredictBody(Frozen):
-    """What to read: exactly one of the two, in the order of the answer."""
+    """Pictures or products to read, one of the two, in the order of the answer."""
 
     pictures: Annotated[tuple[PictureSource, ...] | None, Field(min_length=1)] = None
     """Each of a product of its own."""
