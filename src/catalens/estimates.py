@@ -1,7 +1,7 @@
 """FLOPs and memory of a training step, from a model's own configuration.
 
     Phi-3-Vision, a square photo at num_crops=16: 2,569 tokens, 17 tiles
-    -> full 78.8 TFLOP a sample, LoRA with a frozen tower 46.2; 75 GB and 17 GB at batch size 1
+    -> full 78.8 TFLOP a sample, LoRA with a frozen tower 46.2; 78 GB (checkpointed) and 25 GB at batch size 1
 
 docs/estimates.md derives every factor; the tests hold the results to measured and published figures.
 Legend: T tokens of a row, C tiles, d and f widths of a text layer, h and g widths of a tower block.
@@ -41,17 +41,20 @@ class Setup:
     rank: int = 16
     """Rank of the adapters, which stand on every linear layer of the text model, and of the tower where it trains."""
     dropout: bool = True
-    """Whether the adapters drop out: a copy of their input and its mask are kept."""
+    """Whether the adapters drop out: the mask of their input is kept."""
     checkpointing: bool = False
     """Recompute each layer in the backward pass."""
     cached_features: bool = False
     """The frozen tower's features are read instead of computed."""
+    compiled: bool = False
+    """Layers are compiled, which keeps the inputs of the norms only."""
 
     @classmethod
     def from_spec(cls, spec: TrainingSpec, checkpointing: bool = False, cached_features: bool = False) -> Self:
         """Read a recipe."""
         frozen = spec.resolved_parts["vision"].train == "frozen"
-        return cls(spec.method, frozen, spec.lora.rank, spec.lora.dropout > 0, checkpointing, cached_features)
+        dropout = spec.lora.dropout > 0
+        return cls(spec.method, frozen, spec.lora.rank, dropout, checkpointing, cached_features, spec.compile)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ class MemoryEstimate:
     weights: float
     """The model as it is stored for training."""
     states: float
-    """What each trained weight has beside: bf16 copy, gradient, two moments; of adapters the weights too."""
+    """What each trained weight has beside: gradient, two moments, under autocast a bf16 copy that lasts as long as no
+    layer is recomputed; of adapters the weights too."""
     sample: float
     """What one row of the batch keeps for the backward pass, and works with."""
 
@@ -112,24 +116,28 @@ def step_memory(sizes: ModelSizes, setup: Setup, tokens: float, tiles: float) ->
         wide = 8 * sizes.tower_hidden + 2 * (sizes.tower_hidden + sizes.tower_intermediate)
         adapters += setup.rank * sizes.tower_layers * wide
     if setup.method == "full":
-        weights, states = 4 * total, 14 * (total - (parameters["tower"] if setup.frozen_tower else 0))
+        trained = total - (parameters["tower"] if setup.frozen_tower else 0)
+        weights, states = 4 * total, (12 if setup.checkpointing else 14) * trained
     elif setup.method == "lora":
         weights, states = 2 * total, 18 * adapters
     else:
         weights, states = NF4_BYTES * parameters["text"] + 2 * (total - parameters["text"]), 18 * adapters
-    sample = tokens * _kept_by_text(sizes, setup) + tiles * sizes.tile_positions * _kept_by_tower(sizes, setup)
-    return MemoryEstimate(weights, states, sample)
+    text, tower = tokens * _kept_by_text(sizes, setup), tiles * sizes.tile_positions * _kept_by_tower(sizes, setup)
+    # a frozen tower has done its work before the text layers keep anything
+    return MemoryEstimate(weights, states, max(text, tower) if setup.frozen_tower else text + tower)
 
 
 def _kept_by_text(sizes: ModelSizes, setup: Setup) -> float:
-    """Bytes a token that the text layers keep, and one layer's set more for the gradients alive at once."""
+    """Bytes a token that the text layers keep."""
     d, f, full = sizes.hidden, sizes.intermediate, setup.method == "full"
     layer = (34 if full else 26) * d + 8 * f  # under autocast the residual stream is fp32
+    if setup.compiled:
+        layer -= 8 * d
     if not full and setup.dropout:
-        layer += 3 * (3 * d + f)
+        layer += 3 * d + f
     if setup.checkpointing:
         return sizes.layers * (4 if full else 2) * d + 2 * layer
-    return (sizes.layers + 1) * layer
+    return sizes.layers * layer
 
 
 def _kept_by_tower(sizes: ModelSizes, setup: Setup) -> float:
@@ -137,11 +145,11 @@ def _kept_by_tower(sizes: ModelSizes, setup: Setup) -> float:
     h, g, full = sizes.tower_hidden, sizes.tower_intermediate, setup.method == "full"
     block = 16 * h + 8 * g
     if not full and setup.dropout and not setup.frozen_tower:
-        block += 3 * (5 * h + g)
+        block += 5 * h + g
     if setup.cached_features:
         return 0
     if setup.frozen_tower:
         return block
     if setup.checkpointing:
         return sizes.tower_layers * (4 if full else 2) * h + 2 * block
-    return (sizes.tower_layers + 1) * block
+    return sizes.tower_layers * block

@@ -81,6 +81,37 @@ def test_a_step_on_a_cpu_held_what_is_reckoned():
     assert (memory.weights + memory.states + memory.sample) / 1e9 == pytest.approx(11.6, rel=0.15)
 
 
+EAGER, NO_DROPOUT = Setup("lora"), Setup("lora", dropout=False)
+COMPILED, AGAIN = Setup("lora", dropout=False, compiled=True), Setup("lora", dropout=False, checkpointing=True)
+QLORA = Setup("qlora", dropout=False)
+QLORA_AGAIN = Setup("qlora", dropout=False, checkpointing=True)
+ONE_H100 = [  # GB at the peak that torch had given out, official sizes, rank 16, square photos with 60 tokens of text
+    (EAGER, SQUARE_16, {1: 22.4, 2: 36.1, 4: 63.5}),
+    (EAGER, SQUARE_4, {1: 13.1, 4: 26.2}),
+    (EAGER, SQUARE_1, {1: 10.8, 32: 72.3}),
+    (Setup("lora", cached_features=True), SQUARE_4, {16: 78.3}),
+    (Setup("lora", compiled=True), SQUARE_16, {4: 55.4}),
+    (Setup("lora", compiled=True), SQUARE_4, {16: 68.1}),
+    (COMPILED, SQUARE_16, {2: 28.6, 4: 48.3, 5: 55.3}),
+    (COMPILED, SQUARE_4, {16: 56.1}),
+    (COMPILED, SQUARE_1, {32: 52.0}),
+    (AGAIN, SQUARE_16, {1: 9.8, 8: 17.5}),
+    # .5 GB are added to what was measured of QLoRA: tower and projector were in 4 bits, too, then
+    (QLORA, SQUARE_16, {1: 14.2 + 0.5, 4: 47.9 + 0.5}),
+    (QLORA, SQUARE_4, {1: 6.5 + 0.5, 8: 31.5 + 0.5}),
+    (QLORA_AGAIN, SQUARE_16, {1: 3.9 + 0.5}),
+    (Setup("full", frozen_tower=False, checkpointing=True), SQUARE_16, {1: 66.7, 2: 68.1}),
+]
+
+
+@pytest.mark.parametrize(("setup", "picture", "measured"), ONE_H100)
+def test_memory_is_what_one_h100_gave_out(setup: Setup, picture: tuple[int, int], measured: dict[int, float]):
+    memory = step_memory(REFERENCE_SIZES, setup, *map(float, picture))
+    for batch, peak in measured.items():
+        held = (memory.weights + memory.states + batch * memory.sample) / 1e9
+        assert held == pytest.approx(peak, rel=0.1), f"batch {batch}"
+
+
 SMALL = Phi3VConfig(
     hidden_size=256,
     num_hidden_layers=3,
@@ -197,6 +228,7 @@ SETUPS = st.builds(
     rank=st.integers(1, 256),
     dropout=st.booleans(),
     checkpointing=st.booleans(),
+    compiled=st.booleans(),
 )
 
 
@@ -209,7 +241,7 @@ def test_less_is_never_dearer(setup: Setup, tokens: int, crops: int):
         return sample_flops(REFERENCE_SIZES, setup, float(tokens), float(crops))
 
     assert memory(replace(setup, frozen_tower=True)) <= memory(replace(setup, frozen_tower=False))
-    assert memory(replace(setup, checkpointing=True)) < memory(replace(setup, checkpointing=False))
+    assert memory(replace(setup, checkpointing=True)) <= memory(replace(setup, checkpointing=False))
     assert memory(replace(setup, method="qlora")) < memory(replace(setup, method="lora"))
     assert memory(replace(setup, method="lora")) < memory(replace(setup, method="full"))
     assert flops(replace(setup, frozen_tower=True)) < flops(replace(setup, frozen_tower=False))

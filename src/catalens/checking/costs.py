@@ -1,7 +1,7 @@
 """Costs of an epoch at 1, 4 and 16 crops, as the recipe trains: tokens, steps, operations, and the GPUs that hold it.
 
-num_crops 16: 2,569 tokens a row, 17 crops; LoRA, frozen tower: 46.2 TFLOP a row, 8 rows take 170 GB,
-              with gradient checkpointing 29 GB: fits GPUs from 48 GB checkpointed
+num_crops 16: 2,569 tokens a row, 17 crops; LoRA, frozen tower: 46.2 TFLOP a row, 8 rows take 128 GB,
+              with gradient checkpointing 22 GB: fits GPUs from 141 GB, 24 GB checkpointed
 """
 
 import math
