@@ -81,7 +81,7 @@ def test_a_step_on_a_cpu_held_what_is_reckoned():
     assert (memory.weights + memory.states + memory.sample) / 1e9 == pytest.approx(11.6, rel=0.15)
 
 
-EAGER, NO_DROPOUT = Setup("lora"), Setup("lora", dropout=False)
+EAGER = Setup("lora")
 COMPILED, AGAIN = Setup("lora", dropout=False, compiled=True), Setup("lora", dropout=False, checkpointing=True)
 QLORA = Setup("qlora", dropout=False)
 QLORA_AGAIN = Setup("qlora", dropout=False, checkpointing=True)

@@ -45,7 +45,7 @@ class LoraSpec(Frozen):
     """Rank of the update matrices."""
     alpha: float = Field(default=32.0, gt=0)
     """The update is scaled by alpha / rank."""
-    dropout: float = Field(default=0.05, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead (Kalajdzievski, 2023)."""
