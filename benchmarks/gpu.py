@@ -197,8 +197,7 @@ def _synchronize() -> None:
 
 def _batch(bench: Bench, case: Case, row: dict[str, Any], size: int) -> dict[str, torch.Tensor]:
     if case.cached:
-        (image,) = REFERENCE.encode_features(bench.model, [row["image"]], bench.model.dtype)
-        row = row | {"image": image}
+        row = row | {"images": REFERENCE.encode_features(bench.model, row["images"], bench.model.dtype)}
     collated = Collator(REFERENCE, pad_id=0)([row] * size)
     return {key: value.to(device()) for key, value in collated.items()}
 

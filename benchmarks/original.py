@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs: dict[Way, Callable[[], None]] = {}
     for tall, shape in ((False, "square"), (True, "1:2")):
         own = list(drawn_rows(config, options.rows, options.num_crops, tall))
-        picture = f"{shape}, {len(own[0]['image'].pixels)} of {options.num_crops + 1} crops"
+        picture = f"{shape}, {len(own[0]['images'][0].pixels)} of {options.num_crops + 1} crops"
         rows[picture] = own
         for way in [Way(picture, precision, ours) for precision in ("fp32", "bf16") for ours in (False, True)]:
             batches = _batches(own, options.batch_size if way.ours else 1)

@@ -2,7 +2,7 @@
 
     model = random_model(official_config(), torch.bfloat16, "cuda")    4.15 B parameters
     row, = drawn_rows(model.config, 1, num_crops=4)
-    -> {"input_ids": [817], "labels": [817], "image": ImageInputs((672, 672), pixels [5, 3, 336, 336])}
+    -> {"input_ids": [817], "labels": [817], "images": [ImageInputs((672, 672), pixels [5, 3, 336, 336])]}
 
 What a step costs does not depend on what the weights and tokens are, only on how many there are.
 """
@@ -97,5 +97,4 @@ def drawn_rows(config: Phi3VConfig, count: int, num_crops: int, tall: bool = Fal
         ids = torch.cat([text[:1], torch.full((slots,), config.image_token_id), text[1:]])
         labels = ids.clone()
         labels[:-ANSWER_TOKENS] = IGNORED
-        image = ImageInputs(hd_size, encoded["pixel_values"])
-        yield {"input_ids": ids, "labels": labels, "image": image}
+        yield {"input_ids": ids, "labels": labels, "images": [ImageInputs(hd_size, encoded["pixel_values"])]}

@@ -93,7 +93,8 @@ def kind_of(where: str, head: bytes) -> str:
         return _json_kind(text)
     if name := next((name for magic, name in NO_TABLES.items() if head.startswith(magic)), None):
         raise CatalogError(f"{where}: is {name}, not a table")
-    if sum(head.count(sign) for sign in range(9)) * 50 > len(head):
+    controls, whole = sum(head.count(sign) for sign in range(9)), len(head.decode(errors="ignore").encode())
+    if controls * 5 > len(head) or (controls * 50 > len(head) and whole < len(head) - 4):  # 4: a character cut off
         raise CatalogError(f"{where}: is neither text nor a table in a form that is known")
     return "text"
 
