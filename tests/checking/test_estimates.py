@@ -215,10 +215,12 @@ def test_sizes_are_those_of_the_tiny_model():
 
 
 def test_a_setup_is_read_from_a_recipe():
-    spec = TrainingSpec.model_validate({"method": "qlora", "lora": {"rank": 8, "dropout": 0}})
-    assert Setup.from_spec(spec, checkpointing=True) == Setup("qlora", True, 8, False, checkpointing=True)
+    spec = TrainingSpec.model_validate({"method": "qlora", "lora": {"rank": 8, "dropout": 0.1}, "compile": True})
+    assert Setup.from_spec(spec, checkpointing=True) == Setup(
+        "qlora", True, 8, True, checkpointing=True, compiled=True
+    )
     full = TrainingSpec(method="full")
-    assert Setup.from_spec(full, cached_features=True) == Setup("full", False, cached_features=True)
+    assert Setup.from_spec(full, cached_features=True) == Setup("full", False, dropout=False, cached_features=True)
 
 
 SETUPS = st.builds(
