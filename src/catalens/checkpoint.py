@@ -32,6 +32,7 @@ from catalens.config import PromptSpec, Recipe, load_recipe
 from catalens.devices import AMPERE, compute_dtype, device, set_precision
 from catalens.errors import CheckpointError, first_line
 from catalens.examples import AnswerSchema
+from catalens.files import EXPORT, model_folder
 from catalens.model import Family, family_of
 
 transformers.utils.logging.disable_progress_bar()  # a bar for each load says nothing
@@ -40,6 +41,8 @@ logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERR
 ASSETS = Path(str(files("catalens"))) / "assets"
 TINY = ASSETS / "tiny"
 DEMO_RECIPE = ASSETS / "demo.yaml"
+SHARD = "5GB"
+"""Largest file of weights, as the official models have them."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Run:
     model: Any  # of any family
     processor: Any
     space: AnswerSchema
+    exported: Mapping[str, Any] | None = None
+    """Content of `export.json`, where it is an export of a run."""
 
 
 def load_model(
@@ -135,7 +140,7 @@ def save_best(
 ) -> None:
     """Write a trained model, or its adapter, with all that inference needs; `weights` where its own are sharded."""
     model.config.use_cache = True  # training switches it off
-    model.save_pretrained(folder, state_dict=weights)
+    model.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD)
     greedy(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "answers.json").write_text(space.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -157,20 +162,21 @@ def greedy(processor: Any) -> GenerationConfig:
 def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool = True) -> Run:
     """Load the best model of a run, adapters merged, ready to write; CheckpointError where it is no finished run.
 
-    It computes in the precision of the recipe, unless `dtype` is given. Without `weights` the model is None.
+    It computes in the precision of the recipe, unless `dtype` is given. Without `weights` the model is None. A merged
+    export is loaded as a run, in its own precision.
     """
     folder = Path(folder)
-    best = folder / "best"
+    best, exported = model_folder(folder), _read_export(folder)
     if not (best / "prompt.json").is_file():
         raise CheckpointError(
             f"{folder} is not a finished run (no best/prompt.json): give the folder `catalens train` made"
         )
-    recipe = load_recipe(folder / "recipe.yaml")
     try:
         prompt = PromptSpec.model_validate_json((best / "prompt.json").read_bytes())
         known = best / "answers.json"  # runs of earlier versions have none
         space = AnswerSchema.model_validate_json(known.read_bytes()) if known.is_file() else AnswerSchema()
-        versions = json.loads((folder / "versions.json").read_bytes())
+        recipe = _exported_recipe(folder, prompt, exported) if exported else load_recipe(folder / "recipe.yaml")
+        versions = {} if exported else json.loads((folder / "versions.json").read_bytes())
     except ValidationError as error:
         raise CheckpointError(f"{best}: prompt.json or answers.json is not of this version of catalens") from error
     except (OSError, ValueError) as error:
@@ -178,7 +184,29 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool
     precision = recipe.training.precision
     set_precision(precision)
     model: Any = _best_model(best, recipe, dtype or compute_dtype(precision)).eval() if weights else None
-    return Run(folder, recipe, prompt, versions, model, load_processor(str(best)), space)
+    return Run(folder, recipe, prompt, versions, model, load_processor(str(best)), space, exported)
+
+
+def _read_export(folder: Path) -> Mapping[str, Any] | None:
+    """Read `export.json`, None where there is none; CheckpointError where it cannot be loaded here."""
+    path = folder / EXPORT
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_bytes())
+        kind, known = values["to"], values["format"] == 1
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: export the run again") from error
+    if not known or kind != "merged":
+        raise CheckpointError(f"{folder} is an export to {kind} of format {values['format']}: give the run itself")
+    return values
+
+
+def _exported_recipe(folder: Path, prompt: PromptSpec, exported: Mapping[str, Any]) -> Recipe:
+    """Make the recipe that an export is loaded by."""
+    values = {"catalog": "", "model": str(folder), "prompt": prompt}
+    values |= {"training": {"precision": exported["precision"]}, "evaluation": exported["evaluation"]}
+    return Recipe.model_validate(values)
 
 
 def _best_model(best: Path, recipe: Recipe, dtype: torch.dtype) -> Any:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from catalens.errors import CatalensError, CatalogError
 
+EXPORT = "export.json"
+"""File that makes a folder an export: of which run, for what, in which precision."""
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -83,6 +86,11 @@ def writing(
         yield
     except OSError as cause:
         raise error(f"{path} cannot be written ({cause.strerror or cause}): {fix}") from cause
+
+
+def model_folder(run: Path) -> Path:
+    """Give the folder of a run's best model; an export is its own."""
+    return run if (run / EXPORT).is_file() else run / "best"
 
 
 def is_page(path: Path) -> bool:
