@@ -24,7 +24,7 @@ from catalens.lazy import exports
 
 HOMES = {
     "certificate": "Certificate Check ReferenceRow Runtime Tolerance TOLERANCES Trace compare sample_pixels",
-    "export": "check export Exported",
+    "export": "check export Exported target_of",
 }
 """Public names by module."""
 __getattr__, __all__ = exports(__name__, HOMES)

@@ -167,7 +167,7 @@ def _write(target: ModuleType, to: str, run: "Run", folder: Path) -> None:
         "precision": target.write(run, folder),
         "end_token": family_of(run.processor.model_type).end_token,
         "run": run.folder.resolve().name,
-        "base": run.versions.get("base", run.recipe.model),
+        "base": _base_name(run),
         "model": model_hash(run.folder),
         "catalog": run.versions.get("catalog"),
         "catalens": version("catalens"),
@@ -176,6 +176,12 @@ def _write(target: ModuleType, to: str, run: "Run", folder: Path) -> None:
     (folder / EXPORT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if (calibration := load_calibration(run.folder, run.prompt)) is not None:
         calibration.save(folder)  # tied to the weights as they are here
+
+
+def _base_name(run: "Run") -> str:
+    """Name the base of a run without the folders of this machine."""
+    name = run.recipe.model
+    return run.versions.get("base", Path(name).name) if Path(name).is_absolute() else name
 
 
 def _trace(runtime: Any, rows: Sequence[ReferenceRow], name: str, progress: Progress) -> list[Trace]:
