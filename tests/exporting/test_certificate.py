@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import catalens
-from catalens.catalog.storage import Catalog
+from catalens import Catalog
 from catalens.cli import app
 from catalens.errors import CheckError, CheckpointError
 from catalens.exporting import Certificate, Check, ReferenceRow, Trace, check, compare, sample_pixels

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import catalens
-from catalens.catalog.storage import Catalog
+from catalens import Catalog
 from catalens.checkpoint import load_model, load_run, save_best
 from catalens.cli import app
 from catalens.config import PromptSpec, dump_recipe, load_recipe, make_recipe

@@ -2,11 +2,13 @@
 
     export("runs/demo", "merged", "exports/demo")      writes, checks, and only then puts the folder in its place
     check("exports/demo")                              repeats the check, on any machine
+    publish("runs/demo", "me/demo", dry_run=True)      the merged export with its card, on the Hugging Face hub
 
     exports/demo/
       config.json  model-00001-of-00002.safetensors ...   what the target wrote, with the processor's files
       prompt.json  answers.json  calibration.json         question, fields, form of the answers, confidences
       export.json                                         target, precision, the run and its base by content
+      README.md                                           the card: scores, baselines, use of the pictures, how to run
       reference.parquet                                   validation rows, their pictures, what the run made of them
       equality.json                                       the certificate: what was compared, how far it differs
 
@@ -24,7 +26,9 @@ from catalens.lazy import exports
 
 HOMES = {
     "certificate": "Certificate Check ReferenceRow Runtime Tolerance TOLERANCES Trace compare sample_pixels",
+    "card": "licence_of write_card",
     "export": "check export Exported target_of",
+    "hub": "publish Published push",
 }
 """Public names by module."""
 __getattr__, __all__ = exports(__name__, HOMES)

@@ -28,7 +28,7 @@ from catalens.exporting.certificate import (
     load_reference,
     save_reference,
 )
-from catalens.files import EXPORT, locked, sync, writing
+from catalens.files import EXPORT, locked, model_folder, sync, writing
 from catalens.progress import Progress, bars
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def export(
     has changed since the training, CheckError where the export does not answer as the run does: nothing is left.
     """
     from catalens.checkpoint import load_run
+    from catalens.exporting.card import write_card
     from catalens.exporting.merged import NativeRuntime
 
     target, run, console = target_of(to), Path(run), console or Console(stderr=True)
@@ -97,6 +98,7 @@ def export(
         certificate.save(aside)
         if not certificate.passed:
             raise CheckError(_refusal(certificate, f"{out} is not written"))
+        write_card(run, aside, out.resolve().name)
         if not reference:
             (aside / REFERENCE).unlink()
     return Exported(out, certificate)
@@ -168,7 +170,8 @@ def _write(target: ModuleType, to: str, run: "Run", folder: Path) -> None:
         "end_token": family_of(run.processor.model_type).end_token,
         "run": run.folder.resolve().name,
         "base": _base_name(run),
-        "model": model_hash(run.folder),
+        "model": model_hash(model_folder(run.folder)),
+        "content": model_hash(folder),
         "catalog": run.versions.get("catalog"),
         "catalens": version("catalens"),
         "evaluation": {name: getattr(spec, name) for name in ("batch_size", "max_new_tokens", "interval")},

@@ -136,7 +136,7 @@ class Calibration(Frozen):
 
     def save(self, run: Path) -> None:
         """Write `calibration.json` into a run's folder, for the model that is there."""
-        tied = self.model_copy(update={"best": model_hash(run)})
+        tied = self.model_copy(update={"best": model_hash(model_folder(run))})
         (run / FILE).write_text(tied.model_dump_json() + "\n", encoding="utf-8")
 
 
@@ -158,14 +158,14 @@ def load_calibration(run: Path, prompt: PromptSpec) -> Calibration | None:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): {fix}") from error
     if {name: field.kind for name, field in found.fields.items()} != {f.column: f.kind for f in prompt.fields}:
         raise CheckpointError(f"{path} is of other fields than the run's prompt: {fix}")
-    if found.best != model_hash(run):
+    if found.best != model_hash(model_folder(run)):
         raise CheckpointError(f"{path} is of another model than {model_folder(run)}: {fix}")
     return found
 
 
-def model_hash(run: Path) -> str:
-    """Content hash of what decides the answers of a run, or an export: weights, prompt, answer schema."""
-    digest, best = hashlib.sha256(), model_folder(run)
+def model_hash(best: Path) -> str:
+    """Content hash of what decides the answers of a saved model: weights, prompt, answer schema."""
+    digest = hashlib.sha256()
     for path in sorted([*best.glob("*.safetensors"), *best.glob("prompt.json"), *best.glob("answers.json")]):
         digest.update(f"{path.name} {file_hash(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
