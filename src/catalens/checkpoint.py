@@ -35,7 +35,7 @@ from catalens.config import PromptSpec, Recipe, load_recipe
 from catalens.devices import AMPERE, compute_dtype, device, set_precision
 from catalens.errors import CheckpointError, first_line
 from catalens.examples import AnswerSchema
-from catalens.files import EXPORT, file_hash, model_folder
+from catalens.files import file_hash, model_folder, read_export
 from catalens.model import Family, family_of
 
 transformers.utils.logging.disable_progress_bar()  # a bar for each load says nothing
@@ -59,8 +59,6 @@ class Run:
     model: Any  # of any family
     processor: Any
     space: AnswerSchema
-    exported: Mapping[str, Any] | None = None
-    """Content of `export.json`, where it is an export of a run."""
 
 
 def load_model(
@@ -178,7 +176,10 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool
     export is loaded as a run, in its own precision.
     """
     folder = Path(folder)
-    best, exported = model_folder(folder), _read_export(folder)
+    best = model_folder(folder)
+    exported = read_export(folder) if best == folder else None
+    if exported and exported["to"] != "merged":
+        raise CheckpointError(f"{folder} is an export to {exported['to']}: give the run itself, or a merged export")
     if not (best / "prompt.json").is_file():
         raise CheckpointError(
             f"{folder} is not a finished run (no best/prompt.json): give the folder `catalens train` made"
@@ -196,22 +197,7 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool
     precision = recipe.training.precision
     set_precision(precision)
     model: Any = _best_model(best, recipe, dtype or compute_dtype(precision)).eval() if weights else None
-    return Run(folder, recipe, prompt, versions, model, load_processor(str(best)), space, exported)
-
-
-def _read_export(folder: Path) -> Mapping[str, Any] | None:
-    """Read `export.json`, None where there is none; CheckpointError where it cannot be loaded here."""
-    path = folder / EXPORT
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(path.read_bytes())
-        kind, known = values["to"], values["format"] == 1
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: export the run again") from error
-    if not known or kind != "merged":
-        raise CheckpointError(f"{folder} is an export to {kind} of format {values['format']}: give the run itself")
-    return values
+    return Run(folder, recipe, prompt, versions, model, load_processor(str(best)), space)
 
 
 def _exported_recipe(folder: Path, prompt: PromptSpec, exported: Mapping[str, Any]) -> Recipe:

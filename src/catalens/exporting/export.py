@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -28,15 +28,13 @@ from catalens.exporting.certificate import (
     load_reference,
     save_reference,
 )
-from catalens.files import EXPORT, locked, model_folder, sync, writing
+from catalens.files import EXPORT, locked, model_folder, read_export, sync, writing
 from catalens.progress import Progress, bars
 
 if TYPE_CHECKING:
     from catalens.checkpoint import Run
     from catalens.config import PromptSpec
 
-Target = Literal["merged"]
-"""Form of an export; what is pushed to the hub is `merged`."""
 MARK = ".export"
 """File of a folder that an export is being written into."""
 ROWS = 32
@@ -59,7 +57,7 @@ def target_of(to: str) -> ModuleType:
 
             return merged
         case _:
-            raise RecipeError(f"--to {to}: the choices are {', '.join(get_args(Target))}")
+            raise RecipeError(f"--to {to}: the choices are merged, and hub with --repo")
 
 
 def export(
@@ -111,21 +109,6 @@ def check(folder: Path | str, console: Console | None = None) -> Certificate:
     """
     with bars(console or Console(stderr=True)) as progress:
         return _certify(Path(folder), progress)
-
-
-def read_export(folder: Path) -> dict[str, Any]:
-    """Read `export.json`; CheckpointError where there is none that can be read."""
-    try:
-        about = json.loads((folder / EXPORT).read_bytes())
-        if about["format"] != 1:
-            raise CheckpointError(f"{folder} was exported by another version of catalens: export the run again")
-        return about
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} is not an export (no {EXPORT}): give one that `catalens export` made"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / EXPORT} cannot be read: export the run again") from error
 
 
 def reference_rows(run: "Run", count: int, catalog: Path | str | None = None) -> list[ReferenceRow]:

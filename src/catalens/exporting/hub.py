@@ -14,8 +14,8 @@ from rich.console import Console
 
 from catalens.errors import CheckpointError, RecipeError, first_line
 from catalens.exporting.certificate import REFERENCE, Certificate
-from catalens.exporting.export import ROWS, Exported, export, read_export
-from catalens.files import EXPORT, model_folder
+from catalens.exporting.export import ROWS, Exported, export
+from catalens.files import EXPORT, model_folder, read_export
 
 STALE = ("*.safetensors", "*.index.json", REFERENCE)
 """Files of an earlier push that go unless they are pushed again."""
