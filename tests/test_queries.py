@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from catalens.errors import CatalogError, RecipeError
 from catalens.evaluation.evaluate import evaluate
 from catalens.examples import LONGEST_INPUT, complete_question
 from catalens.features import FeatureCache
-from catalens.inference import InputSpec, open_input
+from catalens.inference import InputSpec, open_input, question_inputs
 from catalens.preparing import PrepareSpec
 from catalens.reading import Columns
 
@@ -302,6 +303,21 @@ PROMPT = PromptSpec(
     question="What is it? {words} And: {words}, {number}.",
     fields=(FieldSpec(column="title", label="Product", kind="text"),),
 )
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "words", "inputs"),
+    [("fronts_and_backs", 2, "What is shown?", []), ("told_by_words", 1, "a thing, ", ["words"])],
+)
+def test_an_export_is_proven_with_all_pictures_and_texts(
+    name: str, pictures: int, words: str, inputs: list[str], request: pytest.FixtureRequest, tmp_path: Path
+):
+    export = catalens.export(request.getfixturevalue(name), "merged", tmp_path / "out", rows=4)
+    assert export.certificate.passed
+    rows = pq.read_table(export.folder / "reference.parquet").to_pylist()
+    assert [len(row["pictures"]) for row in rows] == [pictures] * 4
+    assert all(words in row["question"] for row in rows)
+    assert question_inputs(export.folder) == inputs
 
 
 @pytest.fixture(scope="module")

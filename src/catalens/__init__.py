@@ -7,6 +7,7 @@
     catalens.train("recipes/tiny.yaml", "runs/practice", overrides=["catalog=catalogs/practice"])
     catalens.evaluate("runs/practice").metrics["model"]["fields"]
     predictor = catalens.load_predictor("runs/practice")
+    catalens.export("runs/practice", "merged", "exports/practice").certificate.passed
     predictor.predict([photo.read_bytes()])[0].values  # {"title": "Red Tote Bag", "full_price": 129.0, ...}
 
 Each is imported when it is first asked for: `import catalens` alone costs nothing.
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from catalens.checking.check import check_catalog as check
     from catalens.config import Recipe, load_recipe, make_recipe
     from catalens.errors import CatalensError
+    from catalens.exporting.export import export
     from catalens.inference.predictor import load_predictor
     from catalens.mimicking.mimic import mimic_catalog as mimic
     from catalens.pipeline import evaluate, train
@@ -37,6 +39,7 @@ __all__ = [
     "Recipe",
     "check",
     "evaluate",
+    "export",
     "load_predictor",
     "load_recipe",
     "make_recipe",
@@ -53,6 +56,7 @@ __getattr__, _ = exports(
         "checking.check": "check=check_catalog",
         "config": "Recipe load_recipe make_recipe",
         "errors": "CatalensError",
+        "exporting.export": "export",
         "inference.predictor": "load_predictor",
         "mimicking.mimic": "mimic=mimic_catalog",
         "pipeline": "evaluate train",

@@ -11,8 +11,10 @@
 Weights are read from safetensors only, remote code is never run.
 """
 
+import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ValidationError
@@ -32,6 +35,7 @@ from catalens.config import PromptSpec, Recipe, load_recipe
 from catalens.devices import AMPERE, compute_dtype, device, set_precision
 from catalens.errors import CheckpointError, first_line
 from catalens.examples import AnswerSchema
+from catalens.files import file_hash, model_folder, read_export
 from catalens.model import Family, family_of
 
 transformers.utils.logging.disable_progress_bar()  # a bar for each load says nothing
@@ -40,6 +44,8 @@ logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERR
 ASSETS = Path(str(files("catalens"))) / "assets"
 TINY = ASSETS / "tiny"
 DEMO_RECIPE = ASSETS / "demo.yaml"
+SHARD = "5GB"
+"""Largest file of weights, as the official models have them."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +138,19 @@ def save_best(
     prompt: PromptSpec,
     space: AnswerSchema,
     weights: Mapping[str, torch.Tensor] | None = None,
+    base: str | None = None,
 ) -> None:
-    """Write a trained model, or its adapter, with all that inference needs; `weights` where its own are sharded."""
+    """Write a trained model, or its adapter, with all that inference needs; `weights` where its own are sharded.
+
+    An adapter names its `base` as `base_id` does.
+    """
     model.config.use_cache = True  # training switches it off
-    model.save_pretrained(folder, state_dict=weights)
+    model.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD)
+    adapter = folder / "adapter_config.json"
+    if base is not None and adapter.is_file():
+        values = json.loads(adapter.read_bytes()) | {"base_model_name_or_path": base}
+        adapter.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (folder / "README.md").unlink(missing_ok=True)  # a form of PEFT's, with the path of the base
     greedy(processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "answers.json").write_text(space.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -157,20 +172,24 @@ def greedy(processor: Any) -> GenerationConfig:
 def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool = True) -> Run:
     """Load the best model of a run, adapters merged, ready to write; CheckpointError where it is no finished run.
 
-    It computes in the precision of the recipe, unless `dtype` is given. Without `weights` the model is None.
+    It computes in the precision of the recipe, unless `dtype` is given. Without `weights` the model is None. A merged
+    export is loaded as a run, in its own precision.
     """
     folder = Path(folder)
-    best = folder / "best"
+    best = model_folder(folder)
+    exported = read_export(folder) if best == folder else None
+    if exported and exported["to"] != "merged":
+        raise CheckpointError(f"{folder} is an export to {exported['to']}: give the run itself, or a merged export")
     if not (best / "prompt.json").is_file():
         raise CheckpointError(
             f"{folder} is not a finished run (no best/prompt.json): give the folder `catalens train` made"
         )
-    recipe = load_recipe(folder / "recipe.yaml")
     try:
         prompt = PromptSpec.model_validate_json((best / "prompt.json").read_bytes())
         known = best / "answers.json"  # runs of earlier versions have none
         space = AnswerSchema.model_validate_json(known.read_bytes()) if known.is_file() else AnswerSchema()
-        versions = json.loads((folder / "versions.json").read_bytes())
+        recipe = _exported_recipe(folder, prompt, exported) if exported else load_recipe(folder / "recipe.yaml")
+        versions = {} if exported else json.loads((folder / "versions.json").read_bytes())
     except ValidationError as error:
         raise CheckpointError(f"{best}: prompt.json or answers.json is not of this version of catalens") from error
     except (OSError, ValueError) as error:
@@ -181,12 +200,20 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool
     return Run(folder, recipe, prompt, versions, model, load_processor(str(best)), space)
 
 
+def _exported_recipe(folder: Path, prompt: PromptSpec, exported: Mapping[str, Any]) -> Recipe:
+    """Make the recipe that an export is loaded by."""
+    values = {"catalog": "", "model": str(folder), "prompt": prompt}
+    values |= {"training": {"precision": exported["precision"]}, "evaluation": exported["evaluation"]}
+    return Recipe.model_validate(values)
+
+
 def _best_model(best: Path, recipe: Recipe, dtype: torch.dtype) -> Any:
     spec = recipe.training
     if not (best / "adapter_config.json").is_file():
         return load_model(str(best), dtype, spec.attention)
     if not (best / "adapter_model.safetensors").is_file():  # PEFT would look on the hub, and for a pickle
         raise CheckpointError(f"{best}: adapter_model.safetensors is not there: train again")
+    _check_base(best.parent, recipe.model)
     model: Any = load_model(recipe.model, dtype, spec.attention, spec.method == "qlora")
     with _loading(str(best)):
         if spec.method == "qlora":
@@ -198,6 +225,43 @@ def _best_model(best: Path, recipe: Recipe, dtype: torch.dtype) -> Any:
                 layer.merge()
                 layer.get_base_layer().to(dtype)
         return adapted.unload().to(dtype)
+
+
+def weights_hash(name: str) -> str:
+    """Content hash of a model's weights, by hub id, folder, run or `tiny`; CheckpointError where it is not there."""
+    folder = Path(_source(name))
+    with _loading(name):
+        if not folder.is_dir():
+            folder = Path(snapshot_download(name, allow_patterns=["*.safetensors"]))
+        if not (found := sorted(folder.glob("*.safetensors"))):
+            raise FileNotFoundError("there are no safetensors")
+        return f"sha256:{hashlib.sha256(' '.join(map(_file_hash, found)).encode()).hexdigest()}"
+
+
+def _file_hash(path: Path) -> str:
+    """SHA-256 of a file; one of the hub's cache has it for its name."""
+    name = path.resolve().name
+    return name if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", name) else file_hash(path)
+
+
+def base_id(name: str) -> str:
+    """Name a base so that it is found from any machine: by hub id, `tiny`, or the content hash of a folder."""
+    return weights_hash(name) if Path(name).is_dir() else name
+
+
+def _check_base(run: Path, name: str) -> None:
+    """Raise CheckpointError where the base of an adapter is not there, or is not the one that it was trained on."""
+    try:
+        known = json.loads((run / "versions.json").read_bytes()).get("base")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{run / 'versions.json'} cannot be read: the run is not whole") from error
+    if known is None:  # runs of earlier versions
+        return
+    fix = f"name the folder of that one as `model` in {run / 'recipe.yaml'}"
+    if Path(name).is_absolute() and not Path(name).is_dir():
+        raise CheckpointError(f"{run}: its base model {name} is not there (weights {known}): {fix}")
+    if weights_hash(name) != known:
+        raise CheckpointError(f"{run}: its base model {name} has changed since the training (was {known}): {fix}")
 
 
 def load_untrained(name: str = "tiny") -> Run:

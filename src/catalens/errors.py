@@ -8,7 +8,7 @@
     ├── PictureError             6   one picture cannot be decoded
     ├── CheckpointError          7   a model, an adapter or a run cannot be loaded or saved
     ├── TrainingError            8   training cannot start or go on
-    ├── CheckError               9   a check found problems that are to be mended first
+    ├── CheckError               9   a check found problems that are to be mended first, or an export that differs
     └── InferenceError          10   a model cannot write about a picture, or its predictions cannot be kept
 
 Every message is one sentence that names the row, the field or the flag, and the fix.
@@ -64,7 +64,7 @@ class TrainingError(CatalensError):
 
 
 class CheckError(CatalensError):
-    """A check found problems that are to be mended before training."""
+    """A check found problems that are to be mended before training, or an export that answers otherwise."""
 
     exit_code = 9
 

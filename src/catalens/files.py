@@ -7,12 +7,17 @@ with writing(Path("catalogs/shop")): ...                    whatever a file syst
 
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from catalens.errors import CatalensError, CatalogError
+from catalens.errors import CatalensError, CatalogError, CheckpointError
+
+EXPORT = "export.json"
+"""File that makes a folder an export: of which run, for what, in which precision."""
 
 
 @contextmanager
@@ -83,6 +88,27 @@ def writing(
         yield
     except OSError as cause:
         raise error(f"{path} cannot be written ({cause.strerror or cause}): {fix}") from cause
+
+
+def model_folder(run: Path) -> Path:
+    """Give the folder of a run's best model; an export is its own."""
+    return run if (run / EXPORT).is_file() else run / "best"
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """Read `export.json`; CheckpointError where there is none that can be read."""
+    path = folder / EXPORT
+    try:
+        about = json.loads(path.read_bytes())
+        known = about["format"] == 1
+    except FileNotFoundError as error:
+        message = f"{folder} is not an export (no {EXPORT}): give one that `catalens export` made"
+        raise CheckpointError(message) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: export the run again") from error
+    if not known:
+        raise CheckpointError(f"{folder} was exported by another version of catalens: export the run again")
+    return about
 
 
 def is_page(path: Path) -> bool:

@@ -9,7 +9,7 @@ HOMES = {
     "grammar": "Constraint Vocabulary",
     "inputs": "Input InputSpec open_input",
     "output_writer": "finish_output",
-    "predictor": "field_scores load_predictor Predictor",
+    "predictor": "field_scores load_predictor Predictor question_inputs",
     "records": "Completion csv_cell FieldScore record_schema",
 }
 """Public names by module."""

@@ -26,6 +26,7 @@ from pydantic import Field
 
 from catalens.config import Frozen
 from catalens.errors import CatalogError, RecipeError
+from catalens.files import model_folder
 from catalens.inference.inputs import Input
 from catalens.inference.output_writer import finish_output, open_output
 from catalens.inference.predictor import Predictor
@@ -136,7 +137,7 @@ def predict_lines(
 def run_version(run: Path) -> str:
     """Digest that changes with what a run predicts: its best model and its calibration, by size and time."""
     digest = hashlib.sha256()
-    for path in sorted([*(run / "best").rglob("*"), *run.glob("*.json")]):
+    for path in sorted([*model_folder(run).rglob("*"), *run.glob("*.json")]):
         state = path.stat()
         digest.update(f"{path.relative_to(run)} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()

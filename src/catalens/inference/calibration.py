@@ -41,7 +41,7 @@ from scipy.stats import beta
 
 from catalens.config import Frozen, Kind, PromptSpec
 from catalens.errors import CheckpointError
-from catalens.files import file_hash
+from catalens.files import file_hash, model_folder
 from catalens.inference.records import FieldScore
 from catalens.metrics import acceptance, correctness, rows_with
 
@@ -136,7 +136,7 @@ class Calibration(Frozen):
 
     def save(self, run: Path) -> None:
         """Write `calibration.json` into a run's folder, for the model that is there."""
-        tied = self.model_copy(update={"best": _hash_of(run / "best")})
+        tied = self.model_copy(update={"best": model_hash(model_folder(run))})
         (run / FILE).write_text(tied.model_dump_json() + "\n", encoding="utf-8")
 
 
@@ -158,12 +158,12 @@ def load_calibration(run: Path, prompt: PromptSpec) -> Calibration | None:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): {fix}") from error
     if {name: field.kind for name, field in found.fields.items()} != {f.column: f.kind for f in prompt.fields}:
         raise CheckpointError(f"{path} is of other fields than the run's prompt: {fix}")
-    if found.best != _hash_of(run / "best"):
-        raise CheckpointError(f"{path} is of another model than {run / 'best'}: {fix}")
+    if found.best != model_hash(model_folder(run)):
+        raise CheckpointError(f"{path} is of another model than {model_folder(run)}: {fix}")
     return found
 
 
-def _hash_of(best: Path) -> str:
+def model_hash(best: Path) -> str:
     """Content hash of what decides the answers of a saved model: weights, prompt, answer schema."""
     digest = hashlib.sha256()
     for path in sorted([*best.glob("*.safetensors"), *best.glob("prompt.json"), *best.glob("answers.json")]):

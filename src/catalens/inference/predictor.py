@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from catalens.config import PromptSpec
 from catalens.errors import RecipeError
 from catalens.examples import complete_question, parse_answer
+from catalens.files import model_folder
 from catalens.inference.records import Completion, FieldScore
 from catalens.predictions import Prediction
 
@@ -134,7 +135,7 @@ def load_predictor(
 def question_inputs(run: Path) -> list[str]:
     """Columns whose texts the question of a run asks for; none where it cannot be read: loading it says why."""
     try:
-        return PromptSpec.model_validate_json((run / "best" / "prompt.json").read_bytes()).inputs
+        return PromptSpec.model_validate_json((model_folder(run) / "prompt.json").read_bytes()).inputs
     except (OSError, ValueError):
         return []
 

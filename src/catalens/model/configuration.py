@@ -146,6 +146,18 @@ class Phi3VConfig(Phi3Config):
             fields["rope_scaling"] = {"type": "su", **{name: rope[name] for name in kept if name in rope}}
         return fields
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The fields of a saved config.json: those of the official one, and a tower only where it is another."""
+        fields, vision = super().to_diff_dict(), self.vision_config
+        if "dtype" in fields:
+            fields["torch_dtype"] = fields.pop("dtype")  # the name that every reader knows
+        if self.image_token_id == type(self).image_token_id:
+            fields.pop("image_token_id", None)
+        usual = CLIPVisionConfig(**CLIP_VIT_L_14_336).to_diff_dict() | {"dtype": None}
+        if isinstance(vision, CLIPVisionConfig) and vision.to_diff_dict() | {"dtype": None} == usual:
+            fields.pop("vision_config", None)
+        return fields
+
 
 def picture_tokens(rows: int, columns: int, side: int) -> int:
     """Tokens of a picture of `rows` x `columns` crops, `side` x `side` embeddings each.

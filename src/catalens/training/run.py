@@ -161,6 +161,8 @@ def resume_from(folder: Path, versions: Mapping[str, str], sharded: bool) -> Pat
     known = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
     if known["catalog"] != versions["catalog"]:
         raise TrainingError(f"the catalogue has changed since {folder} was begun: train anew")
+    if known.get("base") not in (None, versions.get("base")):
+        raise TrainingError(f"the base model has changed since {folder} was begun: put that one back, or train anew")
     checkpoint = last_checkpoint(folder)
     if checkpoint and (checkpoint / "optimizer.bin").is_file() != sharded:
         begun, now = ("one process", "as one") if sharded else ("several processes", "under torchrun")

@@ -30,7 +30,7 @@ from rich.table import Column, Table
 from transformers import set_seed
 
 from catalens.catalog.storage import Catalog
-from catalens.checkpoint import load_model, load_processor, save_best
+from catalens.checkpoint import base_id, load_model, load_processor, save_best, weights_hash
 from catalens.config import Part, Recipe, TrainingSpec
 from catalens.data import Encoder
 from catalens.devices import AMPERE, compute_dtype, processes, set_precision
@@ -113,6 +113,8 @@ def train(
     state.wait_for_everyone()  # before anything is written
     catalog = Catalog(recipe.catalog)
     versions = versions_of(catalog)
+    if recipe.training.method != "full":  # an adapter is of use beside these weights only
+        versions["base"] = weights_hash(recipe.model)
     sharded = recipe.training.fsdp and state.num_processes > 1
     checkpoint = resume_from(folder, versions, sharded) if resume else None
     run = prepare_run(recipe, catalog, RunSetup.load(folder) if resume else None, console)
@@ -212,7 +214,8 @@ def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
     trained = Trained(folder, state.step, best, state.figures, run.meter.overall(), use, seconds)
     model, weights = loop.training.whole()
     if processes().is_main_process:
-        save_best(folder / "best", model, run.encoder.processor, run.recipe.prompt, run.schema, weights)
+        base = base_id(run.recipe.model) if run.recipe.training.method != "full" else None
+        save_best(folder / "best", model, run.encoder.processor, run.recipe.prompt, run.schema, weights, base)
         sentence = IMAGE_USE[use] if use else ""
         sentence = f"**{sentence}**" if use == "ignores_image" else sentence
         card = model_card(run, folder.name, trained.figures, (best, state.step), sentence)

@@ -1,0 +1,29 @@
+"""A run with an adapter, and the merged exports of it and of the run of all tests."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # parity.py, with the golden models
+
+
+@pytest.fixture(scope="session")
+def adapted(recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished LoRA run, calibrated."""
+    from catalens.config import make_recipe
+    from catalens.pipeline import train
+
+    fields = recipe.model_dump(mode="json")
+    training = {"method": "lora", "max_steps": 6, "batch_size": 8, "num_evals": 1, "validation_rows": 0}
+    folder = tmp_path_factory.mktemp("runs") / "adapted"
+    train(make_recipe(fields | {"training": training | {"learning_rate": 0.01}}), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def merged(adapted, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its merged export."""
+    from catalens import export
+
+    return export(adapted, "merged", tmp_path_factory.mktemp("exports") / "merged", rows=6).folder
