@@ -4,7 +4,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,7 +33,11 @@ from catalens.errors import PictureError, RecipeError
 from catalens.progress import bars, silent
 
 if TYPE_CHECKING:
-    from catalens.inference.batch import Outcome
+    from collections.abc import Callable
+
+    from catalens.inference.predictor import Predictor
+    from catalens.inference.records import Outcome
+    from catalens.progress import Progress
 
 
 @app.command(
@@ -75,36 +79,67 @@ def predict(
     sheet: Sheet = None,
     config: Config = None,
     user_agent: UserAgent = None,
+    engine: Annotated[
+        str | None, typer.Option(help="torch, or onnx for an export of --to onnx; told from the folder by default.")
+    ] = None,
 ) -> None:
     """Read pictures with a finished run: fields, confidences, and what a person should look at, or an `error`.
 
     With --out a command that was stopped goes on from where it was. Exit code 6 where more than --max-bad failed.
     """
-    from catalens.inference.batch import BatchSpec, predict_lines, predict_to, run_version
-    from catalens.inference.inputs import InputSpec, open_input
-    from catalens.inference.predictor import question_inputs
+    from catalens.inference.photos import are_photos, predict_photos
+    from catalens.inference.predictor import engine_of
 
-    bearable, targets = share_of(max_bad), accept_error_of(accept_error)
-    download = {"allow_private_hosts": allow_private_hosts} | ({"user_agent": user_agent} if user_agent else {})
-    asked = {"batch_size": batch_size, "download": download, "raw": raw}
+    bearable, how = share_of(max_bad), {"accept_error": accept_error_of(accept_error)}
+    how |= {"free_categories": free_categories}
+    ran = engine_of(run, engine)
+    load = partial(catalens.load_predictor, run, batch_size=batch_size, engine=ran, **how)
+    table = {"image": image, "id": id, "split": split, "image_root": image_root, "encoding": encoding}
+    table |= {"delimiter": delimiter, "quote": quote, "sheet": sheet, "config": config}
+    if ran == "onnx" and out is None and are_photos(sources) and not any((*table.values(), overwrite, raw)):
+        outcome = _predicted(partial(predict_photos, sources, load), None)
+    else:
+        download = {"allow_private_hosts": allow_private_hosts} | ({"user_agent": user_agent} if user_agent else {})
+        asked = {"batch_size": batch_size, "download": download, "raw": raw}
+        table |= {"pictures": pictures, "max_pictures": max_pictures}
+        outcome = _predict_sources(run, sources, load, how, (asked, table), out, overwrite)
+    _report(outcome, out, bearable)
+
+
+def _predict_sources(
+    run: Path,
+    sources: list[str],
+    load: "Callable[[], Predictor]",
+    how: dict[str, Any],
+    settings: tuple[dict[str, Any], dict[str, Any]],
+    out: Path | None,
+    overwrite: bool,
+) -> "Outcome":
+    """Predict about whatever sources there are, by the `settings` of the batches and of a table."""
+    try:
+        from catalens.inference.batch import BatchSpec, predict_lines, predict_to, run_version
+        from catalens.inference.inputs import InputSpec, open_input
+        from catalens.inference.predictor import question_inputs
+    except ModuleNotFoundError as error:
+        raise RecipeError(f"{error.name} is not installed here: give files of pictures, without --out") from error
+    asked, table = settings
     spec = from_flags(BatchSpec, asked)
-    if raw and (out is None or out.suffix != ".csv"):
+    if spec.raw and (out is None or out.suffix != ".csv"):
         raise RecipeError("--raw is for CSV: leave it out, or give --out a name that ends in .csv")
     if out is None and overwrite:
         raise RecipeError("--overwrite needs --out: give the file to write")
-    table = {"image": image, "id": id, "split": split, "image_root": image_root, "encoding": encoding}
-    table |= {"delimiter": delimiter, "quote": quote, "sheet": sheet, "config": config}
-    table |= {"pictures": pictures, "max_pictures": max_pictures}
     source = open_input(sources, from_flags(InputSpec, table), say, question_inputs(run))
-    how = {"accept_error": targets, "free_categories": free_categories}
-    load = partial(catalens.load_predictor, run, batch_size=batch_size, **how)
+    if out is None:
+        return _predicted(partial(predict_lines, source, load, spec), None)
+    made_by = {"run": run_version(run), **how}
+    return _predicted(lambda _, progress: predict_to(out, source, load, spec, made_by, overwrite, progress), out)
+
+
+def _predicted(work: "Callable[[Callable[[str], object], Progress], Outcome]", out: Path | None) -> "Outcome":
+    """Work with what writes a line to stdout, and a bar, but where lines go to a terminal."""
     stdout = sys.stdout  # while there is a bar, rich leads sys.stdout to the console
     with nullcontext(silent) if out is None and stdout.isatty() else bars(console) as progress:
-        if out is None:
-            outcome = predict_lines(source, load, spec, partial(print, end="", file=stdout, flush=True), progress)
-        else:
-            outcome = predict_to(out, source, load, spec, {"run": run_version(run), **how}, overwrite, progress)
-    _report(outcome, out, bearable)
+        return work(partial(print, end="", file=stdout, flush=True), progress)
 
 
 def _report(outcome: "Outcome", out: Path | None, bearable: float) -> None:
