@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import catalens
-from catalens import Catalog
-from catalens.checkpoint import load_model, load_run, save_best
+from catalens import Catalog, checkpoint
+from catalens.checkpoint import load_model, load_run, save_best, weights_hash
 from catalens.cli import app
 from catalens.config import PromptSpec, dump_recipe, load_recipe, make_recipe
-from catalens.errors import CatalogError, CheckpointError
+from catalens.errors import CatalogError, CheckpointError, TrainingError
 from catalens.examples import AnswerSchema
 from catalens.exporting import check, target_of
 from catalens.files import file_hash
@@ -264,6 +264,40 @@ def test_another_base_than_the_one_of_the_training_is_refused(on_a_folder, tmp_p
     other.save_pretrained(root / "base")
     with pytest.raises(CheckpointError, match=r"its base model .*base has changed since the training"):
         load_run(root / "run")
+
+
+def test_a_run_does_not_go_on_beside_another_base(on_a_folder, tmp_path):
+    run = shutil.copytree(on_a_folder / "run", tmp_path / "run")
+    shutil.rmtree(run / "best")
+    versions = json.loads((run / "versions.json").read_text())
+    (run / "versions.json").write_text(json.dumps(versions | {"base": "sha256:other"}))
+    with pytest.raises(TrainingError, match=r"the base model has changed since .*run was begun"):
+        catalens.train(resume=run)
+
+
+def test_an_adapter_beside_an_adapted_run_is_exported_with_both(recipe, adapted, tmp_path):
+    fields = recipe.model_dump(mode="json") | {"model": str(adapted)}
+    training = {"method": "lora", "max_steps": 2, "batch_size": 8, "num_evals": 1, "validation_rows": 0}
+    catalens.train(make_recipe(fields | {"training": training}), tmp_path / "run")
+    export = catalens.export(tmp_path / "run", "merged", tmp_path / "out", rows=2)
+    first, both = load_model(str(adapted)).state_dict(), load_file(export.folder / "model.safetensors")
+    assert any(not torch.equal(first[name], weight) for name, weight in both.items())
+    assert json.loads((export.folder / "export.json").read_text())["base"].startswith("sha256:")
+
+
+def test_weights_of_the_hub_are_known_by_their_names_in_the_cache(tmp_path, monkeypatch):
+    """The hub keeps large files under their SHA-256: a base of many gigabytes is not read for it."""
+    plain, snapshot = tmp_path / "plain", tmp_path / "snapshot"
+    plain.mkdir()
+    snapshot.mkdir()
+    for name in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
+        (plain / name).write_bytes(name.encode())
+        blob = tmp_path / file_hash(plain / name)
+        blob.write_bytes(name.encode())
+        (snapshot / name).symlink_to(blob)
+    expected = weights_hash(str(plain))
+    monkeypatch.setattr(checkpoint, "file_hash", lambda path: 1 / 0)
+    assert weights_hash(str(snapshot)) == expected
 
 
 def test_a_catalogue_that_moved_is_named(run, drawn, tmp_path):
