@@ -211,6 +211,15 @@ print("heavy:", [name for name in {HEAVY} if name in sys.modules], os.environ["O
     assert "1 of 2 pictures failed" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "module",
+    [f"catalens.{name}" for name in ("cli", "inference.onnx", "inference.batch", "serving.app", "exporting.onnx")],
+)
+def test_what_runs_an_export_imports_no_torch(module):
+    code = f"import sys, {module}; print([name for name in {HEAVY[:5]} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
 @onnx
 def test_photos_have_the_lines_that_a_folder_of_them_has(exported, photos, tmp_path):
     (tmp_path / "photo.png").write_bytes(photos[0])
