@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +106,12 @@ def test_pixels_are_sampled_from_all_tiles_channels_rows_and_columns(shape):
     places = np.indices(shape).reshape(4, -1)
     for size, place in zip(shape, places, strict=True):
         assert len(np.unique(sample_pixels(place.astype(np.float32)))) == size
+
+
+def test_a_runtime_without_torch_can_be_certified():
+    code = "import sys, catalens.exporting.certificate; print({'torch', 'transformers', 'pydantic'} & {*sys.modules})"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown == "set()\n"
 
 
 # On a real export

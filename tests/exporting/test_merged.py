@@ -151,6 +151,11 @@ def test_the_rows_stay_at_home_where_it_is_asked(run, tmp_path):
         check(export.folder)
 
 
+def test_files_of_an_export_are_as_readable_as_any_other(merged, tmp_path):
+    (tmp_path / "usual").touch()
+    assert {path.stat().st_mode for path in merged.iterdir()} == {(tmp_path / "usual").stat().st_mode}
+
+
 def test_nothing_of_this_machine_is_in_an_export(merged):
     for path in merged.glob("*.json"):
         assert "/tmp/" not in path.read_text(), path

@@ -274,8 +274,11 @@ def new_folder(out: Path) -> Iterator[Path]:
                 _empty(aside)
                 (aside / MARK).touch()
                 yield aside
+                mode = (aside / MARK).stat().st_mode  # the usual one: safetensors lets nobody else read
                 (aside / MARK).unlink()
                 for path in aside.rglob("*"):
+                    if path.is_file():
+                        path.chmod(mode)
                     sync(path)
                 sync(aside)
                 refuse_taken(out)  # somebody may have come in between
