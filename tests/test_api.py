@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FUNCTIONS = {
     "check": "catalog recipe out progress",
     "evaluate": "run split rows overrides console",
-    "export": "run to out rows reference catalog console",
+    "export": "run to out precision rows reference catalog console",
     "load_predictor": "run batch_size accept_error free_categories",
     "load_recipe": "path overrides",
     "make_recipe": "data overrides source",
