@@ -6,9 +6,11 @@ BIN := .venv/bin
 # Threads that spin while they wait make small models many times slower on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 # uv does not read pip's name for a folder with extra wheels.
+# What an export needs to run, and no more: catalens itself would bring torch.
+ONNX_RUNTIME := onnxruntime==1.32.0 numpy pillow tokenizers llguidance pydantic pyyaml rich typer
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup demo test test-slow check format parity bench bench-gpu full-size base-model torture tables
+.PHONY: help setup onnx-env demo test test-slow check format parity bench bench-gpu full-size base-model torture tables
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -20,6 +22,12 @@ setup: .venv/.ready ## build .venv from constraints.txt, with nothing but python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.8
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]' -c constraints.txt
 	touch $@
+
+onnx-env: setup ## .venv-onnx, which runs exports without torch, and .venv with what writes and tests them
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,onnx,onnx-export]' -c constraints.txt
+	test -x .venv-onnx/bin/python || $(PYTHON) -m venv --without-pip .venv-onnx
+	$(BIN)/uv pip install --quiet --python .venv-onnx/bin/python -c constraints.txt $(ONNX_RUNTIME)
+	$(BIN)/uv pip install --quiet --python .venv-onnx/bin/python --no-deps -e .
 
 demo: setup ## draw a catalogue, fine-tune the tiny model, score it, show where the report is
 	$(BIN)/catalens demo

@@ -124,7 +124,7 @@ def mismatches(ours: Any, golden: Any) -> float:
 def check_picture(name: str, crops: int) -> Iterator[Deviation]:
     golden, figures = document("processor")["images"][name]["num_crops"][str(crops)], arrays("processor")
     own = processor().image_processor
-    hd = own.hd_transform(picture(name), crops)
+    hd = own.cutter(crops).hd_transform(picture(name))
     encoded = own.preprocess(picture(name), num_crops=crops)
     pixels, size = encoded["pixel_values"], encoded["image_sizes"][0].tolist()
     case, key = f"picture {name}/{crops}", f"{name}/{crops}"

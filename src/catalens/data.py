@@ -12,7 +12,6 @@ import hashlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from catalens.catalog.pictures import open_picture, picture_size
+from catalens.catalog.pictures import Encoded, Picture, open_picture, picture_size
 from catalens.catalog.storage import Catalog, Pictures, Roles
 from catalens.config import PromptSpec
 from catalens.errors import (
@@ -32,48 +31,12 @@ from catalens.errors import (
     TooManyBadRowsError,
     TrainingError,
 )
-from catalens.examples import answer_gaps, complete_question, fields_of, render_answer
+from catalens.examples import Query, answer_gaps, complete_question, fields_of, render_answer
 from catalens.model import Family, ImageInputs, Size, family_of
 
 IGNORED = -100
 MAX_BAD = 0.05
 """Largest share of a split that may be of no use."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Picture:
-    """A stored picture, whose bytes are read when they are asked for; equal to others of the same bytes."""
-
-    stored: Sequence[bytes]
-    row: int
-    digest: bytes
-    """SHA-256 of its bytes."""
-    size: tuple[int, int]
-    """Width and height in pixels, as it is seen."""
-
-    def __bytes__(self) -> bytes:
-        return self.stored[self.row]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Picture) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-
-Encoded = bytes | Picture
-"""A picture as a JPEG, a PNG ..., or where it is stored."""
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """Pictures of one product, in the order of their tags, and the question about them."""
-
-    pictures: tuple[Encoded, ...]
-    question: str
-
-    def __bytes__(self) -> bytes:
-        return b"".join(map(bytes, self.pictures))
 
 
 class Encoder:

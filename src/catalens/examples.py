@@ -25,11 +25,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from itertools import pairwise
-from typing import Self
+from typing import Protocol, Self
 
 from pydantic import Field, model_validator
 
-from catalens.catalog.storage import is_missing
+from catalens.catalog.pictures import Encoded
+from catalens.catalog.values import is_missing
 from catalens.config import PLACEHOLDER, SPECIAL, FieldSpec, Frozen, NumberFormat, PromptSpec
 from catalens.errors import PromptError
 
@@ -41,6 +42,28 @@ TOKEN_LIKE = re.compile(r"<(?=\||/?s>|unk>)")
 """Beginning of what a tokenizer may take for a special token."""
 
 Value = str | float | int
+
+
+class ChatTemplate(Protocol):
+    """Template of a model's chats: its tag of the first image, the token that ends an answer, and the question."""
+
+    image_tag: str
+    end_token: str
+
+    def chat(self, question: str, images: int = 1) -> str:
+        """Render a question about so many images, which stand before it, up to where the answer begins."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Pictures of one product, in the order of their tags, and the question about them."""
+
+    pictures: tuple[Encoded, ...]
+    question: str
+
+    def __bytes__(self) -> bytes:
+        return b"".join(map(bytes, self.pictures))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from catalens.errors import CatalensError, CatalogError, CheckpointError
 
 EXPORT = "export.json"
 """File that makes a folder an export: of which run, for what, in which precision."""
+ONNX = "onnx.json"
+"""File of an export for ONNX Runtime: sizes of its graphs."""
 
 
 @contextmanager

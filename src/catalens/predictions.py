@@ -18,9 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, SupportsBytes
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from catalens.config import PromptSpec, Recipe, load_recipe
 from catalens.errors import CheckpointError
 from catalens.examples import Value, canonical_text, fields_of
@@ -136,6 +133,9 @@ class Evaluation:
 
     def save(self) -> None:
         """Write both files."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         self.folder.mkdir(exist_ok=True)
         text = json.dumps(self.metrics, indent=2, allow_nan=False) + "\n"
         (self.folder / "metrics.json").write_text(text, encoding="utf-8")
@@ -148,6 +148,9 @@ class Evaluation:
 
         Raises CheckpointError where there is none, or it cannot be read.
         """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         direct = (run / "metrics.json").is_file()
         home = run.resolve().parent if direct else run
         if not (home / "recipe.yaml").is_file():

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit
+from scipy.stats import beta
 from sklearn.linear_model import LogisticRegression
 
 from catalens.config import FieldSpec, PromptSpec
 from catalens.errors import CheckpointError
 from catalens.evaluation import one_a_product
-from catalens.inference import Calibration, FieldScore, fit_calibration, load_calibration
+from catalens.inference import Calibration, FieldScore, fit_calibration, is_below, load_calibration
+from catalens.inference import confidences as apply_logistic
 from catalens.inference.calibration import FILE
 
 TITLE = PromptSpec(fields=(FieldSpec(column="title", label="Product", kind="text"),))
@@ -379,3 +381,23 @@ def test_a_folder_in_its_place_is_refused(tmp_path: Path):
     (tmp_path / FILE).mkdir()
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_calibration(tmp_path, TITLE)
+
+
+@pytest.mark.parametrize("target", [0.01, 0.05, 0.1, 0.5])
+@pytest.mark.parametrize("risk", [0.025, 0.025 / 3, 0.2])
+def test_the_binomial_test_is_the_bound_of_clopper_and_pearson(target, risk):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(1, 1500, 200).astype(float)
+    wrong = np.floor(rows * rng.uniform(0, min(1, 3 * target), 200))
+    bounds = beta.ppf(1 - risk, wrong + 1, np.maximum(rows - wrong, 1))
+    assert is_below(target, wrong, rows, risk).tolist() == (np.where(wrong < rows, bounds, 1) <= target).tolist()
+
+
+@pytest.mark.parametrize(("target", "holds"), [(0, False), (1, True)])
+def test_no_share_is_below_none_and_every_share_is_below_all(target, holds):
+    assert is_below(target, np.zeros(2), np.array([1.0, 1e5]), 0.05).tolist() == [holds] * 2
+
+
+def test_confidences_are_those_of_earlier_versions_in_every_bit():
+    odds = np.concatenate([np.random.default_rng(0).uniform(-700, 700, 10_000), [0.0, 36.7, -36.7]])
+    assert apply_logistic(0.71, -0.84, odds).tolist() == expit(0.71 * odds - 0.84).tolist()

@@ -17,6 +17,7 @@ from catalens.examples import (
 from catalens.examples import parse_answer as parse_to
 from catalens.inference import Constraint, Vocabulary
 from catalens.model import REFERENCE
+from catalens.tiling import tokenize
 
 OFFICIAL = Path(__file__).parents[3] / "shared" / "golden" / "official"
 ROWS = [
@@ -47,7 +48,9 @@ def vocabulary(request):
         pytest.skip(f"{OFFICIAL} is not there: it holds the official tokenizers")
     else:
         processor = load_processor(str(OFFICIAL / request.param))
-    return Vocabulary(processor, len(processor.tokenizer) + 19)
+    found = Vocabulary(processor.tokenizer.backend_tokenizer, len(processor.tokenizer) + 19, REFERENCE)
+    found.processor = processor
+    return found
 
 
 def parse_answer(prompt: PromptSpec, text: str) -> Answer:
@@ -59,7 +62,7 @@ def walk(constraint: Constraint, seed: int) -> tuple[str, int]:
     rng, matcher = random.Random(seed), constraint.start()
     tokens, chosen = constraint.forced(matcher), 0
     while not tokens or tokens[-1] != constraint.vocabulary.end:
-        allowed = np.flatnonzero(constraint.allowed([matcher])[0].numpy())
+        allowed = np.flatnonzero(constraint.allowed([matcher])[0])
         token = rng.choice(allowed.tolist())
         tokens += [token, *constraint.follow(matcher, token)]
         chosen += 1
@@ -89,8 +92,9 @@ def test_the_catalogues_own_answers_can_be_written_in_their_own_tokens(vocabular
     constraint = Constraint(vocabulary, prompt, answer_space(prompt, ROWS))
     question = REFERENCE.chat(prompt.question).partition(REFERENCE.image_tag)[2]
     for row in ROWS:
-        before = len(vocabulary.tokenizer(question)["input_ids"])
-        own = vocabulary.tokenizer(question + render_answer(prompt, row) + REFERENCE.end_token)["input_ids"][before:]
+        encode = vocabulary.tokenizer.encode
+        before = len(encode(question).ids)
+        own = encode(question + render_answer(prompt, row) + REFERENCE.end_token).ids[before:]
         matcher = constraint.start()
         tokens = constraint.forced(matcher)
         chosen = 0
@@ -134,8 +138,8 @@ def accepts(constraint: Constraint, answer: str) -> bool:
 def tokens_of(constraint: Constraint, answer: str) -> list[int]:
     """As training makes them."""
     question = REFERENCE.chat(constraint.prompt.question).partition(REFERENCE.image_tag)[2]
-    tokenizer = constraint.vocabulary.tokenizer
-    return tokenizer(question + answer)["input_ids"][len(tokenizer(question)["input_ids"]) :]
+    encode = constraint.vocabulary.tokenizer.encode
+    return encode(question + answer).ids[len(encode(question).ids) :]
 
 
 ODD = [
@@ -199,7 +203,7 @@ def test_no_choice_of_tokens_makes_a_label_or_an_end_part_of_a_text(vocabulary):
         tokens = constraint.forced(matcher)
         while not tokens or tokens[-1] != vocabulary.end:
             text += b"".join(map(vocabulary.piece, tokens))
-            allowed = np.flatnonzero(constraint.allowed([matcher])[0].numpy()).tolist()
+            allowed = np.flatnonzero(constraint.allowed([matcher])[0]).tolist()
             aim = rng.choice(wanted)
             begun = max(n for n in range(len(aim)) if text.endswith(aim[:n]))
             nearer = [t for t in allowed if vocabulary.piece(t) and aim[begun:].startswith(vocabulary.piece(t))]
@@ -255,3 +259,16 @@ def test_a_space_that_makes_no_sense_is_refused():
     for wrong in ({"digits": 0}, {"longest": 0}, {"decimals": (3, 1)}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             FieldConstraints(**wrong)
+
+
+@pytest.mark.parametrize(
+    "question", ["What is shown in this image?", "Ölfarbe  <b>\n名前 é!", " {title} ", "1290.50 %"]
+)
+def test_texts_are_tokenized_without_transformers_as_with_it(vocabulary, question):
+    for images in (1, 2):
+        text = REFERENCE.chat(question, images) + "Product: Red scarf, Full Price: 1290.0" + REFERENCE.end_token
+        sizes = [(336, 672), (336, 336)][:images]
+        counts = [vocabulary.processor.image_processor.num_image_tokens(*size) for size in sizes]
+        slot = vocabulary.processor.image_token_id
+        found = tokenize(lambda piece: vocabulary.tokenizer.encode(piece).ids, text, counts, slot)
+        assert found == vocabulary.processor.tokenize(text, sizes)

@@ -49,11 +49,11 @@ def test_crops_tile_the_padded_picture_row_by_row():
 
 
 def test_padding_is_white_and_alpha_is_dropped():
-    hd = TINY.hd_transform(Image.new("RGBA", (100, 50), (10, 20, 30, 0)), 2)
+    hd = TINY.cutter(2).hd_transform(Image.new("RGBA", (100, 50), (10, 20, 30, 0)))
     assert hd.mode == "RGB"
     assert hd.size == (112, 56)
     assert hd.getpixel((0, 28)) == (10, 20, 30)
-    tall = TINY.hd_transform(Image.new("RGB", (60, 100), "black"), 2)
+    tall = TINY.cutter(2).hd_transform(Image.new("RGB", (60, 100), "black"))
     assert tall.size == (56, 56)
     assert tall.getpixel((0, 28)) == (255, 255, 255)  # left and right, as the picture is upright
     assert tall.getpixel((28, 0)) == (0, 0, 0)

@@ -11,14 +11,13 @@ import io
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from catalens.catalog.duplicates import fingerprint
 from catalens.errors import PictureError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -35,6 +34,31 @@ ORIENTATION = 0x0112  # the EXIF tag
 GPS = 0x8825  # the EXIF directory with positions
 BORDER = 0.04
 """Share of the shorter side that counts as border."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """A stored picture, whose bytes are read when they are asked for; equal to others of the same bytes."""
+
+    stored: Sequence[bytes]
+    row: int
+    digest: bytes
+    """SHA-256 of its bytes."""
+    size: tuple[int, int]
+    """Width and height in pixels, as it is seen."""
+
+    def __bytes__(self) -> bytes:
+        return self.stored[self.row]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Picture) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+Encoded = bytes | Picture
+"""A picture as a JPEG, a PNG ..., or where it is stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +177,8 @@ def storable_picture(
 
 def _facts(data: bytes, seen: Image.Image, image: Image.Image | None, format: str = "") -> PictureFacts:
     """Facts of bytes that show `seen`; `image` is the file that was opened, None where they were encoded here."""
+    from catalens.catalog.duplicates import fingerprint  # whose library takes a second to import
+
     return PictureFacts(
         sha256=hashlib.sha256(data).hexdigest(),
         stored=len(data),

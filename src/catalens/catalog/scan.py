@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from catalens.catalog.pictures import PictureFacts
-from catalens.catalog.storage import Roles, is_missing
+from catalens.catalog.storage import Roles
+from catalens.catalog.values import is_missing
 
 LARGEST = 1e300
 """Size to which numbers are cut, so that sums and differences stay finite."""

@@ -16,7 +16,6 @@ replaced only where it is known for a catalogue of ours that nobody has touched.
 
 import hashlib
 import json
-import math
 import os
 import re
 from array import array
@@ -25,7 +24,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from decimal import Decimal
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -38,6 +36,7 @@ from pydantic import Field, ValidationError
 from catalens.catalog.folder import Manifests, partial_of, put_in_place, recover, refuse_taken, sweep
 from catalens.catalog.pictures import PictureFacts, picture_facts
 from catalens.catalog.splits import key
+from catalens.catalog.values import is_missing
 from catalens.config import Frozen, Kind
 from catalens.errors import CatalogError
 from catalens.files import locked, writing
@@ -486,10 +485,3 @@ def _version(card: CatalogCard) -> str:
 def facts_of(roles: Roles, row: Mapping[str, Any]) -> list[PictureFacts]:
     """Facts of all pictures of a row that was read with the columns of them."""
     return [row[name] for name in roles.facts if row[name] is not None]
-
-
-def is_missing(value: object) -> bool:
-    """Tell a cell that holds nothing: None, NaN, or blank text."""
-    if isinstance(value, float | Decimal):
-        return math.isnan(value) if isinstance(value, float) else value.is_nan()
-    return value is None or (isinstance(value, str) and not value.strip())

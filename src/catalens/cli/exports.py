@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 def export(
     run: Annotated[Path | None, typer.Argument(help="Folder of a finished run.")] = None,
     to: Annotated[
-        str, typer.Option(help="merged: the official layout, adapters merged; hub: the same, pushed to --repo.")
+        str,
+        typer.Option(help="merged: the official layout; hub: the same, pushed to --repo; onnx: needs no torch."),
     ] = "merged",
+    precision: Annotated[str | None, typer.Option(help="Of --to onnx: fp32 by default, int8 or int4.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder; exports/<run>-<to> by default.")] = None,
     check: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Repeat the check of an export.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Validation rows that run and export are compared on.")] = 32,
@@ -60,13 +62,15 @@ def export(
     assert run is not None
     how: dict[str, Any] = {"rows": rows, "reference": reference, "catalog": catalog, "console": console}
     if to == "hub":
+        if precision:
+            raise RecipeError("--precision is for --to onnx: leave it out")
         if repo is None:
             raise RecipeError("--to hub needs --repo: give a name such as me/demo")
         _publish(publish(run, repo, out, public=public, push_reference=push_reference, dry_run=dry_run, **how))
         return
     if repo or public or push_reference or dry_run:
         raise RecipeError("--repo, --public, --push-reference and --dry-run are for --to hub: leave them out")
-    exported = export_run(run, to, out, **how)
+    exported = export_run(run, to, out, precision=precision, **how)
     for line in exported.certificate.lines():
         say(line)
     answer(f"export: {exported.folder}")

@@ -4,7 +4,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,7 +33,11 @@ from catalens.errors import PictureError, RecipeError
 from catalens.progress import bars, silent
 
 if TYPE_CHECKING:
-    from catalens.inference.batch import Outcome
+    from collections.abc import Callable
+
+    from catalens.inference.predictor import Predictor
+    from catalens.inference.records import Outcome
+    from catalens.progress import Progress
 
 
 @app.command(
@@ -75,31 +79,62 @@ def predict(
     sheet: Sheet = None,
     config: Config = None,
     user_agent: UserAgent = None,
+    engine: Annotated[
+        str | None, typer.Option(help="torch, or onnx for an export of --to onnx; told from the folder by default.")
+    ] = None,
 ) -> None:
     """Read pictures with a finished run: fields, confidences, and what a person should look at, or an `error`.
 
     With --out a command that was stopped goes on from where it was. Exit code 6 where more than --max-bad failed.
     """
-    from catalens.inference.batch import BatchSpec, predict_lines, predict_to, run_version
-    from catalens.inference.inputs import InputSpec, open_input
-    from catalens.inference.predictor import question_inputs
+    flags = locals()
+    from catalens.inference.photos import are_photos, predict_photos
+    from catalens.inference.predictor import engine_of
 
-    spec, columns = from_flags(BatchSpec, locals()), from_flags(InputSpec, locals())
-    bearable, targets = share_of(max_bad), accept_error_of(accept_error)
-    if raw and (out is None or out.suffix != ".csv"):
+    bearable, how = share_of(max_bad), {"accept_error": accept_error_of(accept_error)}
+    how |= {"free_categories": free_categories}
+    ran = engine_of(run, engine)
+    load = partial(catalens.load_predictor, run, batch_size=batch_size, engine=ran, **how)
+    plain = not any((image, id, split, image_root, encoding, delimiter, quote, sheet, config, overwrite, raw))
+    if ran == "onnx" and out is None and plain and are_photos(sources):
+        outcome = _predicted(partial(predict_photos, sources, load), None)
+    else:
+        outcome = _predict_sources(run, sources, load, how, flags, out)
+    _report(outcome, out, bearable)
+
+
+def _predict_sources(
+    run: Path,
+    sources: list[str],
+    load: "Callable[[], Predictor]",
+    how: dict[str, Any],
+    flags: dict[str, Any],
+    out: Path | None,
+) -> "Outcome":
+    """Predict about whatever sources there are, by the command's `flags`."""
+    try:
+        from catalens.inference.batch import BatchSpec, predict_lines, predict_to, run_version
+        from catalens.inference.inputs import InputSpec, open_input
+        from catalens.inference.predictor import question_inputs
+    except ModuleNotFoundError as error:
+        raise RecipeError(f"{error.name} is not installed here: give files of pictures, without --out") from error
+    spec, columns, overwrite = from_flags(BatchSpec, flags), from_flags(InputSpec, flags), flags["overwrite"]
+    if spec.raw and (out is None or out.suffix != ".csv"):
         raise RecipeError("--raw is for CSV: leave it out, or give --out a name that ends in .csv")
     if out is None and overwrite:
         raise RecipeError("--overwrite needs --out: give the file to write")
     source = open_input(sources, columns, say, question_inputs(run))
-    how = {"accept_error": targets, "free_categories": free_categories}
-    load = partial(catalens.load_predictor, run, batch_size=batch_size, **how)
+    if out is None:
+        return _predicted(partial(predict_lines, source, load, spec), None)
+    made_by = {"run": run_version(run), **how}
+    return _predicted(lambda _, progress: predict_to(out, source, load, spec, made_by, overwrite, progress), out)
+
+
+def _predicted(work: "Callable[[Callable[[str], object], Progress], Outcome]", out: Path | None) -> "Outcome":
+    """Work with what writes a line to stdout, and a bar, but where lines go to a terminal."""
     stdout = sys.stdout  # while there is a bar, rich leads sys.stdout to the console
     with nullcontext(silent) if out is None and stdout.isatty() else bars(console) as progress:
-        if out is None:
-            outcome = predict_lines(source, load, spec, partial(print, end="", file=stdout, flush=True), progress)
-        else:
-            outcome = predict_to(out, source, load, spec, {"run": run_version(run), **how}, overwrite, progress)
-    _report(outcome, out, bearable)
+        return work(partial(print, end="", file=stdout, flush=True), progress)
 
 
 def _report(outcome: "Outcome", out: Path | None, bearable: float) -> None:

@@ -27,9 +27,10 @@ from catalens.devices import processes
 from catalens.errors import CatalogError
 from catalens.examples import parse_answer
 from catalens.features import FeatureCache
-from catalens.inference.calibration import Calibration, fit_calibration, load_calibration
+from catalens.inference.calibration import Calibration, load_calibration
+from catalens.inference.fitting import fit_calibration
 from catalens.inference.generation import Generator
-from catalens.inference.predictor import Predictor, field_scores
+from catalens.inference.predictor import Predictor, Writer, field_scores
 from catalens.metrics import (
     acceptance,
     calibration_error,
@@ -39,7 +40,7 @@ from catalens.metrics import (
     review_outcome,
 )
 from catalens.predictions import ScoredRow, rows_with, truth_of
-from catalens.progress import bars
+from catalens.progress import Progress, bars, silent
 
 PRODUCTS = 2000
 """Most products of the validation split that a calibration learns from."""
@@ -81,18 +82,29 @@ def run_predictor(run: Run, spec: EvaluationSpec, console: Console, memory: Feat
 
 
 def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration:
-    """Write about the validation rows as `predict` does, and learn from it."""
+    """Learn a calibration, kept in the run's folder by the process that writes there."""
+    writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
+    with bars(console) as progress:
+        calibration = learn_calibration(run, writer, spec.interval, progress)
+    if processes().is_main_process and spec.interval == run.recipe.evaluation.interval:
+        calibration.save(run.folder)
+    return calibration
+
+
+def learn_calibration(run: Run, writer: Writer, interval: float, progress: Progress = silent) -> Calibration:
+    """Write about the validation rows of a run as `predict` does, and learn from it.
+
+    Raises CatalogError where its catalogue is not there, or was changed since.
+    """
     catalog = Catalog(run.recipe.catalog)
     if catalog.card.content_hash != run.versions.get("catalog"):
         raise CatalogError(f"{catalog.folder} has changed since {run.folder} was trained: train again")
     roles, encoder = catalog.card.roles, Encoder(run.processor, run.prompt)
     everything = load_examples(catalog, encoder, "validation").rows
     rows = sampled(one_a_product(everything, roles.id, roles.image), PRODUCTS)
-    writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
-    with bars(console) as progress:
-        queries = [row[roles.image] for row in rows]
-        written = writer.generate(queries, lambda done: progress("calibrating", done, len(rows)))
-    end = writer.family.end_token
+    queries = [row[roles.image] for row in rows]
+    written = writer.generate(queries, lambda done: progress("calibrating", done, len(rows)))
+    end = encoder.family.end_token
     predictions = [parse_answer(run.prompt, one.text, end).values for one in written]
     scores = [
         {} if values is None else field_scores(run.prompt, one, end)
@@ -100,12 +112,9 @@ def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration
     ]
     truths = [truth_of(run.prompt, row) for row in rows]
     candidates = run.recipe.training.num_evals
-    calibration = fit_calibration(run.prompt, truths, predictions, scores, spec.interval, candidates)
+    calibration = fit_calibration(run.prompt, truths, predictions, scores, interval, candidates)
     known = {row[roles.id] for row in rows}
-    calibration = calibration.model_copy(update={"rows": sum(row[roles.id] in known for row in everything)})
-    if processes().is_main_process and spec.interval == run.recipe.evaluation.interval:
-        calibration.save(run.folder)
-    return calibration
+    return calibration.model_copy(update={"rows": sum(row[roles.id] in known for row in everything)})
 
 
 def sampled(rows: list[dict[str, Any]], most: int | None) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ from catalens.evaluation.image_use import blanked, image_use, partners
 from catalens.examples import Answer, parse_answer
 from catalens.features import FeatureCache
 from catalens.inference.generation import Generator
-from catalens.inference.predictor import Predictor
+from catalens.inference.predictor import Predictor, Writer
 from catalens.inference.records import Completion
 from catalens.metrics import Figure, ImageUse, Row
 from catalens.pages.report import write_report
@@ -123,7 +123,7 @@ class ScoringRows:
         self.truths = [truth_of(prompt, row) for row in rows]
 
     def answers(
-        self, engine: Generator, stage: str, progress: Progress, queries: Sequence[Query] | None = None
+        self, engine: Writer, stage: str, progress: Progress, queries: Sequence[Query] | None = None
     ) -> list[Completion]:
         """Write one answer a query, in their order; equal ones are answered once."""
         queries = self.queries if queries is None else queries
@@ -152,7 +152,7 @@ class ScoringRows:
         return metrics.score(self.kinds, self.truths, predictions, self.ids, self.resamples)
 
     def image_use(
-        self, engine: Generator, predictions: Sequence[Row | None], progress: Progress = silent
+        self, engine: Writer, predictions: Sequence[Row | None], progress: Progress = silent
     ) -> dict[str, Any]:
         """Test whether the pictures are used, and score what was read from other products' pictures.
 
@@ -172,7 +172,7 @@ class ScoringRows:
         return found | {"shuffled": self.score(shuffled)} | ({"positions": places} if places else {})
 
     def _position_use(
-        self, engine: Generator, predictions: Sequence[Row | None], place: int, progress: Progress
+        self, engine: Writer, predictions: Sequence[Row | None], place: int, progress: Progress
     ) -> dict[str, Any]:
         """Test the same by exchanging one of several pictures, among the rows that have one in that place."""
         rows = [i for i, query in enumerate(self.queries) if len(query.pictures) > max(1, place)]

@@ -47,6 +47,9 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "fp32": Tolerance(),
     # 8 bits of mantissa: near 20 two neighbours are 0.125 apart, and other kernels round otherwise
     "bf16": Tolerance(logits=0.5, log_probability=0.5, answers=0.1),
+    # other weights: what counts is how often they are right, of which one row of 32 is 3 points
+    "int8": Tolerance(logits=None, log_probability=None, answers=None, accuracy=0.1),
+    "int4": Tolerance(logits=None, log_probability=None, answers=None, accuracy=0.1),
 }
 """By precision of the export."""
 

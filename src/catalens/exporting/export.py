@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -56,8 +56,12 @@ def target_of(to: str) -> ModuleType:
             from catalens.exporting import merged
 
             return merged
+        case "onnx":
+            from catalens.exporting import onnx
+
+            return onnx
         case _:
-            raise RecipeError(f"--to {to}: the choices are merged, and hub with --repo")
+            raise RecipeError(f"--to {to}: the choices are merged, onnx, and hub with --repo")
 
 
 def export(
@@ -65,6 +69,7 @@ def export(
     to: str = "merged",
     out: Path | str | None = None,
     *,
+    precision: str | None = None,
     rows: int = ROWS,
     reference: bool = True,
     catalog: Path | str | None = None,
@@ -72,8 +77,9 @@ def export(
 ) -> Exported:
     """Export a finished run into a new folder, `exports/<run>-<to>` by default, with its certificate.
 
-    The certificate is of so many `rows` of the validation split, read from `catalog`, by default the run's own; with
-    `reference` they stay in the export, so that `check` can be repeated anywhere. Raises CheckpointError where the
+    `precision` is of a target that has several: fp32, int8 or int4 of `onnx`. The certificate is of so many `rows` of
+    the validation split, read from `catalog`, by default the run's own; with `reference` they stay in the export, so
+    that `check` can be repeated anywhere. Raises RecipeError where an option does not fit, CheckpointError where the
     run is not finished or the folder is taken or cannot be written, CatalogError where the catalogue is not there or
     has changed since the training, CheckError where the export does not answer as the run does: nothing is left.
     """
@@ -83,12 +89,15 @@ def export(
 
     target, run, console = target_of(to), Path(run), console or Console(stderr=True)
     out = Path(out) if out else Path("exports") / f"{run.resolve().name}-{to}"
+    options = _options(to, precision)
     refuse_taken(out)
     loaded = load_run(run, weights=False)
     asked = reference_rows(loaded, rows, catalog)
     loaded = load_run(run)
+    if catalog:
+        loaded = replace(loaded, recipe=loaded.recipe.model_copy(update={"catalog": str(catalog)}))
     with new_folder(out) as aside, bars(console) as progress:
-        _write(target, to, loaded, aside)
+        _write(target, to, loaded, aside, options, progress)
         save_reference(aside, asked, _trace(NativeRuntime(loaded), asked, "the run", progress))
         del loaded
         _free_memory()
@@ -140,16 +149,27 @@ def reference_rows(run: "Run", count: int, catalog: Path | str | None = None) ->
     ]
 
 
-def _write(target: ModuleType, to: str, run: "Run", folder: Path) -> None:
+def _options(to: str, precision: str | None) -> dict[str, str]:
+    """Check the options of a target; RecipeError where it does not have such a precision."""
+    known = {"onnx": ("fp32", "int8", "int4")}.get(to, ())
+    if precision is not None and precision not in known:
+        choices = f"the choices are {', '.join(known)}" if known else f"leave it out, {to} keeps that of the run"
+        raise RecipeError(f"--precision {precision}: {choices}")
+    return {} if precision is None else {"precision": precision}
+
+
+def _write(
+    target: ModuleType, to: str, run: "Run", folder: Path, options: Mapping[str, str], progress: Progress
+) -> None:
     """Write all files of an export but reference and certificate."""
-    from catalens.inference.calibration import load_calibration, model_hash
+    from catalens.inference.calibration import model_hash
     from catalens.model import family_of
 
     spec = run.recipe.evaluation
     about = {
         "format": 1,
         "to": to,
-        "precision": target.write(run, folder),
+        "precision": target.write(run, folder, **options),
         "end_token": family_of(run.processor.model_type).end_token,
         "run": run.folder.resolve().name,
         "base": _base_name(run),
@@ -160,7 +180,7 @@ def _write(target: ModuleType, to: str, run: "Run", folder: Path) -> None:
         "evaluation": {name: getattr(spec, name) for name in ("batch_size", "max_new_tokens", "interval")},
     }
     (folder / EXPORT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if (calibration := load_calibration(run.folder, run.prompt)) is not None:
+    if (calibration := target.calibration(run, folder, progress)) is not None:
         calibration.save(folder)  # tied to the weights as they are here
 
 

@@ -12,10 +12,13 @@ from pathlib import Path
 import torch
 
 from catalens.checkpoint import Run, load_run, save_best
-from catalens.data import Encoder, Query
+from catalens.data import Encoder
 from catalens.errors import CheckpointError
+from catalens.examples import Query
 from catalens.exporting.certificate import ReferenceRow, Trace, sample_pixels
+from catalens.inference.calibration import Calibration, load_calibration
 from catalens.inference.generation import Generator
+from catalens.progress import Progress
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
@@ -24,6 +27,11 @@ def write(run: Run, folder: Path) -> str:
     """Write a run's model with its adapters merged; gives its precision, the one in which the run computes here."""
     save_best(folder, run.model, run.processor, run.prompt, run.space)
     return PRECISIONS[run.model.dtype]
+
+
+def calibration(run: Run, folder: Path, progress: Progress) -> Calibration | None:
+    """Give the calibration of what was written, the run's; None where it has none."""
+    return load_calibration(run.folder, run.prompt)
 
 
 def load(folder: Path) -> "NativeRuntime":

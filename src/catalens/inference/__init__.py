@@ -3,14 +3,17 @@
 from catalens.lazy import exports
 
 HOMES = {
-    "batch": "BatchSpec Outcome predict_lines predict_to run_version",
-    "calibration": "Calibration fit_calibration load_calibration",
+    "batch": "BatchSpec predict_lines predict_to run_version",
+    "calibration": "Calibration confidences is_below load_calibration",
+    "fitting": "fit_calibration",
     "generation": "Generator",
     "grammar": "Constraint Vocabulary",
     "inputs": "Input InputSpec open_input",
+    "onnx": "describe OnnxGenerator open_export",
     "output_writer": "finish_output",
+    "photos": "are_photos predict_photos",
     "predictor": "field_scores load_predictor Predictor question_inputs",
-    "records": "Completion csv_cell FieldScore record_schema",
+    "records": "Completion csv_cell FieldScore Outcome record_schema",
 }
 """Public names by module."""
 __getattr__, __all__ = exports(__name__, HOMES)

@@ -13,10 +13,9 @@ predicted; what is in memory is two chunks.
 import asyncio
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from catalens.files import model_folder
 from catalens.inference.inputs import Input
 from catalens.inference.output_writer import finish_output, open_output
 from catalens.inference.predictor import Predictor
-from catalens.inference.records import Record, json_line, record_schema
+from catalens.inference.records import Outcome, Record, json_line, record_schema
 from catalens.predictions import Prediction, record_of
 from catalens.preparing.collect import CollectSpec, receive
 from catalens.preparing.download import Downloader
@@ -40,12 +39,6 @@ from catalens.reading.table import TableRow
 
 BATCHES = 8
 """Batches in a chunk."""
-NAMED = 10
-"""Failed rows that are named."""
-MAX_CHARS = 300
-"""Of one that is."""
-REASONS = 100
-"""Different reasons that are counted apart."""
 
 Load = Callable[[], Predictor]
 Product = Sequence[TableRow]
@@ -63,34 +56,6 @@ class BatchSpec(Frozen):
     download: DownloadSpec = DownloadSpec()
     raw: bool = False
     """Cells of a CSV stay as they are where a spreadsheet would take them for formulas."""
-
-
-@dataclass
-class Outcome:
-    """Counts and failure reasons of a finished batch prediction."""
-
-    calibrated: bool
-    """The confidences are calibrated."""
-    total: int = 0
-    failed: int = 0
-    to_review: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Failures by what stands before the first colon of their reason."""
-    named: list[str] = field(default_factory=list)
-    """Some failed rows with their reasons, a line each."""
-
-    def count(self, record: Record) -> Record:
-        """Take a record into account."""
-        self.total += 1
-        self.to_review += record["needs_review"]
-        if (error := record["error"]) is not None:
-            self.failed += 1
-            reason = error.partition(":")[0][:80]
-            self.reasons[reason if reason in self.reasons or len(self.reasons) < REASONS else "other reasons"] += 1
-            if len(self.named) < NAMED:
-                name = record["file"] if "file" in record else f"row {self.total} ({record['id']})"
-                self.named.append(" ".join(f"{name}: {error}".split())[:MAX_CHARS])
-        return record
 
 
 def predict_to(

@@ -4,8 +4,8 @@
        "title":      {"kind": "text", "slope": 0.71, "offset": -0.84, "steps": [[0.9985, 1, 0], [0.9983, 2, 0], ...]},
        "full_price": {"kind": "number", ..., "bound": {"by": "ratio", "size": 1.21}}}}
 
-is `calibration.json` in a run's folder, learned from the answers to its validation rows, one row a product: photos of
-one product are right or wrong together, and would count for more than they are.
+is `calibration.json` in a run's folder, learned (`fitting.py`) from the answers to its validation rows, one row a
+product: photos of one product are right or wrong together, and would count for more than they are.
 
 - Confidence is the probability that a value is right (metrics.correctness). The model's own probability, as log-odds,
   goes through a logistic function whose slope and offset are fitted to the validation rows, their labels smoothed, so
@@ -30,30 +30,23 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
-from scipy.optimize import minimize
-from scipy.special import expit, logit
-from scipy.stats import beta
 
 from catalens.config import Frozen, Kind, PromptSpec
 from catalens.errors import CheckpointError
-from catalens.files import file_hash, model_folder
+from catalens.files import EXPORT, file_hash, model_folder
 from catalens.inference.records import FieldScore
-from catalens.metrics import acceptance, correctness, rows_with
 
 FILE = "calibration.json"
 STEPS = 1000
 """Most thresholds that are kept for a field."""
-SLOPE_DEVIATION = 0.5
-"""How far a slope is from 1, before any row is seen."""
 SUREST = -1e-6
 """Log probabilities above this are rounding errors of float32."""
 
-Row = Mapping[str, Any]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 
@@ -97,7 +90,7 @@ class Calibration(Frozen):
     def apply(self, column: str, score: FieldScore) -> float:
         """Give the probability that a field with this score is right."""
         field = self.fields[column]
-        return float(_confidences(field.slope, field.offset, _log_odds(field.kind, [score]))[0])
+        return float(confidences(field.slope, field.offset, log_odds(field.kind, [score]))[0])
 
     def bounds(self, column: str, value: float) -> tuple[float, float] | None:
         """Bound the truth of a number, as often as `interval` says.
@@ -125,11 +118,11 @@ class Calibration(Frozen):
         if not steps:
             return None
         values, rows, wrong = np.array(steps).T
-        holds = _upper_bound(wrong, rows, risk) <= target
+        holds = is_below(target, wrong, rows, risk)
         if holds[-1]:
             return float(values[-1])
-        borne = float(_upper_bound(np.array(1.0), rows[-1], risk) <= target)
-        walk = np.flatnonzero(_upper_bound(np.full_like(rows, borne), rows, risk) <= target)
+        borne = float(is_below(target, np.ones(1), rows[-1:], risk)[0])
+        walk = np.flatnonzero(is_below(target, np.full_like(rows, borne), rows, risk))
         if not len(walk) or not holds[walk[0]]:
             return None
         return float(values[walk[np.argmin(holds[walk])] - 1])
@@ -141,11 +134,12 @@ class Calibration(Frozen):
 
 
 def load_calibration(run: Path, prompt: PromptSpec) -> Calibration | None:
-    """Load the calibration of a run, None where it has none.
+    """Load the calibration of a run or an export, None where it has none.
 
-    Raises CheckpointError where it is damaged, of other fields than the prompt's, or of another model than `best/`.
+    Raises CheckpointError where it is damaged, of other fields than the prompt's, or of another model.
     """
-    path, fix = run / FILE, f"delete it and run `catalens evaluate {run}`"
+    path, exported = run / FILE, (run / EXPORT).is_file()
+    fix = "export the run again" if exported else f"delete it and run `catalens evaluate {run}`"
     try:
         found = Calibration.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -166,112 +160,39 @@ def load_calibration(run: Path, prompt: PromptSpec) -> Calibration | None:
 def model_hash(best: Path) -> str:
     """Content hash of what decides the answers of a saved model: weights, prompt, answer schema."""
     digest = hashlib.sha256()
-    for path in sorted([*best.glob("*.safetensors"), *best.glob("prompt.json"), *best.glob("answers.json")]):
+    patterns = ("*.safetensors", "*.onnx", "*.onnx.data", "prompt.json", "answers.json")
+    for path in sorted(path for pattern in patterns for path in best.glob(pattern)):
         digest.update(f"{path.name} {file_hash(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 
-def fit_calibration(
-    prompt: PromptSpec,
-    truths: Sequence[Row],
-    predictions: Sequence[Row | None],
-    scores: Sequence[Mapping[str, FieldScore]],
-    interval: float = 0.9,
-    candidates: int = 1,
-) -> Calibration:
-    """Learn a calibration from answers to rows that training never saw; any number of rows will do, even none.
-
-    Rows are of one product each. `scores` are by column, one mapping a row; a row whose prediction is None has no
-    values to be sure of and is left out of the fits, as is one without a truth of the field. `interval` is how often
-    an interval is to hold the truth, `candidates` the checkpoints of which the rows chose this one.
-    """
-    fields: dict[str, FieldCalibration] = {}
-    for field in prompt.fields:
-        answered = [i for i in rows_with(field.column, truths) if predictions[i] is not None]
-        y_true, y_pred = [truths[i] for i in answered], [predictions[i] for i in answered]
-        right = correctness(field.column, field.kind, y_true, y_pred)
-        log_odds = _log_odds(field.kind, [scores[i][field.column] for i in answered])
-        slope, offset = _fit_logistic(log_odds, right)
-        bound = None
-        if field.kind == "number":
-            pairs = [(t[field.column], p[field.column]) for t, p in zip(y_true, y_pred, strict=True) if p]
-            bound = _conformal_bound(np.array(pairs, float).reshape(-1, 2), interval, candidates)
-        steps = tuple(acceptance(_confidences(slope, offset, log_odds), right, STEPS))
-        fields[field.column] = FieldCalibration(kind=field.kind, slope=slope, offset=offset, steps=steps, bound=bound)
-    return Calibration(
-        rows=len(truths), products=len(truths), candidates=candidates, interval=interval, fields=fields
-    )
-
-
-def _log_odds(kind: Kind, scores: Sequence[FieldScore]) -> NDArray[np.float64]:
+def log_odds(kind: Kind, scores: Sequence[FieldScore]) -> NDArray[np.float64]:
     """Log-odds of each field's probability, [n]; of a text the mean a token, so that long titles are not doubted."""
     logs = np.array([s.log_probability / (s.tokens if kind == "text" else 1) for s in scores], float)
     logs = np.minimum(logs, SUREST)
     return logs - np.log(-np.expm1(logs))
 
 
-def _confidences(slope: float, offset: float, log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
-    return expit(slope * log_odds + offset)
+def confidences(slope: float, offset: float, odds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probabilities by the logistic function of scaled log-odds, [n].
 
-
-def _fit_logistic(log_odds: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[float, float]:
-    """Slope and offset of the likeliest logistic function on Platt's smoothed labels.
-
-    Before any row is seen the slope is normal around 1, the model's own probabilities.
+    Of libm's exponential: many rows are as sure as can be, and have to the bit the threshold that they were kept by.
     """
-    if not len(log_odds):
-        return 1.0, 0.0
-    good, bad = int(right.sum()), int((~right).sum())
-    labels = np.where(right, (good + 1) / (good + 2), 1 / (bad + 2))
-    middle = float(log_odds.mean())
-
-    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        """Negative log posterior of (height in the middle, slope), and its gradient."""
-        height, slope = parameters
-        at = height + slope * (log_odds - middle)
-        gaps, pull = expit(at) - labels, (slope - 1) / SLOPE_DEVIATION**2
-        value = np.sum(np.logaddexp(0, at) - labels * at) + pull * (slope - 1) / 2
-        return float(value), np.array([gaps.sum(), gaps @ (log_odds - middle) + pull])
-
-    start = np.array([logit(labels.mean()), 1.0])
-    height, slope = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(None, None), (0, None)]).x
-    return float(slope), float(height - slope * middle)
+    exponents = [min(-x, 709.0) for x in (slope * odds + offset).tolist()]
+    return np.array([1 / (1 + math.exp(x)) for x in exponents])
 
 
-def _conformal_bound(pairs: NDArray[np.float64], interval: float, candidates: int) -> Bound | None:
-    """The bound of (truth, prediction) pairs, [n, 2]; None where its rank is beyond the last finite error.
+def is_below(target: float, wrong: NDArray[np.float64], rows: NDArray[np.float64], risk: float) -> NDArray[np.bool_]:
+    """Test whether the true share of wrong rows is at most `target`: else so few were wrong with a chance of `risk`.
 
-    Errors are ratios, since prices err in shares; where some truth is 0 or less they are distances.
+    The exact binomial test, whose confidence bound is Clopper and Pearson's.
     """
-    y_true, y_pred = pairs.T
-    rank = _conformal_rank(len(pairs), interval, candidates)
-    if rank is None:
-        return None
-    by = "ratio" if (y_true > 0).all() else "distance"
-    if by == "ratio":
-        above_zero = np.where(y_pred > 0, y_pred, np.nan)
-        errors = np.nan_to_num(np.maximum(y_true / above_zero, above_zero / y_true), nan=np.inf)
-    else:
-        errors = np.abs(y_true - y_pred)
-    size = float(np.sort(errors)[rank - 1])
-    return Bound(by=by, size=size) if math.isfinite(size) else None
-
-
-def _conformal_rank(rows: int, interval: float, candidates: int) -> int | None:
-    """The lowest rank whose error bounds a new one as often as `interval` says; None where no rank does.
-
-    A new error is beyond the one of rank r with a probability that is Beta(n + 1 - r, r) over draws of the rows. Of
-    k such probabilities, however they depend on one another, the largest exceeds t with at most k times the
-    probability of one; so its mean is at most the integral of min(1, k P(one > t)): for k = 1 it is 1 - r / (n + 1).
-    """
-    ranks = np.arange(1, rows + 1)
-    beyond = rows + 1 - ranks
-    certain = beta.isf(1 / candidates, beyond, ranks)  # up to here the minimum is 1
-    worst = candidates * beyond / (rows + 1) * beta.sf(certain, beyond + 1, ranks)
-    enough = np.flatnonzero(worst <= 1 - interval + 1e-9)
-    return int(ranks[enough[0]]) if len(enough) else None
-
-
-def _upper_bound(wrong: NDArray[np.float64], rows: NDArray[np.float64], risk: float) -> NDArray[np.float64]:
-    """The share of wrong rows that is exceeded by the true one with a probability of at most `risk`."""
-    return np.where(wrong < rows, beta.ppf(1 - risk, wrong + 1, np.maximum(rows - wrong, 1)), 1.0)
+    if target <= 0 or target >= 1:
+        return np.full(len(rows), target >= 1)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, max(rows) + 1)))])  # of the factorials
+    chances = []
+    for all, bad in zip(rows.astype(int), wrong.astype(int), strict=True):
+        k = np.arange(bad + 1)
+        terms = logs[all] - logs[k] - logs[all - k] + k * math.log(target) + (all - k) * math.log1p(-target)
+        chances.append(np.exp(terms).sum())
+    return (np.array(chances) <= risk) & (wrong < rows)

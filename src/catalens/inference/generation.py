@@ -49,7 +49,7 @@ from catalens.examples import AnswerSchema, complete_question
 from catalens.features import FeatureCache
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.inference.records import Completion
-from catalens.model import ImageInputs
+from catalens.model import Family, ImageInputs, family_of
 
 CHUNK = 8
 """Batches that are sorted by length together."""
@@ -88,13 +88,13 @@ class Generator:
         cache: FeatureCache | None = None,
     ) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
-        self.vocabulary = Vocabulary(processor, model.config.vocab_size)
+        self.family = family_of(processor.model_type)
+        self.vocabulary = Vocabulary(processor.tokenizer.backend_tokenizer, model.config.vocab_size, self.family)
         constraint = Constraint(self.vocabulary, prompt, schema, free_categories) if schema else None
         longest = constraint.max_new_tokens if constraint else max_new_tokens
         ends: Any = greedy(processor).eos_token_id
-        self.family = self.vocabulary.family
         self._switch = self.family.rope_switch(model.config) or math.inf
-        self._decoder = _Decoder(model, self.vocabulary, ends, longest, constraint)
+        self._decoder = _Decoder(model, self.family, self.vocabulary, ends, longest, constraint)
         self._answer_tokens = min(longest, max_new_tokens)  # room that a row is given; few answers need more
         self._encoder, self._question = Encoder(processor, prompt), complete_question(prompt, {})
         self._cache = cache
@@ -286,13 +286,13 @@ class _Row:
 @dataclass(eq=False)
 class _Decoder:
     model: Any
+    family: Family
     vocabulary: Vocabulary
     ends: Collection[int]
     max_new_tokens: int
     constraint: Constraint | None
 
     def __post_init__(self) -> None:
-        self.family = self.vocabulary.family
         self.switch = self.family.rope_switch(self.model.config) or math.inf
         self.together = is_fsdp_managed_module(self.model) and processes().num_processes > 1
 
@@ -353,7 +353,7 @@ class _Decoder:
         logits[:, self.model.config.image_token_id] = -torch.inf
         if self.constraint:
             allowed = self.constraint.allowed([None if row.done or row.fresh else row.matcher for row in batch])
-            logits = logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+            logits = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
         scores = logits.log_softmax(-1)
         best, tokens = scores.max(-1)
         for row, token, score in zip(batch, tokens.tolist(), best.tolist(), strict=True):

@@ -13,18 +13,17 @@ begin, and for `<` in a row. `Constraint.refused` tells which rows of a table ca
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from copy import copy
 
 import llguidance
-import llguidance.hf
 import llguidance.numpy
 import numpy as np
-import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from catalens.config import FieldSpec, NumberFormat, PromptSpec
 from catalens.errors import CheckpointError, InferenceError
-from catalens.examples import AnswerSchema, FieldConstraints
-from catalens.model import family_of
+from catalens.examples import AnswerSchema, ChatTemplate, FieldConstraints
 
 # A `<` goes before no `|` and no comma, a comma that begins a word before no other: what stands before a label, or
 # before the end, is a whole text then, so that the label is one. No complement: the lexer gives up on long ones.
@@ -37,10 +36,15 @@ BYTES = 10
 class Vocabulary:
     """Tokens of a model with `size` rows in its embedding, as bytes."""
 
-    def __init__(self, processor: Any, size: int) -> None:
-        self.tokenizer, self.size, self.family = processor.tokenizer, size, family_of(processor.model_type)
-        self.end: int = self.tokenizer.convert_tokens_to_ids(self.family.end_token)
-        self.guide = llguidance.hf.from_tokenizer(self.tokenizer, n_vocab=size, eos_token=[self.end])
+    def __init__(self, tokenizer: Tokenizer, size: int, template: ChatTemplate) -> None:
+        self.tokenizer, self.size, self.template = copy(tokenizer), size, template
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        end = self.tokenizer.token_to_id(template.end_token)
+        if end is None:
+            raise CheckpointError(f"the tokenizer has no {template.end_token} token: use the model's own")
+        self.end: int = end
+        self.guide = llguidance.LLTokenizer(self.tokenizer.to_str(), n_vocab=size, eos_token=[self.end])
         self._pieces: dict[int, bytes] = {}
 
     def piece(self, token: int) -> bytes:
@@ -60,8 +64,8 @@ class Constraint:
         self, vocabulary: Vocabulary, prompt: PromptSpec, schema: AnswerSchema, free_categories: bool = False
     ) -> None:
         self.vocabulary, self.prompt = vocabulary, prompt
-        self._question = vocabulary.family.chat(prompt.question).partition(vocabulary.family.image_tag)[2]
-        self._end = vocabulary.family.end_token
+        self._question = vocabulary.template.chat(prompt.question).partition(vocabulary.template.image_tag)[2]
+        self._end = vocabulary.template.end_token
         self.grammar = answer_grammar(prompt, schema, free_categories, self._opening())
         labels = sum(_most_tokens(f", {field.label}: ") for field in prompt.fields)
         values = sum(_most_tokens_of(field, schema.of(field.column), prompt.numbers) for field in prompt.fields)
@@ -103,7 +107,7 @@ class Constraint:
         columns = [field.column for field in self.prompt.fields if f", {field.label}:" in f", {written.lstrip()}"]
         return columns[-1] if columns else self.prompt.fields[0].column
 
-    def allowed(self, matchers: Sequence[llguidance.LLMatcher | None]) -> torch.Tensor:
+    def allowed(self, matchers: Sequence[llguidance.LLMatcher | None]) -> NDArray[np.bool_]:
         """Mask of the tokens that may come next, [rows, vocabulary]; all of them for a row that has no matcher."""
         size = self.vocabulary.size
         bits = llguidance.numpy.allocate_token_bitmask(len(matchers), size)
@@ -111,7 +115,7 @@ class Constraint:
             if matcher is not None:
                 llguidance.numpy.fill_next_token_bitmask(matcher, bits, row)
         flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
-        return torch.from_numpy(flags[:, :size].astype(bool))
+        return flags[:, :size].astype(bool)
 
     def _opening(self) -> str:
         """Text of the first token of an answer before the first label."""
@@ -120,8 +124,8 @@ class Constraint:
         return written.decode("utf-8", errors="replace").partition(label)[0]
 
     def _tokens(self, answer: str) -> list[int]:
-        tokenizer = self.vocabulary.tokenizer
-        return tokenizer(self._question + answer)["input_ids"][len(tokenizer(self._question)["input_ids"]) :]
+        encode = self.vocabulary.tokenizer.encode
+        return encode(self._question + answer).ids[len(encode(self._question).ids) :]
 
 
 def answer_grammar(prompt: PromptSpec, schema: AnswerSchema, free_categories: bool = False, opening: str = "") -> str:

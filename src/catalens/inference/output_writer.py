@@ -12,14 +12,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from catalens.errors import InferenceError, RecipeError
 from catalens.files import atomic, locked, writing
 from catalens.inference.records import FORMATS, Record, json_line, write_records
 from catalens.journal import Journal, read_object
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FIX = "mend that and give the same command again, what is done is kept"
 
@@ -88,7 +89,7 @@ def open_output(out: Path, asked: Mapping[str, Any], overwrite: bool) -> Iterato
             Journal.remove(path)
 
 
-def finish_output(out: Path, records: Iterator[Record], schema: pa.Schema, raw: bool = False) -> None:
+def finish_output(out: Path, records: Iterator[Record], schema: "pa.Schema", raw: bool = False) -> None:
     """Write the whole file; `raw` leaves a CSV's cells as they are."""
     with writing(out, InferenceError, FIX), atomic(out) as aside:
         write_records(aside, out.suffix, records, schema, raw)

@@ -16,19 +16,35 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from catalens.catalog.pictures import Encoded
 from catalens.config import PromptSpec
 from catalens.errors import RecipeError
-from catalens.examples import complete_question, parse_answer
-from catalens.files import model_folder
+from catalens.examples import ChatTemplate, Query, complete_question, parse_answer
+from catalens.files import ONNX, model_folder
 from catalens.inference.records import Completion, FieldScore
 from catalens.predictions import Prediction
 
 if TYPE_CHECKING:
-    from catalens.data import Query
     from catalens.inference.calibration import Calibration
-    from catalens.inference.generation import Generator
+
+Engine = Literal["torch", "onnx"]
+
+
+class Writer(Protocol):
+    """Writer of answers about pictures, and the chat that it writes in: a `Generator`, or an `OnnxGenerator`."""
+
+    @property
+    def family(self) -> ChatTemplate:
+        """Template of the chats."""
+        ...
+
+    def generate(
+        self, asked: Sequence[Encoded | Query], on_progress: Callable[[int], None] = ...
+    ) -> list[Completion]:
+        """Write one answer each, in their order."""
+        ...
 
 
 class Predictor:
@@ -40,7 +56,7 @@ class Predictor:
 
     def __init__(
         self,
-        generator: "Generator",
+        generator: Writer,
         prompt: PromptSpec,
         calibration: "Calibration | None" = None,
         accept_error: Mapping[str, float] | None = None,
@@ -56,14 +72,12 @@ class Predictor:
         }
         """By column of the rule: values with less confidence are marked; None marks all."""
 
-    def query(self, pictures: Sequence[bytes], texts: Mapping[str, object] | None = None) -> "Query":
+    def query(self, pictures: Sequence[bytes], texts: Mapping[str, object] | None = None) -> Query:
         """Make a query of several pictures of one product, or of the texts that the question asks for, by column."""
-        from catalens.data import Query
-
         return Query(tuple(pictures), complete_question(self.prompt, texts or {}))
 
     def predict(
-        self, asked: Sequence["bytes | Query"], on_progress: Callable[[int], None] = lambda done: None
+        self, asked: Sequence[bytes | Query], on_progress: Callable[[int], None] = lambda done: None
     ) -> list[Prediction]:
         """Predict each picture or query, in their order; bytes that are no picture give one with an `error`.
 
@@ -104,32 +118,49 @@ def load_predictor(
     batch_size: int = 16,
     accept_error: Mapping[str, float] | float | None = None,
     free_categories: bool = False,
+    engine: str | None = None,
 ) -> Predictor:
     """Load the predictor of a finished run, or of the model that ships with catalens where `run` is None.
 
     `accept_error` is the share of wrong values that is borne among those not marked for review, for all columns or
     by column. Decoding is constrained: every answer parses, and categories are the catalogue's, unless
-    `free_categories`, which no calibration covers. Raises CheckpointError where it is no finished run, RecipeError
-    where an option does not fit.
+    `free_categories`, which no calibration covers. An export for ONNX Runtime is run by the engine `onnx`, without
+    torch and a picture at a time. Raises CheckpointError where it is no finished run or export, RecipeError where an
+    option does not fit.
     """
-    from catalens.checkpoint import load_run, load_untrained
     from catalens.inference.calibration import load_calibration
-    from catalens.inference.generation import Generator
 
-    loaded = load_untrained() if run is None else load_run(run)
-    prompt = loaded.prompt
+    folder = None if run is None else Path(run)
+    if engine_of(folder, engine) == "onnx":
+        from catalens.inference.onnx import open_export
+
+        if folder is None:
+            raise RecipeError("--engine onnx needs an export: give the folder that `catalens export --to onnx` made")
+        writer, prompt = open_export(folder, free_categories)
+    else:
+        from catalens.checkpoint import load_run, load_untrained
+        from catalens.inference.generation import Generator
+
+        loaded = load_untrained() if run is None else load_run(run)
+        prompt, longest = loaded.prompt, loaded.recipe.evaluation.max_new_tokens
+        writer = Generator(loaded.model, loaded.processor, prompt, batch_size, longest, loaded.space, free_categories)
     columns = [field.column for field in prompt.fields]
     targets = dict.fromkeys(columns, accept_error) if isinstance(accept_error, int | float) else accept_error or {}
     if unknown := [column for column in targets if column not in columns]:
         raise RecipeError(f"--accept-error names {unknown[0]!r}: the fields are {', '.join(columns)}")
     if targets and free_categories:
         raise RecipeError("--accept-error holds for the catalogue's own categories: leave it out")
-    calibration = None if run is None or free_categories else load_calibration(loaded.folder, prompt)
-    max_new_tokens = loaded.recipe.evaluation.max_new_tokens
-    generator = Generator(
-        loaded.model, loaded.processor, prompt, batch_size, max_new_tokens, loaded.space, free_categories
-    )
-    return Predictor(generator, prompt, calibration, targets)
+    calibration = None if folder is None or free_categories else load_calibration(folder, prompt)
+    return Predictor(writer, prompt, calibration, targets)
+
+
+def engine_of(run: Path | None, engine: str | None = None) -> Engine:
+    """Give what runs a model: the engine that is named, or `onnx` of an export for it, else `torch`."""
+    if engine not in (None, "torch", "onnx"):
+        raise RecipeError(f"--engine {engine}: the choices are torch, onnx")
+    if engine is None:
+        return "onnx" if run is not None and (run / ONNX).is_file() else "torch"
+    return engine
 
 
 def question_inputs(run: Path) -> list[str]:

@@ -8,19 +8,20 @@
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from catalens.config import PromptSpec
 from catalens.config.characters import visible_json
 from catalens.errors import RecipeError
 from catalens.predictions import record_columns
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 GROUP_ROWS = 1000
@@ -28,6 +29,13 @@ GROUP_ROWS = 1000
 FORMULA = re.compile(r"[=+\-@\t\r]")
 """Beginning of a cell that a spreadsheet takes for a formula; the same rule as in `serving/static/page.js`."""
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.ASCII | re.IGNORECASE)
+
+NAMED = 10
+"""Failed rows that are named."""
+MAX_CHARS = 300
+"""Of one that is."""
+REASONS = 100
+"""Different reasons that are counted apart."""
 
 Record = Mapping[str, Any]
 
@@ -62,8 +70,38 @@ class FieldScore:
     """How many these are, at least 1."""
 
 
-def record_schema(prompt: PromptSpec, key: str, numbered: bool) -> pa.Schema:
+@dataclass
+class Outcome:
+    """Counts and failure reasons of a finished batch prediction."""
+
+    calibrated: bool
+    """The confidences are calibrated."""
+    total: int = 0
+    failed: int = 0
+    to_review: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Failures by what stands before the first colon of their reason."""
+    named: list[str] = field(default_factory=list)
+    """Some failed rows with their reasons, a line each."""
+
+    def count(self, record: Record) -> Record:
+        """Take a record into account."""
+        self.total += 1
+        self.to_review += record["needs_review"]
+        if (error := record["error"]) is not None:
+            self.failed += 1
+            reason = error.partition(":")[0][:80]
+            self.reasons[reason if reason in self.reasons or len(self.reasons) < REASONS else "other reasons"] += 1
+            if len(self.named) < NAMED:
+                name = record["file"] if "file" in record else f"row {self.total} ({record['id']})"
+                self.named.append(" ".join(f"{name}: {error}".split())[:MAX_CHARS])
+        return record
+
+
+def record_schema(prompt: PromptSpec, key: str, numbered: bool) -> "pa.Schema":
     """Type the columns of an output; the first, `key`, names the picture, by a number where `numbered`."""
+    import pyarrow as pa
+
     numbers = {f"{spec.column}{end}" for spec in prompt.fields for end in ("_confidence", "_low", "_high")}
     numbers |= {spec.column for spec in prompt.fields if spec.kind == "number"}
     names = [key, *record_columns(prompt)]
@@ -78,8 +116,11 @@ def json_line(record: Record) -> bytes:
     return visible_json(json.dumps(record, ensure_ascii=False)).encode(errors="replace") + b"\n"
 
 
-def write_records(path: Path, suffix: str, records: Iterator[Record], schema: pa.Schema, raw: bool = False) -> None:
+def write_records(path: Path, suffix: str, records: Iterator[Record], schema: "pa.Schema", raw: bool = False) -> None:
     """Write records in the format that a suffix names; `raw` leaves a CSV's cells as they are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     if suffix == ".jsonl":
         with path.open("wb") as file:
             file.writelines(map(json_line, records))

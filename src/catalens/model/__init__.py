@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from .configuration import Phi3VConfig
 from .family import REFERENCE, Family, ImageInputs, ModelSizes, Size, family_of
+from .graphs import Graph, picture_graphs, plain_decoder
 from .modeling import Phi3VForCausalLM, Phi3VModel, unused_parameter_names
 from .processing import Phi3VImageProcessor, Phi3VProcessor
 
@@ -16,6 +17,7 @@ AutoModelForCausalLM.register(Phi3VConfig, Phi3VForCausalLM)
 __all__ = [
     "REFERENCE",
     "Family",
+    "Graph",
     "ImageInputs",
     "ModelSizes",
     "Phi3VConfig",
@@ -25,5 +27,7 @@ __all__ = [
     "Phi3VProcessor",
     "Size",
     "family_of",
+    "picture_graphs",
+    "plain_decoder",
     "unused_parameter_names",
 ]

@@ -157,12 +157,3 @@ class Phi3VConfig(Phi3Config):
         if isinstance(vision, CLIPVisionConfig) and vision.to_diff_dict() | {"dtype": None} == usual:
             fields.pop("vision_config", None)
         return fields
-
-
-def picture_tokens(rows: int, columns: int, side: int) -> int:
-    """Tokens of a picture of `rows` x `columns` crops, `side` x `side` embeddings each.
-
-    Every row of embeddings is closed by one more, in the picture of crops as in the global crop, and one
-    separator stands between the two.
-    """
-    return rows * side * (columns * side + 1) + 1 + side * (side + 1)

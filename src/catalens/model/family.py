@@ -21,11 +21,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from catalens.tiling import Chat, Size
+
 from .configuration import Phi3VConfig
 from .modeling import Phi3VForCausalLM, Phi3VModel, unused_parameter_names
 from .processing import Phi3VImageProcessor, Phi3VProcessor
 
-Size = tuple[int, int]
 Part = Literal["vision", "projector", "embeddings", "text"]
 """Group of a model's modules that is frozen, adapted or trained together."""
 
@@ -107,13 +108,11 @@ class Family(Protocol):
     def sizes(self, config: Any = None) -> ModelSizes: ...
 
 
-class Phi3V:
+class Phi3V(Chat):
     """Phi-3-Vision and Phi-3.5-Vision."""
 
     model_type = Phi3VConfig.model_type
     model_class = Phi3VForCausalLM
-    image_tag = "<|image_1|>"
-    end_token = "<|end|>"
     full_precision: Sequence[str] = ("lm_head", "model.vision_embed_tokens")
     layer_classes: Sequence[str] = ("Phi3DecoderLayer", "CLIPEncoderLayer")
     tables: Collection[str] = frozenset({"embed_tokens", "lm_head", "position_embedding"})
@@ -124,10 +123,6 @@ class Phi3V:
         "model.vision_embed_tokens.img_projection": "projector",
         "model.vision_embed_tokens.img_processor": "vision",
     }
-
-    def chat(self, question: str, images: int = 1) -> str:
-        tags = "\n".join(f"<|image_{number}|>" for number in range(1, images + 1))
-        return f"<|user|>\n{tags}{question}{self.end_token}<|assistant|>\n"
 
     def hd_size(self, processor: Phi3VProcessor, width: int, height: int, max_tiles: int | None = None) -> Size:
         return _images(processor).hd_size(width, height, max_tiles)

@@ -9,7 +9,9 @@ import torch
 from transformers import GenerationMixin, LogitsProcessorList
 from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 
-from .configuration import Phi3VConfig, picture_tokens
+from catalens.tiling import picture_tokens
+
+from .configuration import Phi3VConfig
 
 PICTURE_INPUTS = ("pixel_values", "image_sizes", "crop_features")
 

@@ -6,18 +6,12 @@
        pixel_values   [5, 3, 336, 336] the whole picture in one crop, then its 2x2 crops row by row
        image_sizes    [[672, 672]]     HD size (H, W) of a 640x480 photo with num_crops=4: 757 picture tokens
 
-The HD transform enlarges a picture (never only shrinks it) to fill at most `num_crops` square crops, pads it with
-white above and below (left and right when it is upright) and cuts it. Transparency is dropped by `convert("RGB")`,
-as the original did: whoever wants a background composites before.
-
-A picture takes a run of `image_token_id` (`<|image|>`) in place of its tag. As the model was trained, each
-piece of text between tags is tokenized on its own, so each begins with the tokenizer's `<s>`.
+What needs no torch is in `catalens.tiling`: the HD transform, the crops, the chat. A picture takes a run of
+`image_token_id` (`<|image|>`) in place of its tag.
 
 Shapes: B rows, T tokens, N pictures, C crops of all pictures, S crop side, (H, W) HD size, h = H/S, w = W/S.
 """
 
-import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -29,13 +23,9 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, PreTrainedTokeni
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from .configuration import Phi3VConfig, picture_tokens
+from catalens.tiling import CLIP_MEAN, CLIP_STD, IMAGE_TAG, IMAGE_TOKEN, Tiler, tokenize
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-WHITE = (255, 255, 255)
-IMAGE_TOKEN = "<|image|>"
-IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
+from .configuration import Phi3VConfig
 
 
 class Phi3VImageProcessor(BaseImageProcessor):
@@ -74,17 +64,18 @@ class Phi3VImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std)
         self.num_img_tokens = (crop_size // patch_size // 2) ** 2
 
+    def cutter(self, num_crops: int | None = None) -> Tiler:
+        """Make the cutter of pictures, into so many crops at most where `num_crops` is given."""
+        crops = self.num_crops if num_crops is None else _checked_crops(num_crops)
+        return Tiler(crops, self.crop_size, self.patch_size, tuple(self.image_mean), tuple(self.image_std))
+
     def hd_size(self, width: int, height: int, num_crops: int | None = None) -> tuple[int, int]:
         """HD size (H, W) in pixels of a picture of `width` x `height`, padding included."""
-        crops = self.num_crops if num_crops is None else _checked_crops(num_crops)
-        across, (_, inner) = self._fit(max(width, height), min(width, height), crops)
-        long, short = across * self.crop_size, math.ceil(inner / self.crop_size) * self.crop_size
-        return (long, short) if width < height else (short, long)
+        return self.cutter(num_crops).hd_size(width, height)
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Tokens of a picture whose HD size is `height` x `width` pixels: crops, row ends and separator."""
-        side = math.isqrt(self.num_img_tokens)
-        return picture_tokens(height // self.crop_size, width // self.crop_size, side)
+        return self.cutter().image_tokens((height, width))
 
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -109,47 +100,22 @@ class Phi3VImageProcessor(BaseImageProcessor):
         """
         if kwargs:
             raise ValueError(f"{next(iter(kwargs))} is not an option of Phi3VImageProcessor: remove it")
-        crops = self.num_crops if num_crops is None else _checked_crops(num_crops)
+        cutter = self.cutter(num_crops)
         pictures = list(images) if isinstance(images, list | tuple) else [images]
-        hd = [self.hd_transform(picture, crops) for picture in pictures]
-        pixels = [self._crops(picture) for picture in hd]
+        hd = [cutter.hd_transform(_as_picture(picture)) for picture in pictures]
+        pixels = [_cut(picture, cutter) for picture in hd]
         data = {
             "pixel_values": torch.cat(pixels) if pixels else torch.empty(0, 3, self.crop_size, self.crop_size),
             "image_sizes": torch.tensor([(p.height, p.width) for p in hd], dtype=torch.long).reshape(-1, 2),
         }
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def hd_transform(self, image: Any, num_crops: int) -> Image.Image:
-        """Resize a picture to fill its crops and pad it with white to whole crops: RGB of size `hd_size`."""
-        picture = _as_rgb(image)
-        upright = picture.width < picture.height
-        if upright:
-            picture = picture.transpose(Image.Transpose.TRANSPOSE)
-        _, size = self._fit(picture.width, picture.height, num_crops)
-        picture = picture.resize(size, Image.Resampling.BILINEAR)
-        padded_height = math.ceil(picture.height / self.crop_size) * self.crop_size
-        padded = Image.new("RGB", (picture.width, padded_height), WHITE)
-        padded.paste(picture, (0, (padded_height - picture.height) // 2))
-        return padded.transpose(Image.Transpose.TRANSPOSE) if upright else padded
 
-    def _fit(self, long: int, short: int, num_crops: int) -> tuple[int, tuple[int, int]]:
-        """The most crops along the long side that keep within `num_crops`, and the resized (long, short)."""
-        ratio = long / short
-        across = 1
-        while (across + 1) * math.ceil((across + 1) / ratio) <= num_crops:
-            across += 1
-        length = across * self.crop_size
-        return across, (length, max(1, int(length / ratio)))  # 1: a hair-thin picture keeps a line
-
-    def _crops(self, picture: Image.Image) -> torch.Tensor:
-        side = self.crop_size
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div_(255)  # [3, H, W]
-        mean, std = torch.tensor(self.image_mean), torch.tensor(self.image_std)
-        pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
-        # Bicubic without antialiasing, on normalised values: coarse, but the weights were trained on it.
-        whole = torch.nn.functional.interpolate(pixels[None], size=(side, side), mode="bicubic")
-        tiles = pixels.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # [3, h, S, w, S]
-        return torch.cat([whole, tiles.permute(1, 3, 0, 2, 4).flatten(0, 1)])  # [1 + h*w, 3, S, S]
+def _cut(hd: Image.Image, cutter: Tiler) -> torch.Tensor:
+    """Tiler [1 + h*w, 3, S, S] of what the HD transform gave, the global one interpolated by torch."""
+    pixels, side = cutter.normalise(hd), cutter.crop_size
+    whole = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=(side, side), mode="bicubic")
+    return torch.cat([whole, torch.from_numpy(cutter.tiles(pixels))])
 
 
 def _checked_crops(num_crops: int) -> int:
@@ -158,14 +124,14 @@ def _checked_crops(num_crops: int) -> int:
     return num_crops
 
 
-def _as_rgb(image: Any) -> Image.Image:
+def _as_picture(image: Any) -> Image.Image:
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise ValueError(f"image is a {type(image).__name__}: give a PIL picture or a uint8 array [height, width, 3]")
     if not (image.width and image.height):
         raise ValueError("image has no pixels: leave it out")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image
 
 
 class Phi3VProcessor(ProcessorMixin):
@@ -246,17 +212,15 @@ class Phi3VProcessor(ProcessorMixin):
             where: opens the sentences of errors, which are those of calling the processor.
         """
         order = _checked_tags(text, len(image_sizes), where)
-        chunks = IMAGE_TAG.split(text)[::2]  # every other piece is a tag's number
-        ids: list[int] = []
-        for index, chunk in enumerate(chunks):
-            piece = self.tokenizer(chunk)["input_ids"]
-            if self.image_token_id in piece:
+        counts = [self.image_processor.num_image_tokens(*image_sizes[number - 1]) for number in order]
+
+        def encode(piece: str) -> list[int]:
+            ids: list[int] = self.tokenizer(piece)["input_ids"]  # pyright: ignore[reportAssignmentType]
+            if self.image_token_id in ids:
                 raise ValueError(f"{where}text holds the picture token {IMAGE_TOKEN}: take it out")
-            ids.extend(piece)
-            if index < len(order):
-                height, width = image_sizes[order[index] - 1]
-                ids.extend([self.image_token_id] * self.image_processor.num_image_tokens(height, width))
-        return ids
+            return ids
+
+        return tokenize(encode, text, counts, self.image_token_id)
 
     def _padded(self, ids: list[list[int]], padding: bool, side: str | None) -> dict[str, list[list[int]]]:
         side = side or self.tokenizer.padding_side

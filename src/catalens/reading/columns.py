@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from catalens.catalog.storage import Roles, is_missing
+from catalens.catalog.storage import Roles
+from catalens.catalog.values import is_missing
 from catalens.reading.nested import parsed, paths_of
 from catalens.reading.numbers import Numbers
 

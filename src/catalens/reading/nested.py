@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from catalens.catalog.storage import is_missing
+from catalens.catalog.values import is_missing
 
 STEP = re.compile(r"\.(?P<key>[^.|\[\]]+)|\[(?P<index>\d+)\]|\[(?P<name>[^\]=]+)=(?P<value>[^\]]*)\]")
 PREFIXED = re.compile(r"([^{}]+)\{([^{}]+)\}")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from catalens.catalog.storage import is_missing
+from catalens.catalog.values import is_missing
 from catalens.config import Kind
 from catalens.errors import RecipeError
 from catalens.reading.addresses import filled, is_named_picture, pictures_of

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from catalens.catalog.storage import Roles, is_missing, refuse_double_roles
+from catalens.catalog.storage import Roles, refuse_double_roles
+from catalens.catalog.values import is_missing
 from catalens.errors import RecipeError, first_line
 from catalens.reading.addresses import TEMPLATE, filled, pictures_of
 from catalens.reading.columns import Missing, picture_reason, read_id, read_values, storable

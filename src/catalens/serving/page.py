@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from catalens.checkpoint import TINY
 from catalens.config import FieldSpec, PromptSpec
 from catalens.pages.base import render_page, source_hash
 from catalens.serving.requests import GROUP, ServeSettings
@@ -31,17 +30,20 @@ class ModelCard(NamedTuple):
 
 def read_card(run: Path | None) -> ModelCard:
     """Read the card of a run; of the model that ships with catalens where `run` is None."""
-    folder = run or TINY
+    if run is None:
+        from catalens.checkpoint import TINY  # which imports torch
+
+        run = TINY
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        text = (run / "README.md").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         text = ""
     try:
-        metrics = json.loads((folder / "evaluation" / "metrics.json").read_bytes())
+        metrics = json.loads((run / "evaluation" / "metrics.json").read_bytes())
     except (OSError, ValueError):
         metrics = None
     plain = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL).strip()  # without its YAML head
-    return ModelCard(folder.resolve().name, plain, metrics if isinstance(metrics, dict) else None)
+    return ModelCard(run.resolve().name, plain, metrics if isinstance(metrics, dict) else None)
 
 
 def render_index(card: ModelCard, prompt: PromptSpec, settings: ServeSettings) -> str:

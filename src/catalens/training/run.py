@@ -127,7 +127,8 @@ def report_unwritable(folder: Path, run: PreparedRun) -> None:
     number with more digits, a text far longer than those of the training.
     """
     prompt, roles, path = run.recipe.prompt, run.catalog.card.roles, folder / "unwritable.jsonl"
-    vocabulary = Vocabulary(run.encoder.processor, len(run.encoder.tokenizer))
+    tokenizer = run.encoder.tokenizer
+    vocabulary = Vocabulary(tokenizer.backend_tokenizer, len(tokenizer), run.encoder.family)
     constraint = Constraint(vocabulary, prompt, run.schema)
     train, found = run.data["train"].rows, []
     some = {f.column: next(row[f.column] for row in train if f in fields_of(prompt, row)) for f in prompt.fields}
