@@ -23,8 +23,7 @@ setup: .venv/.ready ## build .venv from constraints.txt, with nothing but python
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]' -c constraints.txt
 	touch $@
 
-onnx-env: setup ## .venv-onnx, which runs exports without torch, and .venv with what writes and tests them
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev]' -c constraints.txt
+onnx-env: setup ## .venv-onnx, which runs exports without torch
 	test -x .venv-onnx/bin/python || $(PYTHON) -m venv --without-pip .venv-onnx
 	$(BIN)/uv pip install --quiet --python .venv-onnx/bin/python -c constraints.txt $(ONNX_RUNTIME)
 	$(BIN)/uv pip install --quiet --python .venv-onnx/bin/python --no-deps -e .

@@ -108,18 +108,23 @@ def test_the_card_says_what_a_reader_asks(published, words):
     assert words in published.card
 
 
-def test_a_run_without_scores_says_so_in_its_card(run, tmp_path):
-    card = publish(run, "me/demo", tmp_path / "out", rows=2, dry_run=True).card
+@pytest.fixture
+def unscored(run, tmp_path):
+    """A run that nothing has evaluated."""
+    return shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation*"))
+
+
+def test_a_run_without_scores_says_so_in_its_card(unscored, tmp_path):
+    card = publish(unscored, "me/demo", tmp_path / "out", rows=2, dry_run=True).card
     assert "It was not evaluated" in card
     assert "model-index" not in card
 
 
-def test_a_damaged_evaluation_is_one_sentence(run, tmp_path):
-    copy = shutil.copytree(run, tmp_path / "run")
-    (copy / "evaluation").mkdir()
-    (copy / "evaluation" / "metrics.json").write_text("{")
+def test_a_damaged_evaluation_is_one_sentence(unscored, tmp_path):
+    (unscored / "evaluation").mkdir()
+    (unscored / "evaluation" / "metrics.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"metrics.json cannot be read: run `catalens evaluate"):
-        publish(copy, "me/demo", tmp_path / "out", rows=2, dry_run=True)
+        publish(unscored, "me/demo", tmp_path / "out", rows=2, dry_run=True)
     assert not (tmp_path / "out").exists()
 
 
