@@ -32,7 +32,7 @@ LACKING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 needs_onnx = [
     pytest.mark.onnx,
     pytest.mark.integration,
-    pytest.mark.skipif(bool(LACKING), reason=f"{', '.join(LACKING)} not installed: make onnx-env"),
+    pytest.mark.skipif(bool(LACKING), reason=f"{', '.join(LACKING)} not installed: make setup"),
 ]
 golden = pytest.mark.skipif(not parity.available(), reason="no goldens (set CATALENS_GOLDEN)")
 HEAVY = ("torch", "transformers", "peft", "accelerate", "datasets", "pyarrow", "scipy", "sklearn", "aiohttp")
