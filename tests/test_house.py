@@ -28,12 +28,12 @@ BUDGETS = {
     "preparing/": 1503,
     "reading/": 2634,
     "sampling/": 438,
-    "serving/": 1465,
+    "serving/": 1460,
     "tracking/": 501,
     "training/": 1532,
 }
 """Lines by package, only ever lowered."""
-TOTAL = 23758
+TOTAL = 23755
 RIDDLES = 6
 """Docstrings that ask instead of naming."""
 LONG_FUNCTIONS = 0

@@ -58,13 +58,15 @@ class Encoder:
 
     def prompt_ids(self, hd_sizes: Sequence[Size], question: str | None = None) -> torch.Tensor:
         """Tokens [T - A] before an answer about pictures of these HD sizes, by default with the prompt's question."""
-        sizes = tuple(hd_sizes)
-        if question not in (None, self.prompt.question):  # one of many
-            return torch.tensor(self.family.token_ids(self.processor, self.family.chat(question, len(sizes)), sizes))
-        if sizes not in self._prompts:
-            chat = self.family.chat(self.prompt.question, len(sizes))
-            self._prompts[sizes] = torch.tensor(self.family.token_ids(self.processor, chat, sizes))
-        return self._prompts[sizes]
+        sizes, question = tuple(hd_sizes), self.prompt.question if question is None else question
+        common = question == self.prompt.question and len(sizes) == 1  # others are too many to keep
+        if common and sizes in self._prompts:
+            return self._prompts[sizes]
+        ids = self.family.token_ids(self.processor, self.family.chat(question, len(sizes)), sizes)
+        prompt = torch.tensor(ids)
+        if common:
+            self._prompts[sizes] = prompt
+        return prompt
 
     def answer_ids(self, row: Mapping[str, Any], name: str = "row") -> list[int]:
         """Tokens [A] of a row's answer and its end; PromptError where it, or they, do not read back."""

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -35,7 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from catalens import __version__
 from catalens.config import PromptSpec
-from catalens.examples import Value
+from catalens.examples import Query, Value
 from catalens.inference.predictor import Predictor
 from catalens.predictions import Prediction
 from catalens.preparing.fetch import Network
@@ -54,9 +54,6 @@ from catalens.serving.requests import (
     check_caller,
     later,
 )
-
-if TYPE_CHECKING:
-    from catalens.data import Query
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 PICTURES = (1, 2, 4, 8, 16, 32, 64)
@@ -178,7 +175,7 @@ class Service:
             ]
         return Answer(predictions=answers, calibrated=self.predictor.calibrated, model=self._name)
 
-    def _query(self, one: Asked) -> "bytes | Query":
+    def _query(self, one: Asked) -> bytes | Query:
         pictures = [picture.data for picture in one.pictures]
         return pictures[0] if len(pictures) == 1 and not one.texts else self.predictor.query(pictures, one.texts)
 

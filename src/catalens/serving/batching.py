@@ -14,13 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from catalens.examples import Query
 from catalens.inference.predictor import Predictor
 from catalens.predictions import Prediction
-
-if TYPE_CHECKING:
-    from catalens.data import Query
 
 LINGER = 0.005  # seconds that a picture waits for others to share its batch
 logger = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ class PredictorError(Exception):
 
 
 class _Job(NamedTuple):
-    asked: "bytes | Query"
+    asked: bytes | Query
     pixels: int
     outcome: Future[Prediction]
 
@@ -88,7 +86,7 @@ class Batcher:
         with self._changed:
             return sum(not job.outcome.cancelled() for job in self._waiting)
 
-    def submit(self, asked: Sequence[tuple["bytes | Query", int]]) -> list[Future[Prediction]]:
+    def submit(self, asked: Sequence[tuple[bytes | Query, int]]) -> list[Future[Prediction]]:
         """Queue what a request asks and its pixels, all or none; QueueFullError where there is no room."""
         jobs = [_Job(one, pixels, Future()) for one, pixels in asked]
         with self._changed:
