@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from catalens.confidence import calibration_error, interval_coverage, reliability, review_outcome
 from catalens.config import FieldSpec, PromptSpec
 from catalens.errors import CheckpointError
 from catalens.inference import Calibration, load_calibration
-from catalens.metrics import calibration_error, correctness, interval_coverage, reliability, review_outcome
+from catalens.metrics import correctness
 
 DRAWS = 100
 

@@ -10,15 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
+from catalens.confidence import acceptance, calibration_error, interval_coverage, reliability, review_outcome
 from catalens.evaluation import confidence_block, review_block
-from catalens.metrics import (
-    acceptance,
-    calibration_error,
-    correctness,
-    interval_coverage,
-    reliability,
-    review_outcome,
-)
+from catalens.metrics import correctness
 from catalens.predictions import ScoredRow
 
 KINDS: Any = {"title": "text", "category": "category", "price": "number"}

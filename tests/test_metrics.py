@@ -1,5 +1,6 @@
 """Figures against sklearn and against values worked out by hand."""
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from catalens.metrics import differences, majority, metrics_of, nearest_neighbour, score
+from catalens.evaluation.baselines import majority, nearest_neighbour
+from catalens.metrics import differences, metrics_of, score
 
 KINDS: Any = {"title": "text", "category": "category", "price": "number"}
 
@@ -23,7 +25,7 @@ def figures(truths: list, predictions: list, **options: int) -> dict[str, dict[s
     """`{"title.exact": {"value": ...}, ...}`."""
     scored: Any = score(KINDS, truths, predictions, **{"resamples": 100} | options)
     flat = {f"{field}.{name}": figure for field, all in scored["fields"].items() for name, figure in all.items()}
-    return flat | {"parse_rate": scored["parse_rate"]}
+    return flat | {name: scored[name] for name in metrics_of("answer")}
 
 
 def values(truths: list, predictions: list) -> dict[str, float]:
@@ -40,12 +42,19 @@ def test_perfect_answers():
     assert values(rows, rows) == {
         "title.exact": 1,
         "title.similarity": 1,
+        "title.token_f1": 1,
+        "title.fuzzy": 1,
         "category.accuracy": 1,
         "category.macro_f1": 1,
+        "category.hierarchical_f1": 1,
         "price.mae": 0,
         "price.mdape": 0,
-        "price.within_10pct": 1,
+        "price.mape": 0,
+        "price.smape": 0,
+        "price.log_mae": 0,
+        "price.within_tolerance": 1,
         "parse_rate": 1,
+        "record_accuracy": 1,
     }
 
 
@@ -56,12 +65,19 @@ def test_by_hand():
         {
             "title.exact": 1 / 4,
             "title.similarity": (1 + 3 / 4 + 4 / 8 + 0) / 4,
+            "title.token_f1": 1 / 4,
+            "title.fuzzy": 1 / 4,
             "category.accuracy": 2 / 4,
             "category.macro_f1": (2 / 3 + 2 / 3 + 0) / 3,
+            "category.hierarchical_f1": 2 / 4,
             "price.mae": (5 + 100 + 100 + 700) / 4,  # the failure: 800 against the cheapest, 100
             "price.mdape": (0.25 + 0.5) / 2,  # of 0.05, 0.25, 0.5 and the failure's 1
-            "price.within_10pct": 1 / 4,
+            "price.mape": (0.05 + 0.5 + 0.25 + 1) / 4,
+            "price.smape": (5 / 102.5 + 100 / 150 + 100 / 350 + 2) / 4,
+            "price.log_mae": (math.log(1.05) + math.log(2) + math.log(4 / 3) + math.log(8)) / 4,
+            "price.within_tolerance": 1 / 4,
             "parse_rate": 3 / 4,
+            "record_accuracy": 1 / 4,
         }
     )
 
@@ -85,6 +101,9 @@ def test_a_failed_answer_is_wrong_everywhere():
     failed = values(rows, [None] * 3)
     assert failed.pop("price.mae") == (990 + 900 + 990) / 3
     assert failed.pop("price.mdape") >= 1
+    assert failed.pop("price.mape") >= 1
+    assert failed.pop("price.smape") == 2
+    assert failed.pop("price.log_mae") == pytest.approx((math.log(100) + math.log(10) + math.log(100)) / 3)
     assert set(failed.values()) == {0}
 
 
@@ -93,8 +112,9 @@ def test_no_guess_within_the_range_of_prices_is_worse_than_a_failed_answer(truth
     failed = of_prices(truths, [None] * len(truths))
     for guess in np.linspace(min(truths), max(truths), 5):
         guessed = of_prices(truths, [float(guess)] * len(truths))
-        assert failed["price.mae"] >= guessed["price.mae"]
-        assert failed["price.within_10pct"] == 0
+        for metric in ("mae", "smape", *(["log_mae"] if min(truths) > 0 else [])):
+            assert failed[f"price.{metric}"] >= guessed[f"price.{metric}"]
+        assert failed["price.within_tolerance"] == 0
     assert failed["price.mae"] > 0
     assert failed["price.mdape"] >= 1
 
@@ -107,7 +127,7 @@ def test_a_failed_answer_is_no_price_of_nought():
 def test_a_truth_of_nought_is_right_or_wrong():
     assert of_prices([0.0], [0.0])["price.mdape"] == 0
     assert of_prices([0.0], [0.01])["price.mdape"] == 1
-    assert of_prices([0.0], [0.01])["price.within_10pct"] == 0
+    assert of_prices([0.0], [0.01])["price.within_tolerance"] == 0
     assert of_prices([0.0], [None])["price.mdape"] == 1
 
 
@@ -117,8 +137,8 @@ def test_a_negative_truth_is_measured_by_its_size():
 
 @pytest.mark.parametrize(("truth", "y_pred"), [(129.0, 141.9), (1.0, 1.1), (390, 351), (0.7, 0.63), (-10.0, -11.0)])
 def test_ten_per_cent_is_within_ten_per_cent(truth: float, y_pred: float):
-    assert of_prices([truth], [y_pred])["price.within_10pct"] == 1
-    assert of_prices([truth], [truth + (y_pred - truth) * 1.001])["price.within_10pct"] == 0
+    assert of_prices([truth], [y_pred])["price.within_tolerance"] == 1
+    assert of_prices([truth], [truth + (y_pred - truth) * 1.001])["price.within_tolerance"] == 0
 
 
 def test_every_interval_holds_its_figure_and_narrows_with_the_rows():
@@ -254,7 +274,7 @@ def test_baselines_go_by_the_rows_that_have_a_column():
     assert [one["price"] for one in nearest_neighbour(none, looks, looks)] == [None] * 3
 
 
-@pytest.mark.parametrize("share", ["title.exact", "category.accuracy", "price.within_10pct", "parse_rate"])
+@pytest.mark.parametrize("share", ["title.exact", "category.accuracy", "price.within_tolerance", "parse_rate"])
 def test_no_share_is_certain(share: str):
     right, wrong = figures([row()] * 64, [row()] * 64)[share], figures([row()] * 64, [None] * 64)[share]
     assert right == {"value": 1.0, "low": pytest.approx(0.9440, abs=1e-4), "high": 1.0}

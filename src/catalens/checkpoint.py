@@ -204,6 +204,7 @@ def _exported_recipe(folder: Path, prompt: PromptSpec, exported: Mapping[str, An
     """Make the recipe that an export is loaded by."""
     values = {"catalog": "", "model": str(folder), "prompt": prompt}
     values |= {"training": {"precision": exported["precision"]}, "evaluation": exported["evaluation"]}
+    values["number"] = exported.get("number", {"estimate": "mode"})  # those of earlier versions say nothing
     return Recipe.model_validate(values)
 
 

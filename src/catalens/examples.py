@@ -105,6 +105,11 @@ class AnswerSchema(Frozen):
         """What the values of a column look like."""
         return self.fields.get(column, FieldConstraints())
 
+    @property
+    def closed(self) -> list[str]:
+        """Columns whose values are all known."""
+        return [column for column, own in self.fields.items() if own.values]
+
 
 def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]]) -> AnswerSchema:
     """What the answers of checked rows are made of, by the values that they have.
@@ -206,11 +211,15 @@ def parse_answer(spec: PromptSpec, text: str, end_token: str) -> Answer:
         if field.column not in parts:
             return Answer(None, f"has no {field.label!r}")
         part = parts[field.column]
-        value = parse_number(spec.numbers, part) if field.kind == "number" else canonical_text(part)
-        if value is None or value == "":
+        if (value := parse_value(spec, field, part)) is None:
             return Answer(None, f"{field.label!r} is {part!r}, not a {field.kind}")
         values[field.column] = value
     return Answer(values) if end else Answer(None, f"was cut off before its {end_token}")
+
+
+def parse_value(spec: PromptSpec, field: FieldSpec, text: str) -> Value | None:
+    """Read the text of one field; None where it is none."""
+    return parse_number(spec.numbers, text) if field.kind == "number" else canonical_text(text) or None
 
 
 def canonical_text(value: str) -> str:

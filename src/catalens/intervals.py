@@ -70,6 +70,11 @@ def mean(values: NDArray[Any]) -> Statistic:
     return lambda counts: counts @ values / counts.sum(axis=-1)
 
 
+def ratio(parts: Floats) -> Statistic:
+    """Make the sum of a part over the sum of a whole, of (part, whole) of each row, [n, 2]."""
+    return lambda counts: counts @ parts[:, 0] / (counts @ parts[:, 1])
+
+
 def median(values: Floats) -> Statistic:
     """Make the median of a value of each row."""
     order = np.argsort(values, kind="stable")

@@ -1,107 +1,69 @@
-"""Figures with 95 % intervals from (truth, prediction) pairs, and the baselines to beat. `METRICS` names them all.
+"""Figures with 95 % intervals from (truth, prediction) pairs. `METRICS` names them all.
 
     truths      [{"title": "Red Tote Bag", "category3_code": "BAGS", "full_price": 129.0}, ...]
     predictions [{"title": "Red Tote Bag", "category3_code": "BAGS", "full_price": 118.0}, None, ...]
     score({"title": "text", ...}, truths, predictions)
-    {"parse_rate": {"value": 0.98, "low": 0.95, "high": 1.0}, "fields": {"title": {"exact": {...}, ...}, ...}}
+    {"parse_rate": {"value": 0.98, "low": 0.95, "high": 1.0}, "record_accuracy": {...},
+     "fields": {"title": {"exact": {...}, ...}, ...}}
 
 A prediction is None where the answer did not parse. It counts as wrong everywhere: no match, similarity 0, a class of
 its own that is never right, and for a number the largest error that is possible within the range of the truths (where
 they are all one number, that number), never the error of a price of 0.
 
 A truth is None where the row lacks the field. A field is scored on the rows that have a truth of it, and has no
-figures where none has.
+figures where none has. A number is right within a `Tolerance`.
 """
 
-import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rapidfuzz.distance import Levenshtein
-from sklearn.neighbors import NearestNeighbors
 
 from catalens.intervals import (
     Figure,
-    Floats,
     Products,
     Statistic,
     bootstrap,
-    clusters,
     mean,
     median,
     paired,
-    product_weights,
+    ratio,
     share,
 )
+from catalens.measures import (
+    absolute_errors,
+    close,
+    exact,
+    levels,
+    log_errors,
+    macro_f1,
+    one_hot,
+    relative_errors,
+    same_text,
+    similarity,
+    symmetric_errors,
+    words,
+)
+from catalens.tolerance import TEN_PER_CENT, Tolerance
 
 Row = Mapping[str, object]
 ImageUse = Literal["uses_image", "ignores_image", "undecided"]
 """Outcome of the check of the pictures; undecided where the rows are too few to tell."""
 
-CLOSE = 0.1
-"""A number is right within this share of the truth."""
-FARTHEST = 1e30
-"""Largest error of a number as a share of its truth."""
 
-
-# What a metric makes of a column: a value of each row, and the figure over resamples
-
-
-def macro_f1(classes: Floats) -> Statistic:
-    """Make the mean F1 over the classes that the truths of a resample hold, from `one_hot` [n, 2, classes]."""
-    y_true, y_pred = classes[:, 0], classes[:, 1]
-
-    def statistic(counts: Floats) -> Floats:
-        support, predicted, hits = counts @ y_true, counts @ y_pred, counts @ (y_true * y_pred)
-        f1 = np.divide(2 * hits, support + predicted, out=np.zeros_like(hits), where=support + predicted > 0)
-        return f1.sum(axis=-1, where=support > 0) / (support > 0).sum(axis=-1)
-
-    return statistic
-
-
-def exact(y_true: Sequence[Any], y_pred: Sequence[Any]) -> NDArray[np.bool_]:
-    """Compare for equality, [n]."""
-    return np.array([p == t for t, p in zip(y_true, y_pred, strict=True)], bool)
-
-
-def similarity(y_true: Sequence[Any], y_pred: Sequence[Any]) -> Floats:
-    """Measure 1 - normalised Levenshtein distance, [n]; 0 for a failure."""
-    pairs = zip(y_true, y_pred, strict=True)
-    return np.array([0.0 if p is None else Levenshtein.normalized_similarity(str(t), str(p)) for t, p in pairs])
-
-
-def one_hot(y_true: Sequence[Any], y_pred: Sequence[Any]) -> Floats:
-    """Encode truth and prediction over the classes of the truths, [n, 2, classes]."""
-    classes = sorted({str(truth) for truth in y_true})
-    return np.array(
-        [[[str(t) == c for c in classes], [p == c for c in classes]] for t, p in zip(y_true, y_pred, strict=True)],
-        float,
-    )
-
-
-def absolute_errors(y_true: Sequence[Any], y_pred: Sequence[Any]) -> Floats:
-    """Measure |error| in the field's unit, [n]; of a failure the largest possible one."""
-    truths, values = np.array(y_true, float), np.array([math.nan if p is None else p for p in y_pred], float)
-    worst = np.maximum(truths - truths.min(), truths.max() - truths)
-    return np.where(np.isnan(values), np.where(worst > 0, worst, np.abs(truths)), np.abs(values - truths))
-
-
-def relative_errors(y_true: Sequence[Any], y_pred: Sequence[Any]) -> Floats:
-    """Measure |error| as a share of |truth|, [n]: at least 1 for a failure; 0 or 1 where the truth is 0."""
-    truths, errors = np.array(y_true, float), absolute_errors(y_true, y_pred)
-    with np.errstate(over="ignore"):
-        shares = np.divide(errors, np.abs(truths), out=(errors > 0).astype(float), where=truths != 0)
-    shares = np.minimum(shares, FARTHEST)
-    return np.where([p is None for p in y_pred], np.maximum(shares, 1.0), shares)
-
-
-def close(y_true: Sequence[Any], y_pred: Sequence[Any]) -> NDArray[np.bool_]:
-    """Test for a number within `CLOSE` of the truth, [n]."""
-    return relative_errors(y_true, y_pred) <= CLOSE + 1e-9
+def all_right(
+    truths: Sequence[Row], predictions: Sequence[Row | None], kinds: Mapping[str, str], within: Tolerance
+) -> NDArray[np.bool_]:
+    """Test for rows whose every field is right, of those that have a truth, [n]."""
+    right = np.array([row is not None for row in predictions])
+    for name, kind in kinds.items():
+        if known := rows_with(name, truths):
+            own = [truths[i] for i in known], [predictions[i] for i in known]
+            right[known] &= correctness(name, kind, *own, within)
+    return right
 
 
 # The table
@@ -116,8 +78,10 @@ class Metric:
     label: str
     help: str
     """Explanation in a sentence or two, for the report."""
-    rows: Callable[[Sequence[Any], Sequence[Any]], NDArray[Any]]
-    """Truths and predictions (None: a failure) of a column, [n] each -> what each row contributes, [n, ...]."""
+    rows: Callable[..., NDArray[Any]]
+    """Truths and predictions (None: a failure) of a column, [n] each -> what each row contributes, [n, ...].
+
+    Of a whole answer: rows, the kinds of their fields and the tolerance of numbers."""
     over: Callable[[NDArray[Any]], Statistic] = mean
     higher_is_better: bool = True
     share: bool = True
@@ -126,6 +90,10 @@ class Metric:
     """The share of right values of its kind: `rows` is a test."""
     primary: bool = False
     """The one figure of a kind of field that headlines, comparisons and the check of the pictures go by."""
+    detail: bool = False
+    """In files and the report's table, not in a terminal."""
+    tolerant: bool = False
+    """`rows` takes the tolerance of numbers, `within`; label and help name it where they say `{within}`."""
 
 
 METRICS: dict[str, Metric] = {
@@ -133,8 +101,14 @@ METRICS: dict[str, Metric] = {
         "answer",
         "parsed",
         "Share of answers that could be read back as fields. One that could not counts as wrong everywhere.",
-        lambda y_true, y_pred: np.array([p is not None for p in y_pred]),
+        lambda truths, predictions, kinds, within: np.array([row is not None for row in predictions]),
         right=True,
+    ),
+    "record_accuracy": Metric(
+        "answer",
+        "all right",
+        "Share of rows whose every field is right: what nobody would have to touch.",
+        all_right,
     ),
     "exact": Metric(
         "text",
@@ -150,6 +124,20 @@ METRICS: dict[str, Metric] = {
         "How much of the text agrees on average: 1 less the share of characters to change (Levenshtein).",
         similarity,
     ),
+    "token_f1": Metric(
+        "text",
+        "words F1",
+        "Precision and recall of the words in one figure, in any order and case, averaged over rows.",
+        words,
+        detail=True,
+    ),
+    "fuzzy": Metric(
+        "text",
+        "alike",
+        "Share of rows whose text is the truth but for case and slips of the pen: more than 90\u00a0% alike.",
+        same_text,
+        detail=True,
+    ),
     "accuracy": Metric(
         "category", "accuracy", "Share of rows in the right category.", exact, right=True, primary=True
     ),
@@ -160,6 +148,15 @@ METRICS: dict[str, Metric] = {
         "ones.",
         one_hot,
         macro_f1,
+    ),
+    "hierarchical_f1": Metric(
+        "category",
+        "F1 by level",
+        "Precision and recall in one figure over the levels of a category that is a path, such as "
+        "Apparel\u00a0>\u00a0Shoes: half of the path right is half right. Without levels it is the micro F1.",
+        levels,
+        ratio,
+        detail=True,
     ),
     "mae": Metric(
         "number",
@@ -178,16 +175,53 @@ METRICS: dict[str, Metric] = {
         higher_is_better=False,
         primary=True,
     ),
-    "within_10pct": Metric(
-        "number", "within 10\u00a0%", "Share of rows whose number is at most 10\u00a0% off.", close, right=True
+    "mape": Metric(
+        "number",
+        "mean share off",
+        "How far off the number is on average, as a share of the truth (MAPE).",
+        relative_errors,
+        higher_is_better=False,
+        detail=True,
+    ),
+    "smape": Metric(
+        "number",
+        "SMAPE",
+        "How far off the number is on average, as a share of the mean of truth and prediction; at most 200\u00a0%.",
+        symmetric_errors,
+        higher_is_better=False,
+    ),
+    "log_mae": Metric(
+        "number",
+        "log error",
+        "How far off the natural logarithm of the number is on average: 0.1 is about 10\u00a0%, up or down alike.",
+        log_errors,
+        higher_is_better=False,
+        share=False,
+        detail=True,
+    ),
+    "within_tolerance": Metric(
+        "number",
+        "within {within}",
+        "Share of rows whose number is at most {within} off.",
+        close,
+        right=True,
+        tolerant=True,
     ),
 }
 """Name in `metrics.json` -> metric, in the order of every table."""
 
 
-def metrics_of(kind: str) -> dict[str, Metric]:
-    """Select the metrics of a kind of field."""
-    return {name: metric for name, metric in METRICS.items() if metric.kind == kind}
+def metrics_of(kind: str, within: Tolerance = TEN_PER_CENT) -> dict[str, Metric]:
+    """Select the metrics of a kind of field, told and measured by a tolerance of numbers."""
+    return {name: tolerating(metric, within) for name, metric in METRICS.items() if metric.kind == kind}
+
+
+def tolerating(metric: Metric, within: Tolerance) -> Metric:
+    """Make the metric that a tolerance gives; the same where it has none."""
+    if not metric.tolerant:
+        return metric
+    told = {name: getattr(metric, name).format(within=within) for name in ("label", "help")}
+    return replace(metric, rows=partial(metric.rows, within=within), **told)
 
 
 def primary(kind: str) -> str:
@@ -220,8 +254,9 @@ def score(
     products: Products = None,
     resamples: int = 1000,
     seed: int = 0,
+    within: Tolerance = TEN_PER_CENT,
 ) -> dict[str, Any]:
-    """Estimate `{"parse_rate": Figure, "fields": {name: {metric: Figure}}}` over the metrics of each column's kind.
+    """Estimate `{"parse_rate": Figure, ..., "fields": {name: {metric: Figure}}}`: the metrics of each column's kind.
 
     Each column is scored on the rows that have a truth of it; one that no row has is `{}`.
     Figures are over rows, intervals over products: exact for shares of right values, bootstrap for the rest. A figure
@@ -236,14 +271,17 @@ def score(
             continue
         y_true, y_pred = [truths[i] for i in rows], [predictions[i] for i in rows]
         own = None if products is None else [products[i] for i in rows]
-        found |= bootstrap(statistics(name, kind, y_true, y_pred), len(rows), own, resamples, seed)
-        for metric, entry in metrics_of(kind).items():
+        found |= bootstrap(statistics(name, kind, y_true, y_pred, within), len(rows), own, resamples, seed)
+        for metric, entry in metrics_of(kind, within).items():
             if entry.right:
                 found[metric] = share(entry.rows(*_columns(name, y_true, y_pred)), own)
             elif entry.share and entry.higher_is_better and found[metric]["low"] == found[metric]["high"]:
                 found[metric] = share(np.full(len(rows), found[metric]["value"]), own)
-    parsed = METRICS["parse_rate"].rows(truths, predictions)
-    return {"parse_rate": share(parsed, products), "fields": fields}
+    answers = {
+        name: share(metric.rows(truths, predictions, kinds, within), products)
+        for name, metric in metrics_of("answer").items()
+    }
+    return answers | {"fields": fields}
 
 
 def rows_with(name: str, truths: Sequence[Row]) -> list[int]:
@@ -252,11 +290,15 @@ def rows_with(name: str, truths: Sequence[Row]) -> list[int]:
 
 
 def statistics(
-    name: str, kind: str, truths: Sequence[Row], predictions: Sequence[Row | None]
+    name: str,
+    kind: str,
+    truths: Sequence[Row],
+    predictions: Sequence[Row | None],
+    within: Tolerance = TEN_PER_CENT,
 ) -> dict[str, Statistic]:
     """Make the figures of a column over any resample of rows that all have a truth: `{metric: Statistic}`."""
     columns = _columns(name, truths, predictions)
-    return {metric: entry.over(entry.rows(*columns)) for metric, entry in metrics_of(kind).items()}
+    return {metric: entry.over(entry.rows(*columns)) for metric, entry in metrics_of(kind, within).items()}
 
 
 def differences(
@@ -266,6 +308,7 @@ def differences(
     other: Sequence[Row | None],
     products: Products = None,
     resamples: int = 10_000,
+    within: Tolerance = TEN_PER_CENT,
 ) -> dict[str, dict[str, Figure]]:
     """Figures of `other` less those of `first` on the same rows: `{name: {metric: Figure with its two-sided "p"}}`.
 
@@ -280,7 +323,7 @@ def differences(
         known = rows_with(name, truths)
         one, two = ([rows[i] for i in known] for rows in (first, other))
         y_true, own = [truths[i] for i in known], [numbers[i] for i in known]
-        found[name] = _differences(name, kind, y_true, one, two, own, resamples) if known else {}
+        found[name] = _differences(name, kind, y_true, one, two, own, resamples, within) if known else {}
     return found
 
 
@@ -292,143 +335,30 @@ def _differences(
     other: Sequence[Row | None],
     products: Sequence[object],
     resamples: int,
+    within: Tolerance,
 ) -> dict[str, Figure]:
     rows = len(truths)
-    plain = statistics(name, kind, [*truths, *truths], [*first, *other])
+    plain = statistics(name, kind, [*truths, *truths], [*first, *other], within)
     each = max(1, round(rows / len(set(products))))
     extra, right, wrong = [truths[0]] * (2 * each), [truths[0]] * each, [None] * each
-    padded = statistics(name, kind, [*truths, *extra] * 2, [*first, *right, *wrong, *other, *wrong, *right])
+    padded = statistics(name, kind, [*truths, *extra] * 2, [*first, *right, *wrong, *other, *wrong, *right], within)
     made_up = [("made up", n // each) for n in range(2 * each)]
     unbounded = {metric: plain[metric] for metric in padded if not METRICS[metric].share}
     found = paired(padded, rows + len(extra), [*products, *made_up], len(extra), resamples)
     return found | paired(unbounded, rows, products, resamples=resamples)
 
 
-def correctness(name: str, kind: str, truths: Sequence[Row], predictions: Sequence[Row | None]) -> NDArray[np.bool_]:
-    """Test each value of a column, [n], of rows that have a truth: text, category exact, number within `CLOSE`."""
-    return METRICS[share_right(kind)].rows(*_columns(name, truths, predictions)) if truths else np.zeros(0, bool)
+def correctness(
+    name: str,
+    kind: str,
+    truths: Sequence[Row],
+    predictions: Sequence[Row | None],
+    within: Tolerance = TEN_PER_CENT,
+) -> NDArray[np.bool_]:
+    """Test each value of a column, [n], of rows that have a truth: text, category exact, number within tolerance."""
+    metric = metrics_of(kind, within)[share_right(kind)]
+    return metric.rows(*_columns(name, truths, predictions)) if truths else np.zeros(0, bool)
 
 
 def _columns(name: str, truths: Sequence[Row], predictions: Sequence[Row | None]) -> tuple[list[Any], list[Any]]:
     return [row[name] for row in truths], [None if row is None else row[name] for row in predictions]
-
-
-# Confidence
-
-
-def reliability(
-    confidence: Floats, right: NDArray[np.bool_], products: Products = None, bins: int = 10
-) -> list[dict[str, Any]]:
-    """Group `[{"low", "high", "rows", "confidence", "right": Figure}]`: mean confidence and share right by bin.
-
-    Bins are of equal width. In simulations bins of equal mass found bad calibration no more often, and showed more
-    error where there was none, above all where confidences lie close together.
-    """
-    index, cluster = _bins(confidence, bins), clusters(products, len(right))
-    return [
-        {
-            "low": n / bins,
-            "high": (n + 1) / bins,
-            "rows": int((index == n).sum()),
-            "confidence": float(confidence[index == n].mean()),
-            "right": share(right[index == n], cluster[index == n].tolist()),
-        }
-        for n in np.unique(index).tolist()
-    ]
-
-
-def calibration_error(
-    confidence: Floats,
-    right: NDArray[np.bool_],
-    products: Products = None,
-    bins: int = 10,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Figure:
-    """Estimate the expected calibration error (Naeini et al., 2015): the mean gap between confidence and share right.
-
-    It is never 0 on finitely many rows: chance alone opens gaps (Kumar et al., 2019), and resampling opens them
-    again, so that the interval lies high. Ten bins keep that small.
-    """
-    gaps = np.zeros((len(confidence), bins))
-    gaps[np.arange(len(confidence)), _bins(confidence, bins)] = confidence - right
-
-    def statistic(counts: Floats) -> Floats:
-        return np.abs(counts @ gaps).sum(axis=-1) / counts.sum(axis=-1)
-
-    return bootstrap({"ece": statistic}, len(gaps), products, resamples, seed)["ece"]
-
-
-def _bins(confidence: Floats, bins: int) -> NDArray[np.intp]:
-    return np.minimum((confidence * bins).astype(np.intp), bins - 1)
-
-
-def acceptance(confidence: Floats, right: NDArray[np.bool_], points: int) -> list[tuple[float, int, int]]:
-    """Thresholds from strict to lax, [(confidence, how many rows have at least that, how many of those are wrong)].
-
-    Rows of one confidence come together; at most `points` points.
-    """
-    values, group = np.unique(-confidence, return_inverse=True)
-    rows = np.cumsum(np.bincount(group, minlength=len(values)))
-    wrong = np.cumsum(np.bincount(group, weights=~right, minlength=len(values)))
-    kept = np.unique(np.linspace(0, len(values) - 1, min(points, len(values))).round().astype(int))
-    return [(-float(values[i]), int(rows[i]), int(wrong[i])) for i in kept]
-
-
-def interval_coverage(truths: Floats, lows: Floats, highs: Floats, products: Products = None) -> Figure:
-    """Share of truths within their bounds, every product counting once; bounds that are NaN hold nothing."""
-    return share((lows <= truths) & (truths <= highs), products, product_weights(products, len(truths)))
-
-
-def review_outcome(
-    confidence: Floats, right: NDArray[np.bool_], threshold: float | None, products: Products = None
-) -> dict[str, Figure | None]:
-    """Estimate `{"accepted": share of all, "error": share of wrong ones among those}`, every product counting once.
-
-    A product's photos share its weight, since the promise is about products: it is what comes of one photo of each,
-    drawn at random. None accepts nothing; the error is None where nothing is accepted.
-    """
-    accepted = confidence >= (math.inf if threshold is None else threshold)
-    cluster, weights = clusters(products, len(right)), product_weights(products, len(right))
-    wrong = None
-    if accepted.any():
-        wrong = share(~right[accepted], cluster[accepted].tolist(), weights[accepted])
-    return {"accepted": share(accepted, products, weights), "error": wrong}
-
-
-# Baselines
-
-
-def majority(kinds: Mapping[str, str], train: Sequence[Row], rows: int) -> list[Row]:
-    """Repeat the most frequent text and category (of a tie the first in alphabetical order) and the median number.
-
-    None, which is wrong, stands for a column that no training row has.
-    """
-    constant: dict[str, object] = {}
-    for name, kind in kinds.items():
-        counts = Counter(value for row in train if (value := row[name]) is not None)
-        most = min(counts, key=lambda value: (-counts[value], str(value)), default=None)
-        numbers = [float(value) for value in counts.elements()] if kind == "number" else []  # pyright: ignore[reportArgumentType]
-        constant[name] = float(np.median(numbers)) if numbers else most
-    return [constant] * rows
-
-
-def nearest_neighbour(train: Sequence[Row], train_features: NDArray, features: NDArray) -> list[Row]:
-    """Copy to every row the values of the training picture with the nearest features [rows, d], by Euclid.
-
-    A value is that of the nearest picture whose row has the column; None, which is wrong, where no row has.
-    """
-    nearest: dict[tuple[int, ...], list[int]] = {}  # by the training rows that have a column
-    copied: list[dict[str, object]] = [{} for _ in features]
-    for name in train[0]:
-        known = tuple(rows_with(name, train))
-        if known not in nearest:
-            nearest[known] = _nearest(np.array(known, np.intp), train_features, features) if known else []
-        for row, i in zip(copied, nearest[known] or [None] * len(copied), strict=True):
-            row[name] = None if i is None else train[i][name]
-    return [*copied]
-
-
-def _nearest(known: NDArray[np.intp], train_features: NDArray, features: NDArray) -> list[int]:
-    index = NearestNeighbors(n_neighbors=1).fit(train_features[known])
-    return known[index.kneighbors(features, return_distance=False)[:, 0]].tolist()

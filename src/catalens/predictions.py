@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, Self, SupportsBytes
 
 from catalens.config import PromptSpec, Recipe, load_recipe
+from catalens.distributions import Distribution
 from catalens.errors import CheckpointError
 from catalens.examples import Value, canonical_text, fields_of
+from catalens.tolerance import TEN_PER_CENT, Tolerance
 
 FORMAT = 2
 """Of `metrics.json`."""
@@ -34,9 +36,11 @@ class Prediction:
     values: Mapping[str, Value] | None
     """By column; None where the picture or the answer cannot be read."""
     confidence: Mapping[str, float] = field(default_factory=dict)
-    """By column: the probability that the value is right (a number: within 10 % of the truth)."""
+    """By column: the probability that the value is right (a number: within the tolerance of the run)."""
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """By number column: bounds that hold the truth as often as the calibration promises; absent without one."""
+    distributions: Mapping[str, Distribution] = field(default_factory=dict)
+    """By column of numbers and closed sets of categories: what the model holds possible; not kept on disk."""
     needs_review: tuple[str, ...] = ()
     """Columns that a person should look at."""
     answer: str = ""
@@ -89,6 +93,8 @@ class ScoredRow(Prediction):
     """By column, as an answer would state it; None where the row lacks it."""
     picture: SupportsBytes = b""
     """Its bytes, encoded; none where an evaluation was read from disk."""
+    within: Tolerance = TEN_PER_CENT
+    """Largest error of a number that is right."""
     further: Sequence[SupportsBytes] = ()
     """The same of the other pictures of the row."""
     free_answer: str = ""
@@ -165,7 +171,11 @@ class Evaluation:
                 raise CheckpointError(
                     f"{folder} was written by another version: run `catalens evaluate {home} --split {found}` again"
                 )
-            rows = [_scored_row(recipe.prompt, one) for one in pq.read_table(folder / PREDICTIONS).to_pylist()]
+            metrics = _renamed(metrics)
+            within = tolerance_of(metrics)
+            rows = [
+                _scored_row(recipe.prompt, one, within) for one in pq.read_table(folder / PREDICTIONS).to_pylist()
+            ]
         except FileNotFoundError as error:
             wanted = f" --split {split}" if split else ""
             raise CheckpointError(
@@ -180,6 +190,13 @@ class Evaluation:
                 f"{folder} is of the {found} split, not of {split}: leave --split out, or give the run"
             )
         return cls(run.resolve().name, folder, recipe, metrics, rows)
+
+
+def _renamed(node: Any) -> Any:
+    """Copy a content of `metrics.json` with the names of today: a tolerance was always 10 %."""
+    if not isinstance(node, dict):
+        return node
+    return {{"within_10pct": "within_tolerance"}.get(key, key): _renamed(value) for key, value in node.items()}
 
 
 def scored_record(prompt: PromptSpec, row: ScoredRow) -> dict[str, Any]:
@@ -201,7 +218,12 @@ def scored_record(prompt: PromptSpec, row: ScoredRow) -> dict[str, Any]:
     }
 
 
-def _scored_row(prompt: PromptSpec, record: Mapping[str, Any]) -> ScoredRow:
+def tolerance_of(metrics: Mapping[str, Any]) -> Tolerance:
+    """Read the tolerance of numbers that an evaluation was scored by."""
+    return Tolerance.parse((metrics.get("number") or {}).get("within", "10%"))
+
+
+def _scored_row(prompt: PromptSpec, record: Mapping[str, Any], within: Tolerance) -> ScoredRow:
     columns = [spec.column for spec in prompt.fields]
 
     def known(what: str) -> dict[str, Any]:
@@ -210,6 +232,7 @@ def _scored_row(prompt: PromptSpec, record: Mapping[str, Any]) -> ScoredRow:
     values, low, high = known("predicted"), known("low"), known("high")
     return ScoredRow(
         id=record["id"],
+        within=within,
         truth={column: record[f"truth.{column}"] for column in columns},
         values=values if len(values) == len(columns) else None,
         confidence=known("confidence"),

@@ -27,7 +27,7 @@ from catalens.config.prompt import (
     NumberFormat,
     PromptSpec,
 )
-from catalens.config.recipe import EvaluationSpec, Recipe, TrackingSpec
+from catalens.config.recipe import EvaluationSpec, NumberSpec, Recipe, TrackingSpec
 from catalens.config.training import PARTS, LoraSpec, Part, PartSpec, PartsSpec, TrainingSpec
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Kind",
     "LoraSpec",
     "NumberFormat",
+    "NumberSpec",
     "Part",
     "PartSpec",
     "PartsSpec",

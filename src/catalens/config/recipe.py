@@ -4,10 +4,11 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from catalens.config.prompt import Frozen, PromptSpec
 from catalens.config.training import TrainingSpec
+from catalens.tolerance import Tolerance
 
 
 class EvaluationSpec(Frozen):
@@ -31,6 +32,27 @@ class EvaluationSpec(Frozen):
     """Also score with blanked and with shuffled pictures: the score has to fall."""
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples behind each 95 % interval."""
+
+
+class NumberSpec(Frozen):
+    """Numbers that are read: what stands for their distribution, and how far off one is still right."""
+
+    estimate: Literal["median", "mean", "mode"] = "median"
+    """Number that is written: the median of the model's distribution, which errs least on average; the value nearest
+    to its mean; or the mode, which is what the model writes token by token."""
+    within: str | float = "10%"
+    """Largest error of a number that counts as right: a share of the truth such as `10%`, or in the field's unit."""
+
+    @field_validator("within")
+    @classmethod
+    def _readable(cls, within: str | float) -> str | float:
+        Tolerance.parse(within)
+        return within
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """`within`, read."""
+        return Tolerance.parse(self.within)
 
 
 class TrackingSpec(Frozen):
@@ -59,6 +81,8 @@ class Recipe(Frozen):
     """Question, fields and number format."""
     training: TrainingSpec = TrainingSpec()
     """How the model is trained."""
+    number: NumberSpec = NumberSpec()
+    """How numbers are read, and when they are right."""
     evaluation: EvaluationSpec = EvaluationSpec()
     """How the run is scored."""
     tracking: TrackingSpec = TrackingSpec()

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from catalens.config.prompt import Frozen
 
@@ -129,6 +129,11 @@ class TrainingSpec(Frozen):
     """Share of each target that is spread over the vocabulary."""
     seed: int = 0
     """Seeds initialisation, order and dropout; on a CPU the same seed gives the same bits."""
+
+    @field_validator("metric_for_best_model")
+    @classmethod
+    def _of_today(cls, metric: str) -> str:
+        return metric.replace(".within_10pct", ".within_tolerance")  # as earlier versions called it
 
     @property
     def resolved_parts(self) -> dict[Part, PartSpec]:

@@ -21,7 +21,15 @@ from rich.markup import escape
 
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import Run, load_run
-from catalens.config import EvaluationSpec
+from catalens.confidence import (
+    acceptance,
+    calibration_error,
+    crps,
+    interval_coverage,
+    reliability,
+    review_outcome,
+)
+from catalens.config import EvaluationSpec, NumberSpec, Recipe
 from catalens.data import Encoder, load_examples
 from catalens.devices import processes
 from catalens.errors import CatalogError
@@ -31,19 +39,16 @@ from catalens.inference.calibration import Calibration, load_calibration
 from catalens.inference.fitting import fit_calibration
 from catalens.inference.generation import Generator
 from catalens.inference.predictor import Predictor, Writer, field_scores
-from catalens.metrics import (
-    acceptance,
-    calibration_error,
-    correctness,
-    interval_coverage,
-    reliability,
-    review_outcome,
-)
+from catalens.intervals import bootstrap, mean, share
+from catalens.metrics import correctness
 from catalens.predictions import ScoredRow, rows_with, truth_of
 from catalens.progress import Progress, bars, silent
+from catalens.tolerance import TEN_PER_CENT, Tolerance
 
 PRODUCTS = 2000
 """Most products of the validation split that a calibration learns from."""
+TOP = 3
+"""Likeliest categories of which one should be right."""
 POINTS = 100
 """Most points of a risk-coverage curve."""
 REVIEW_CONFIDENCE = 0.95
@@ -60,38 +65,51 @@ def calibrate(run: Path | str, console: Console | None = None) -> Calibration:
     state.wait_for_everyone()  # the first one has just written the model
     console = (console or Console()) if state.is_main_process else Console(quiet=True)
     loaded = load_run(run)
-    return _calibrated(loaded, loaded.recipe.evaluation, console)
+    return _calibrated(loaded, loaded.recipe.evaluation, loaded.recipe.number, console)
 
 
-def run_predictor(run: Run, spec: EvaluationSpec, console: Console, memory: FeatureCache) -> Predictor:
+def run_predictor(run: Run, recipe: Recipe, console: Console, memory: FeatureCache) -> Predictor:
     """Make the predictor of a run as `catalens predict` has it, calibrated where its validation rows are there.
 
     Vision features of the pictures are shared through `memory`.
     """
+    spec, number = recipe.evaluation, recipe.number
     calibration = load_calibration(run.folder, run.prompt)
-    if calibration is None or calibration.interval != spec.interval:
+    if calibration is None or (calibration.interval, calibration.number) != (spec.interval, number):
         try:
-            calibration = _calibrated(run, spec, console)
+            calibration = _calibrated(run, spec, number, console)
         except CatalogError as error:
             console.print(f"[yellow]not calibrated:[/] {escape(str(error))}", highlight=False)
-    longest, space = spec.max_new_tokens, run.space
-    writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, longest, space, cache=memory)
-    return Predictor(
-        writer, run.prompt, calibration, {field.column: spec.accept_error for field in run.prompt.fields}
-    )
+    targets = {field.column: spec.accept_error for field in run.prompt.fields}
+    return Predictor(_writer(run, spec, number, memory), run.prompt, calibration, targets, number)
 
 
-def _calibrated(run: Run, spec: EvaluationSpec, console: Console) -> Calibration:
-    """Learn a calibration, kept in the run's folder by the process that writes there."""
-    writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
+def _calibrated(run: Run, spec: EvaluationSpec, number: NumberSpec, console: Console) -> Calibration:
+    """Learn a calibration, kept in the run's folder by the process that writes there where it is the run's own."""
     with bars(console) as progress:
-        calibration = learn_calibration(run, writer, spec.interval, progress)
-    if processes().is_main_process and spec.interval == run.recipe.evaluation.interval:
+        calibration = learn_calibration(run, _writer(run, spec, number), spec.interval, number, progress)
+    own = run.recipe.evaluation.interval, run.recipe.number
+    if processes().is_main_process and (spec.interval, number) == own:
         calibration.save(run.folder)
     return calibration
 
 
-def learn_calibration(run: Run, writer: Writer, interval: float, progress: Progress = silent) -> Calibration:
+def _writer(run: Run, spec: EvaluationSpec, number: NumberSpec, memory: FeatureCache | None = None) -> Generator:
+    return Generator(
+        run.model,
+        run.processor,
+        run.prompt,
+        spec.batch_size,
+        spec.max_new_tokens,
+        run.space,
+        cache=memory,
+        estimate=number.estimate,
+    )
+
+
+def learn_calibration(
+    run: Run, writer: Writer, interval: float, number: NumberSpec, progress: Progress = silent
+) -> Calibration:
     """Write about the validation rows of a run as `predict` does, and learn from it.
 
     Raises CatalogError where its catalogue is not there, or was changed since.
@@ -107,12 +125,13 @@ def learn_calibration(run: Run, writer: Writer, interval: float, progress: Progr
     end = encoder.family.end_token
     predictions = [parse_answer(run.prompt, one.text, end).values for one in written]
     scores = [
-        {} if values is None else field_scores(run.prompt, one, end)
+        {} if values is None else field_scores(run.prompt, one, end, number.tolerance)
         for values, one in zip(predictions, written, strict=True)
     ]
     truths = [truth_of(run.prompt, row) for row in rows]
     candidates = run.recipe.training.num_evals
-    calibration = fit_calibration(run.prompt, truths, predictions, scores, interval, candidates)
+    spreads = [one.distributions for one in written]
+    calibration = fit_calibration(run.prompt, truths, predictions, scores, interval, candidates, spreads, number)
     known = {row[roles.id] for row in rows}
     return calibration.model_copy(update={"rows": sum(row[roles.id] in known for row in everything)})
 
@@ -137,14 +156,19 @@ def one_a_product(rows: Sequence[dict[str, Any]], id_column: str, image_column: 
 
 
 def confidence_block(
-    kinds: Mapping[str, str], rows: Sequence[ScoredRow], calibrated_on: int, nominal: float, resamples: int = 1000
+    kinds: Mapping[str, str],
+    rows: Sequence[ScoredRow],
+    calibrated_on: int,
+    nominal: float,
+    resamples: int = 1000,
+    within: Tolerance = TEN_PER_CENT,
 ) -> dict[str, Any]:
     """Measure how far confidences and intervals can be believed.
 
-    `{"calibrated_on": products, "fields": {name: {"ece": Figure, "bins": reliability, "risk_coverage": [...],
-    "interval": {"nominal", "coverage": Figure, "width": median, as a share of the prediction}}}}`; `interval` is None
-    where no row has one. A row without a confidence has 0, one without an interval is not covered. A field goes by
-    the rows that have a truth of it, and is not among the fields where none has.
+    `{"calibrated_on": products, "fields": {name: {"crps" or "top_3": Figure, "ece": Figure, "bins": reliability,
+    "risk_coverage": [...], "interval": {"nominal", "coverage": Figure, "width": median, a share of the prediction}}}}`;
+    `interval` is None where no row has one. A row without a confidence has 0, one without an interval is not covered. A
+    field goes by the rows that have a truth of it, and is not among the fields where none has.
     """
     fields: dict[str, Any] = {}
     everything = rows
@@ -152,7 +176,7 @@ def confidence_block(
         if not (rows := rows_with(name, everything)):
             continue
         products = [row.id for row in rows]
-        right, sure = _right(name, kind, rows), _confidences(name, rows)
+        right, sure = _right(name, kind, rows, within), _confidences(name, rows)
         interval = None
         if any(name in row.intervals for row in rows):
             lows, highs = np.array([row.intervals.get(name, (math.nan, math.nan)) for row in rows], float).T
@@ -165,7 +189,7 @@ def confidence_block(
             width = float(np.median(finite)) if len(finite) else None
             interval = {"nominal": nominal, "coverage": coverage, "width": width}
         steps = acceptance(sure, right, POINTS)
-        fields[name] = {
+        fields[name] = (_spread(name, kind, rows, resamples)) | {
             "ece": calibration_error(sure, right, products, resamples=resamples),
             "bins": reliability(sure, right, products),
             "risk_coverage": [{"coverage": count / len(rows), "error": wrong / count} for _, count, wrong in steps],
@@ -174,11 +198,34 @@ def confidence_block(
     return {"calibrated_on": calibrated_on, "fields": fields}
 
 
+def _spread(name: str, kind: str, rows: Sequence[ScoredRow], resamples: int) -> dict[str, Any]:
+    """Measure the distributions of a column: CRPS of a number, in its unit, or how often the best three hold a truth.
+
+    Over the rows that have one; nothing where none has.
+    """
+    known = [row for row in rows if name in row.distributions]
+    products = [row.id for row in known]
+    if not known:
+        return {}
+    if kind != "number":
+        held = [any(row.truth[name] == value for value, _ in row.distributions[name].top(TOP)) for row in known]
+        return {f"top_{TOP}": share(np.array(held), products)}
+    scores = np.array(
+        [
+            crps(row.truth[name], np.array(one.values, float), np.array(one.probabilities))
+            for row in known
+            for one in (row.distributions[name],)
+        ]
+    )
+    return {"crps": bootstrap({"crps": mean(scores)}, len(known), products, resamples)["crps"]}
+
+
 def review_block(
     kinds: Mapping[str, str],
     rows: Sequence[ScoredRow],
     targets: Mapping[str, float],
     thresholds: Mapping[str, float | None],
+    within: Tolerance = TEN_PER_CENT,
 ) -> dict[str, Any]:
     """Measure what the thresholds of the review accept, for the columns of `targets`.
 
@@ -188,14 +235,14 @@ def review_block(
     fields = {}
     for name, target in targets.items():
         if known := rows_with(name, rows):
-            sure, right, products = _confidences(name, known), _right(name, kinds[name], known), [r.id for r in known]
-            outcome = review_outcome(sure, right, thresholds[name], products)
+            sure, right = _confidences(name, known), _right(name, kinds[name], known, within)
+            outcome = review_outcome(sure, right, thresholds[name], [row.id for row in known])
             fields[name] = {"target": target, "threshold": thresholds[name]} | outcome
     return {"confidence": REVIEW_CONFIDENCE, "fields": fields}
 
 
-def _right(name: str, kind: str, rows: Sequence[ScoredRow]) -> np.ndarray:
-    return correctness(name, kind, [row.truth for row in rows], [row.values for row in rows])
+def _right(name: str, kind: str, rows: Sequence[ScoredRow], within: Tolerance) -> np.ndarray:
+    return correctness(name, kind, [row.truth for row in rows], [row.values for row in rows], within)
 
 
 def _confidences(name: str, rows: Sequence[ScoredRow]) -> np.ndarray:

@@ -22,7 +22,7 @@ from catalens.intervals import holm
 from catalens.metrics import METRICS
 from catalens.pages.compare import RESAMPLES, Comparison, Difference
 from catalens.pages.format import truths_of
-from catalens.predictions import Evaluation, ScoredRow, rows_with, truth_of
+from catalens.predictions import Evaluation, ScoredRow, rows_with, tolerance_of, truth_of
 
 
 def compare(runs: Sequence[Evaluation], resamples: int = RESAMPLES) -> Comparison:
@@ -36,6 +36,7 @@ def compare(runs: Sequence[Evaluation], resamples: int = RESAMPLES) -> Compariso
             f"{runs[0].name} was evaluated on {runs[0].metrics['split']} rows and {other.name} on "
             f"{other.metrics['split']} rows: name one with --split"
         )
+    within = tolerance_of(runs[0].metrics)
     fields = common_fields(runs)
     rows = common_rows(runs, fields)
     kinds = {field.column: field.kind for field in fields}
@@ -45,7 +46,7 @@ def compare(runs: Sequence[Evaluation], resamples: int = RESAMPLES) -> Compariso
     counts = {field: truths_of(len(metrics.rows_with(field.column, truths)), len(truths)) for field in fields}
     differences = []
     for run, y_pred in zip(runs[1:], predictions[1:], strict=True):
-        found = metrics.differences(kinds, truths, predictions[0], y_pred, products, resamples)
+        found = metrics.differences(kinds, truths, predictions[0], y_pred, products, resamples, within)
         differences += [
             Difference(
                 run.name,
@@ -60,7 +61,7 @@ def compare(runs: Sequence[Evaluation], resamples: int = RESAMPLES) -> Compariso
             for field in fields
             for metric, figure in found[field.column].items()
         ]
-    scores = [metrics.score(kinds, truths, y_pred, products) for y_pred in predictions]
+    scores = [metrics.score(kinds, truths, y_pred, products, within=within) for y_pred in predictions]
     return Comparison(runs, fields, rows, scores, corrected(differences), _recipes(runs))
 
 

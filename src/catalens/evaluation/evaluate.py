@@ -28,10 +28,11 @@ from rich.console import Console
 from catalens import metrics
 from catalens.catalog.storage import Catalog, Roles
 from catalens.checkpoint import Run, load_model, load_run
-from catalens.config import EvaluationSpec, Recipe
+from catalens.config import Recipe
 from catalens.data import Encoder, Examples, Picture, Query, load_examples
 from catalens.devices import compute_dtype, processes
 from catalens.errors import CatalogError
+from catalens.evaluation.baselines import majority, nearest_neighbour
 from catalens.evaluation.calibrating import calibrate, confidence_block, review_block, run_predictor, sampled
 from catalens.evaluation.image_use import blanked, image_use, partners
 from catalens.examples import Answer, parse_answer
@@ -66,15 +67,16 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     catalog = _unchanged(loaded, recipe)
     encoder = Encoder(loaded.processor, loaded.prompt)
     usable = load_examples(catalog, encoder, spec.split)
-    rows = ScoringRows(encoder, usable.roles, sampled(usable.rows, spec.rows), spec)
+    rows = ScoringRows(encoder, usable.roles, sampled(usable.rows, spec.rows), recipe)
     memory = FeatureCache(encoder)
-    predictor = run_predictor(loaded, spec, console, memory)
+    predictor = run_predictor(loaded, recipe, console, memory)
     writer = Generator(
         loaded.model, loaded.processor, loaded.prompt, spec.batch_size, spec.max_new_tokens, cache=memory
     )
     counts: dict[str, Any] = {"rows": len(rows.ids), "products": len(set(rows.ids))}
     counts["n"] = {name: len(metrics.rows_with(name, rows.truths)) for name in rows.kinds}
     result: dict[str, Any] = {"format": FORMAT} | counts | {"split": spec.split}
+    result["number"] = recipe.number.model_dump()
     with bars(console) as progress:
         generating = time.monotonic()
         free = rows.answers(writer, "writing answers", progress)
@@ -110,11 +112,9 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
 class ScoringRows:
     """Rows of a split, what engines write about them, and scores against their truths."""
 
-    def __init__(
-        self, encoder: Encoder, roles: Roles, rows: Sequence[Mapping[str, Any]], spec: EvaluationSpec
-    ) -> None:
-        prompt = encoder.prompt
-        self.prompt, self.end_token, self.resamples = prompt, encoder.family.end_token, spec.resamples
+    def __init__(self, encoder: Encoder, roles: Roles, rows: Sequence[Mapping[str, Any]], recipe: Recipe) -> None:
+        self.prompt, self.end_token = (prompt := encoder.prompt), encoder.family.end_token
+        self.resamples, self.within = recipe.evaluation.resamples, recipe.number.tolerance
         self.kinds = {field.column: field.kind for field in prompt.fields}
         self.ids: list[str] = [row[roles.id] for row in rows]
         self.queries: list[Query] = [row[roles.image] for row in rows]
@@ -149,7 +149,7 @@ class ScoringRows:
 
     def score(self, predictions: Sequence[Row | None]) -> dict[str, Any]:
         """Score values, None being a failed parse."""
-        return metrics.score(self.kinds, self.truths, predictions, self.ids, self.resamples)
+        return metrics.score(self.kinds, self.truths, predictions, self.ids, self.resamples, within=self.within)
 
     def image_use(
         self, engine: Writer, predictions: Sequence[Row | None], progress: Progress = silent
@@ -194,6 +194,7 @@ class ScoringRows:
                 **vars(predictor.judge(one)),
                 id=self.ids[i],
                 truth=self.truths[i],
+                within=self.within,
                 picture=self.pictures[i],
                 further=self.queries[i].pictures[1:],
                 free_answer=freely.text,
@@ -227,7 +228,7 @@ class ValidationScorer:
     def _write(self, model: Any, validation: Examples) -> tuple["ScoringRows", Generator, list[Completion]]:
         encoder, spec, images = validation.encoder, self.recipe.evaluation, validation.images
         some = sampled(validation.rows, self.recipe.training.validation_rows)
-        rows = ScoringRows(encoder, validation.roles, some, spec)
+        rows = ScoringRows(encoder, validation.roles, some, self.recipe)
         size, longest = spec.batch_size, spec.max_new_tokens
         writer = Generator(model, encoder.processor, encoder.prompt, size, longest, cache=images)
         return rows, writer, writer.generate(rows.queries)
@@ -240,7 +241,7 @@ def validation_scorer(recipe: Recipe) -> ValidationScorer | None:
 
 def flatten(scores: Mapping[str, Any]) -> dict[str, Figure]:
     """Flatten a score to `{"parse_rate": {"value": 1.0, ...}, "title.exact": {"value": 0.9, ...}, ...}`."""
-    flat = {"parse_rate": scores["parse_rate"]}
+    flat = {name: scores[name] for name in metrics.metrics_of("answer")}
     for field, figures in scores["fields"].items():
         flat |= {f"{field}.{name}": figure for name, figure in figures.items()}
     return flat
@@ -264,6 +265,9 @@ def _folder_name(own: Recipe, recipe: Recipe) -> str:
         name += f"-{Path(recipe.catalog).name}"
     if recipe.evaluation.split != own.evaluation.split:
         name += f"-{recipe.evaluation.split}"
+    if recipe.number != own.number:
+        within = str(recipe.number.within).replace("%", "pct")
+        name += f"-{recipe.number.estimate}-within-{within}"
     if recipe.evaluation.rows != own.evaluation.rows:
         name += f"-{recipe.evaluation.rows or 'all'}"
     return name
@@ -275,8 +279,10 @@ def _trust(predictor: Predictor, rows: ScoringRows, scored: Sequence[ScoredRow])
         return {}
     nominal = calibration.interval
     return {
-        "confidence": confidence_block(rows.kinds, scored, calibration.products, nominal, rows.resamples),
-        "review": review_block(rows.kinds, scored, predictor.targets, predictor.thresholds),
+        "confidence": confidence_block(
+            rows.kinds, scored, calibration.products, nominal, rows.resamples, rows.within
+        ),
+        "review": review_block(rows.kinds, scored, predictor.targets, predictor.thresholds, rows.within),
     }
 
 
@@ -291,8 +297,8 @@ def _baselines(
         lambda done: progress("features of training pictures", done, len(train)),
     )
     return {
-        "majority": rows.score(metrics.majority(rows.kinds, truths, len(rows.ids))),
-        "nearest_neighbour": rows.score(metrics.nearest_neighbour(truths, theirs, own)),
+        "majority": rows.score(majority(rows.kinds, truths, len(rows.ids))),
+        "nearest_neighbour": rows.score(nearest_neighbour(truths, theirs, own)),
     }
 
 
@@ -300,7 +306,15 @@ def _before(run: Run, recipe: Recipe, rows: ScoringRows, progress: Progress) -> 
     run.model.to("cpu")  # a GPU need not hold both
     base = load_model(recipe.model, compute_dtype(recipe.training.precision), recipe.training.attention).eval()
     spec = recipe.evaluation
-    untrained = Generator(base, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
+    untrained = Generator(
+        base,
+        run.processor,
+        run.prompt,
+        spec.batch_size,
+        spec.max_new_tokens,
+        run.space,
+        estimate=recipe.number.estimate,
+    )
     return rows.score(rows.values(rows.answers(untrained, "as it was before training", progress)))
 
 

@@ -22,9 +22,10 @@ from catalens.config import FieldSpec, PromptSpec, Recipe, load_recipe
 from catalens.errors import CheckpointError
 from catalens.exporting.certificate import Certificate
 from catalens.files import atomic
-from catalens.metrics import METRICS, metrics_of, share_right
-from catalens.pages.format import listed, metric_text, percent, rows_of
+from catalens.metrics import metrics_of, share_right
+from catalens.pages.format import label, listed, metric_text, percent, rows_of
 from catalens.pages.scores import figure_of, image_use_in_words, score_table, truths_in, verdict
+from catalens.predictions import tolerance_of
 
 CARD = "README.md"
 PUBLISHED = "microsoft/Phi-3"
@@ -83,7 +84,7 @@ def results_of(metrics: Mapping[str, Any], recipe: Recipe) -> Iterator[EvalResul
                 dataset_name=Path(recipe.catalog).name,
                 dataset_split=metrics["split"],
                 metric_type=f"{column}.{metric}" if column else metric,
-                metric_name=f"{labels.get(column, '')}{METRICS[metric].label}",
+                metric_name=f"{labels.get(column, '')}{label(metric, tolerance_of(metrics))}",
                 metric_value=figure["value"],
                 metric_args={
                     "n": (metrics.get("n") or {}).get(column, metrics["rows"]),
@@ -129,10 +130,10 @@ def _scores(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> Iterator
     columns += [(_cell(field.label), metric) for field in fields for metric in metrics_of(field.kind)]
     table = score_table(metrics, fields)
     lines = [f"| | {' | '.join(row['name'] for row in table)} |", "|---|" + "---:|" * len(table)]
-    for n, (label, metric) in enumerate(columns):
+    for n, (name, metric) in enumerate(columns):
         cells = [row["cells"][n] for row in table]
         shown = [f"{one['value']} ({one['interval']})" if one["interval"] else one["value"] for one in cells]
-        lines.append(f"| {f'{label}, ' if label else ''}{METRICS[metric].label} | {' | '.join(shown)} |")
+        lines.append(f"| {f'{name}, ' if name else ''}{label(metric, tolerance_of(metrics))} | {' | '.join(shown)} |")
     yield "\n".join(lines)
     if lacking := [f"{field.label} {n}" for field in fields if (n := truths_in(metrics, field.column))]:
         yield f"Rows that have a truth: {'; '.join(lacking)}."

@@ -30,6 +30,7 @@ from catalens.exporting.certificate import (
 )
 from catalens.files import EXPORT, locked, model_folder, read_export, sync, writing
 from catalens.progress import Progress, bars
+from catalens.tolerance import TEN_PER_CENT, Tolerance
 
 if TYPE_CHECKING:
     from catalens.checkpoint import Run
@@ -177,6 +178,7 @@ def _write(
         "content": model_hash(folder),
         "catalog": run.versions.get("catalog"),
         "catalens": version("catalens"),
+        "number": run.recipe.number.model_dump(),
         "evaluation": {name: getattr(spec, name) for name in ("batch_size", "max_new_tokens", "interval")},
     }
     (folder / EXPORT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -203,7 +205,8 @@ def _certify(folder: Path, progress: Progress) -> Certificate:
     rows, expected = load_reference(folder)
     traces = expected, _trace(target_of(about["to"]).load(folder), rows, "the export", progress)
     prompt = PromptSpec.model_validate_json((folder / "prompt.json").read_bytes())
-    accuracy = accuracy_of(prompt, rows, traces, about["end_token"])
+    within = Tolerance.parse((about.get("number") or {}).get("within", "10%"))
+    accuracy = accuracy_of(prompt, rows, traces, about["end_token"], within)
     return compare(about["to"], about["precision"], rows, traces, accuracy)
 
 
@@ -212,6 +215,7 @@ def accuracy_of(
     rows: Sequence[ReferenceRow],
     traces: tuple[Sequence[Trace], Sequence[Trace]],
     end_token: str,
+    within: Tolerance = TEN_PER_CENT,
 ) -> dict[str, Mapping[str, float]]:
     """Share of right values of run and export, by column; of the rows that have a truth."""
     from catalens.examples import parse_answer
@@ -223,7 +227,7 @@ def accuracy_of(
         if known:
             truths = [rows[i].truth for i in known]
             parsed = [[parse_answer(prompt, one[i].answer, end_token).values for i in known] for one in traces]
-            means = [float(correctness(spec.column, spec.kind, truths, values).mean()) for values in parsed]
+            means = [float(correctness(spec.column, spec.kind, truths, values, within).mean()) for values in parsed]
             shares[spec.column] = dict(zip(("run", "export"), means, strict=True))
     return shares
 

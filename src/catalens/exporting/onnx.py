@@ -38,8 +38,9 @@ def calibration(run: "Run", folder: Path, progress: Progress) -> "Calibration | 
 
     if describe(folder).precision == "fp32":
         return load_calibration(run.folder, run.prompt)
-    writer = OnnxGenerator(folder, run.prompt, run.space)
-    return learn_calibration(run, writer, run.recipe.evaluation.interval, progress)
+    number = run.recipe.number
+    writer = OnnxGenerator(folder, run.prompt, run.space, estimate=number.estimate)
+    return learn_calibration(run, writer, run.recipe.evaluation.interval, number, progress)
 
 
 def load(folder: Path) -> "OnnxRuntime":

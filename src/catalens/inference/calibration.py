@@ -2,18 +2,20 @@
 
     {"format": 2, "rows": 402, "products": 167, "candidates": 3, "interval": 0.9, "best": "sha256:6f0...", "fields": {
        "title":      {"kind": "text", "slope": 0.71, "offset": -0.84, "steps": [[0.9985, 1, 0], [0.9983, 2, 0], ...]},
-       "full_price": {"kind": "number", ..., "bound": {"by": "ratio", "size": 1.21}}}}
+       "full_price": {"kind": "number", ..., "bound": {"by": "ratio", "shape": "even", "size": 1.18}}}}
 
 is `calibration.json` in a run's folder, learned (`fitting.py`) from the answers to its validation rows, one row a
 product: photos of one product are right or wrong together, and would count for more than they are.
 
-- Confidence is the probability that a value is right (metrics.correctness). The model's own probability, as log-odds,
-  goes through a logistic function whose slope and offset are fitted to the validation rows, their labels smoothed, so
-  that rows that are all right or all wrong give no certainty (Platt, 1999). The slope leans towards 1, which keeps
-  the order of the answers where no row is wrong, and is never negative: a less likely answer never gets a higher
-  confidence, and the order is the model's own, not learned.
+- Confidence is the probability that a value is right (metrics.correctness; a number within the run's tolerance).
+  The model's own probability, as log-odds, goes through a logistic function whose slope and offset are fitted to the
+  validation rows, their labels smoothed, so that rows that are all right or all wrong give no certainty (Platt,
+  1999). The slope leans towards 1, which keeps the order of the answers where no row is wrong, and is never
+  negative: a less likely answer never gets a higher confidence, and the order is the model's own, not learned.
 - Intervals are split conformal (Vovk et al., 2005; Lei et al., 2018): a quantile of the validation errors bounds a
-  new error as often as promised, whatever the errors' distribution.
+  new error as often as promised, whatever the errors' distribution; in shares where all truths are above 0. They are
+  as wide for all rows (`even`), or scaled by the spread of the model's distribution (`spread`; Lei et al., 2018), or
+  its own quantiles, moved (`quantiles`; Romano et al., 2019), where the validation rows show these to be narrower.
 - Thresholds test "the error on accepted rows is above the target" by exact binomial bounds (Clopper & Pearson, 1934),
   in a sequence that is fixed beforehand, so that many thresholds may be tried (Angelopoulos et al., 2021, Learn then
   Test; Geifman & El-Yaniv, 2017, ask for the same). Since the order is the model's own, the same rows may fit the
@@ -36,12 +38,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from catalens.config import Frozen, Kind, PromptSpec
+from catalens.config import Frozen, Kind, NumberSpec, PromptSpec
+from catalens.distributions import Distribution
 from catalens.errors import CheckpointError
 from catalens.files import EXPORT, file_hash, model_folder
 from catalens.inference.records import FieldScore
 
 FILE = "calibration.json"
+SPREAD, TAILS = 0.68, 0.9
+"""Mass of a distribution that tells its spread, one standard deviation to either side, and of its interval."""
+NARROWEST = 0.01
+"""Least spread, as a share of the value: no distribution is sure of every digit."""
 STEPS = 1000
 """Most thresholds that are kept for a field."""
 SUREST = -1e-6
@@ -51,12 +58,48 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=10**9)]
 
 
+Shape = Literal["even", "spread", "quantiles"]
+
+
 class Bound(Frozen):
-    """Bound on the error of a number: from `value / size` to `value * size`, or `size` to either side."""
+    """Bound on the error of a number: from `value / size` to `value * size`, or `size` to either side.
+
+    `spread`: `size` is of one standard deviation of the row's distribution; `quantiles`: of what its `TAILS` are
+    moved by, outwards above 1, or above 0 where it is a distance.
+    """
 
     by: Literal["ratio", "distance"]
     """`ratio` where every truth of the calibration was above 0, else `distance`, in the field's unit."""
-    size: Annotated[float, Field(ge=0, le=1e30)]
+    shape: Shape = "even"
+    size: Annotated[float, Field(ge=-1e30, le=1e30)]
+
+    def around(self, value: float, distribution: Distribution | None) -> tuple[float, float] | None:
+        """Bound a truth; None where a number of 0 or less is to be bounded by ratio, or a distribution is missing."""
+        numbers = frame(self.by, self.shape, value, distribution)
+        if numbers is None:
+            return None
+        low, high, unit = numbers
+        reach = (math.log(self.size) if self.by == "ratio" else self.size) * unit
+        return (math.exp(low - reach), math.exp(high + reach)) if self.by == "ratio" else (low - reach, high + reach)
+
+
+def frame(by: str, shape: str, value: float, distribution: Distribution | None) -> tuple[float, float, float] | None:
+    """Give what a bound begins from, low and high, and its unit, in logarithms where it is by ratio.
+
+    None where there is no such: a number of 0 or less by ratio, no distribution where the shape needs one.
+    """
+    low = high = value
+    if shape != "even":
+        if distribution is None:
+            return None
+        low, high = distribution.around(TAILS if shape == "quantiles" else SPREAD)
+    if by == "ratio":
+        if min(low, value) <= 0:
+            return None
+        low, high, value = math.log(low), math.log(high), math.log(value)
+    if shape == "spread":
+        return value, value, max((high - low) / 2, NARROWEST * (1.0 if by == "ratio" else abs(value)))
+    return low, high, 1.0
 
 
 class FieldCalibration(Frozen):
@@ -85,6 +128,8 @@ class Calibration(Frozen):
     """Content hash of the model that wrote the answers; set by `save`."""
     interval: Annotated[float, Field(gt=0, lt=1)]
     """How often an interval holds the truth."""
+    number: NumberSpec = NumberSpec(estimate="mode")
+    """How the numbers were read, and when they were right."""
     fields: Mapping[str, FieldCalibration]
 
     def apply(self, column: str, score: FieldScore) -> float:
@@ -92,18 +137,16 @@ class Calibration(Frozen):
         field = self.fields[column]
         return float(confidences(field.slope, field.offset, log_odds(field.kind, [score]))[0])
 
-    def bounds(self, column: str, value: float) -> tuple[float, float] | None:
+    def bounds(
+        self, column: str, value: float, distribution: Distribution | None = None
+    ) -> tuple[float, float] | None:
         """Bound the truth of a number, as often as `interval` says.
 
         None where the calibration rows were too few for any finite bounds (8 or fewer for an interval of .9), and
         where a value of 0 or less stands in a column whose truths are all above 0.
         """
         bound = self.fields[column].bound
-        if bound is None or (bound.by == "ratio" and value <= 0):
-            return None
-        if bound.by == "ratio":
-            return value / bound.size, value * bound.size
-        return value - bound.size, value + bound.size
+        return bound and bound.around(value, distribution)
 
     def threshold(self, column: str, target: float, confidence: float = 0.95) -> float | None:
         """Find the lowest confidence from which on values may be used unseen; None where none is proved good enough.

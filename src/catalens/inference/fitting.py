@@ -13,13 +13,20 @@ from scipy.optimize import minimize
 from scipy.special import expit, logit
 from scipy.stats import beta
 
-from catalens.config import PromptSpec
-from catalens.inference.calibration import STEPS, Bound, Calibration, FieldCalibration, confidences, log_odds
+from catalens.confidence import acceptance
+from catalens.config import NumberSpec, PromptSpec
+from catalens.distributions import Distribution
+from catalens.inference.calibration import STEPS, Bound, Calibration, FieldCalibration, confidences, frame, log_odds
 from catalens.inference.records import FieldScore
-from catalens.metrics import acceptance, correctness, rows_with
+from catalens.intervals import Floats
+from catalens.metrics import correctness, rows_with
 
 SLOPE_DEVIATION = 0.5
 """How far a slope is from 1, before any row is seen."""
+FOLDS, FEWEST = 5, 60
+"""Parts of the rows by which shapes of intervals are compared, and the fewest rows for that."""
+DOUBT = 2.33
+"""Standard errors by which another shape has to be narrower: one in a hundred that is not would be taken."""
 
 Row = Mapping[str, Any]
 
@@ -31,28 +38,37 @@ def fit_calibration(
     scores: Sequence[Mapping[str, FieldScore]],
     interval: float = 0.9,
     candidates: int = 1,
+    distributions: Sequence[Mapping[str, Distribution]] | None = None,
+    number: NumberSpec = NumberSpec(),  # noqa: B008
 ) -> Calibration:
     """Learn a calibration from answers to rows that training never saw; any number of rows will do, even none.
 
     Rows are of one product each. `scores` are by column, one mapping a row; a row whose prediction is None has no
     values to be sure of and is left out of the fits, as is one without a truth of the field. `interval` is how often
-    an interval is to hold the truth, `candidates` the checkpoints of which the rows chose this one.
+    an interval is to hold the truth, `candidates` the checkpoints of which the rows chose this one, `distributions`
+    by column what numbers were chosen from, `number` how, and when they are right.
     """
     fields: dict[str, FieldCalibration] = {}
     for field in prompt.fields:
         answered = [i for i in rows_with(field.column, truths) if predictions[i] is not None]
         y_true, y_pred = [truths[i] for i in answered], [predictions[i] for i in answered]
-        right = correctness(field.column, field.kind, y_true, y_pred)
+        right = correctness(field.column, field.kind, y_true, y_pred, number.tolerance)
         own = log_odds(field.kind, [scores[i][field.column] for i in answered])
         slope, offset = _fit_logistic(own, right)
         bound = None
         if field.kind == "number":
+            known = [distributions[i].get(field.column) if distributions else None for i in answered]
             pairs = [(t[field.column], p[field.column]) for t, p in zip(y_true, y_pred, strict=True) if p]
-            bound = _conformal_bound(np.array(pairs, float).reshape(-1, 2), interval, candidates)
+            bound = _conformal_bound(pairs, known, interval, candidates)
         steps = tuple(acceptance(confidences(slope, offset, own), right, STEPS))
         fields[field.column] = FieldCalibration(kind=field.kind, slope=slope, offset=offset, steps=steps, bound=bound)
     return Calibration(
-        rows=len(truths), products=len(truths), candidates=candidates, interval=interval, fields=fields
+        rows=len(truths),
+        products=len(truths),
+        candidates=candidates,
+        interval=interval,
+        number=number,
+        fields=fields,
     )
 
 
@@ -80,23 +96,64 @@ def _fit_logistic(odds: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[
     return float(slope), float(height - slope * middle)
 
 
-def _conformal_bound(pairs: NDArray[np.float64], interval: float, candidates: int) -> Bound | None:
-    """The bound of (truth, prediction) pairs, [n, 2]; None where its rank is beyond the last finite error.
+def _conformal_bound(
+    pairs: Sequence[tuple[float, float]],
+    distributions: Sequence[Distribution | None],
+    interval: float,
+    candidates: int,
+) -> Bound | None:
+    """Bound the errors of (truth, prediction) pairs [n]; None where the rank is beyond the last finite error.
 
-    Errors are ratios, since prices err in shares; where some truth is 0 or less they are distances.
+    Errors are ratios, since prices err in shares; where some truth is 0 or less they are distances. A shape other
+    than `even` is chosen where it is narrower beyond doubt, on rows that it was not fitted to.
     """
-    y_true, y_pred = pairs.T
-    rank = _conformal_rank(len(pairs), interval, candidates)
-    if rank is None:
+    if _conformal_rank(len(pairs), interval, candidates) is None:
         return None
-    by = "ratio" if (y_true > 0).all() else "distance"
-    if by == "ratio":
-        above_zero = np.where(y_pred > 0, y_pred, np.nan)
-        errors = np.nan_to_num(np.maximum(y_true / above_zero, above_zero / y_true), nan=np.inf)
-    else:
-        errors = np.abs(y_true - y_pred)
-    size = float(np.sort(errors)[rank - 1])
-    return Bound(by=by, size=size) if math.isfinite(size) else None
+    by = "ratio" if all(truth > 0 for truth, _ in pairs) else "distance"
+    shapes: list[Shape] = ["even"]
+    if all(distributions) and len(pairs) >= FEWEST:
+        shapes = ["even", "spread", "quantiles"]
+    errors = {shape: _errors(by, shape, pairs, distributions) for shape in shapes}
+    widths = {shape: _widths(*errors[shape], interval, candidates) for shape in shapes}
+    chosen: Shape = "even"
+    for shape in shapes[1:]:
+        saved = widths[chosen] - widths[shape]
+        if np.isfinite(saved).all() and saved.mean() > DOUBT * saved.std() / math.sqrt(len(saved)):
+            chosen = shape
+    size = _size(errors[chosen][0], interval, candidates)
+    if not math.isfinite(size):
+        return None
+    return Bound(by=by, shape=chosen, size=math.exp(min(size, 60.0)) if by == "ratio" else size)
+
+
+def _errors(
+    by: str, shape: str, pairs: Sequence[tuple[float, float]], distributions: Sequence[Distribution | None]
+) -> tuple[Floats, Floats, Floats]:
+    """Errors [n] in units, the units [n], and the widths [n] of what the bounds begin from."""
+    errors, units, bare = [], [], []
+    for (truth, value), distribution in zip(pairs, distributions, strict=True):
+        begun = frame(by, shape, value, distribution)
+        low, high, unit = begun or (math.nan, math.nan, 1.0)
+        at = math.log(truth) if by == "ratio" else truth
+        errors.append(max(low - at, at - high) / unit if begun else math.inf)
+        units.append(unit)
+        bare.append(high - low)
+    return np.array(errors), np.array(units), np.array(bare)
+
+
+def _widths(errors: Floats, units: Floats, bare: Floats, interval: float, candidates: int) -> Floats:
+    """Widths [n] of intervals of rows that did not take part in fitting them: fold by fold."""
+    fold, widths = np.arange(len(errors)) % FOLDS, np.empty(len(errors))
+    for n in range(FOLDS):
+        size = _size(errors[fold != n], interval, candidates)
+        widths[fold == n] = bare[fold == n] + 2 * size * units[fold == n]
+    return widths
+
+
+def _size(errors: Floats, interval: float, candidates: int) -> float:
+    """Conformal quantile of errors, infinite where the rows are too few."""
+    rank = _conformal_rank(len(errors), interval, candidates)
+    return math.inf if rank is None else float(np.sort(errors)[rank - 1])
 
 
 def _conformal_rank(rows: int, interval: float, candidates: int) -> int | None:

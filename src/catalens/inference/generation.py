@@ -44,11 +44,14 @@ from catalens.checkpoint import greedy
 from catalens.config import PromptSpec
 from catalens.data import Encoded, Encoder, Picture, Query
 from catalens.devices import processes
+from catalens.distributions import Distribution, Estimate
 from catalens.errors import InferenceError, PictureError
 from catalens.examples import AnswerSchema, complete_question
 from catalens.features import FeatureCache
 from catalens.inference.grammar import Constraint, Vocabulary
+from catalens.inference.growth import grow_over_cache
 from catalens.inference.records import Completion
+from catalens.inference.trees import Choices, Forest, Turn, choices_of
 from catalens.model import Family, ImageInputs, family_of
 
 CHUNK = 8
@@ -73,7 +76,8 @@ class Generator:
     categories open. Without, answers are free and at most `max_new_tokens` long. `batch_size` is the largest; rows
     share a batch as their lengths and the size of the machine's memory allow, not as what is free at the moment, so
     that the same pictures make the same batches. Pictures are looked up in a `cache`, where there is one, and kept in
-    it as far as it holds features; generators of one model may share it.
+    it as far as it holds features; generators of one model may share it. With an `estimate` numbers and categories
+    out of closed sets are written by the distributions of their values (`trees.py`), which completions have then.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Generator:
         schema: AnswerSchema | None = None,
         free_categories: bool = False,
         cache: FeatureCache | None = None,
+        estimate: Estimate | None = None,
     ) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.family = family_of(processor.model_type)
@@ -94,7 +99,10 @@ class Generator:
         longest = constraint.max_new_tokens if constraint else max_new_tokens
         ends: Any = greedy(processor).eos_token_id
         self._switch = self.family.rope_switch(model.config) or math.inf
-        self._decoder = _Decoder(model, self.family, self.vocabulary, ends, longest, constraint)
+        self._decoder = _Decoder(model, self.family, self.vocabulary, ends, longest, constraint, estimate)
+        if constraint and schema and estimate and not self._decoder.together:
+            closed = [] if free_categories else schema.closed
+            self._decoder.fields = choices_of(constraint, prompt, closed, estimate)
         self._answer_tokens = min(longest, max_new_tokens)  # room that a row is given; few answers need more
         self._encoder, self._question = Encoder(processor, prompt), complete_question(prompt, {})
         self._cache = cache
@@ -281,6 +289,15 @@ class _Row:
     fresh: list[int] = field(default_factory=list)  # not fed yet
     steps: int = 0
     done: bool = False
+    text: bytes = b""
+    turn: Turn = field(default_factory=lambda: Turn(()))
+    waiting: torch.Tensor | None = None  # scores [V] of what comes after a label, until all rows are there
+    distributions: dict[str, Distribution] = field(default_factory=dict)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is to be chosen for it now."""
+        return self.done or bool(self.fresh) or self.waiting is not None
 
 
 @dataclass(eq=False)
@@ -291,6 +308,8 @@ class _Decoder:
     ends: Collection[int]
     max_new_tokens: int
     constraint: Constraint | None
+    estimate: Estimate | None = None
+    fields: Sequence[Choices] = ()
 
     def __post_init__(self) -> None:
         self.switch = self.family.rope_switch(self.model.config) or math.inf
@@ -302,7 +321,10 @@ class _Decoder:
 
         Every process of a sharded model calls this with a batch of its own.
         """
-        rows = [_Row(ids, own, None) for ids, own in zip(prompts, images, strict=True)]
+        rows = [
+            _Row(ids, own, None, turn=Turn(self.fields, self.switch))
+            for ids, own in zip(prompts, images, strict=True)
+        ]
         if self.constraint:
             for row in rows:
                 row.matcher = self.constraint.start()
@@ -314,6 +336,9 @@ class _Decoder:
         batch, cache, mask = list(rows), None, torch.empty(0)
         while self._anyone(rows):
             alive = [row for row in batch if not row.done] or batch[:1]
+            if all(row.waiting is not None for row in alive):
+                self._grow(batch, cache, mask)
+                continue
             if cache is None or any(self._crosses(row) for row in alive):
                 batch, cache = alive, DynamicCache()
                 logits, mask = self._feed(batch, [r.prompt + r.tokens for r in batch], cache, None)
@@ -323,8 +348,9 @@ class _Decoder:
                     cache.batch_select_indices(torch.tensor(kept, device=mask.device))
                     batch, mask = alive, mask[kept]
                 # a step is as wide for all as its widest row: those with several tokens wait
-                narrow = [row for row in alive if len(row.fresh) == 1 and not row.done]
-                fed = narrow if 8 * len(narrow) > len(alive) else [row for row in alive if not row.done]
+                going = [row for row in alive if row.fresh]
+                narrow = [row for row in going if len(row.fresh) == 1]
+                fed = narrow if 8 * len(narrow) > len(going) else going
                 logits, mask = self._feed(batch, [r.fresh if r in fed else [] for r in batch], cache, mask)
             self._choose(batch, logits)
 
@@ -351,22 +377,41 @@ class _Decoder:
 
     def _choose(self, batch: Sequence[_Row], logits: torch.Tensor) -> None:
         logits[:, self.model.config.image_token_id] = -torch.inf
+        for row, own in zip(batch, logits, strict=True):
+            if not row.idle and row.turn.now(row.text, len(row.prompt) + len(row.tokens)):
+                row.waiting = own
         if self.constraint:
-            allowed = self.constraint.allowed([None if row.done or row.fresh else row.matcher for row in batch])
+            allowed = self.constraint.allowed([None if row.idle else row.matcher for row in batch])
             logits = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
         scores = logits.log_softmax(-1)
         best, tokens = scores.max(-1)
         for row, token, score in zip(batch, tokens.tolist(), best.tolist(), strict=True):
-            if row.done or row.fresh:
+            if row.idle:
                 continue
             forced = self.constraint.follow(row.matcher, token) if self.constraint else []
-            self._take(row, [token, *forced], score)
+            self._take(row, [token, *forced], [score])
 
-    def _take(self, row: _Row, tokens: Sequence[int], score: float = 0.0) -> None:
-        """Append tokens, of which the first was chosen with this score."""
+    def _grow(self, batch: Sequence[_Row], cache: Any, mask: torch.Tensor) -> None:
+        """Write the values of all rows that wait, of the same field, out of their distributions."""
+        assert self.estimate is not None
+        waiting = {i: row.waiting for i, row in enumerate(batch) if row.waiting is not None}
+        rows = [batch[i] for i in waiting]
+        choices = self.fields[rows[0].turn.place]
+        forest = Forest(choices, [row.matcher for row in rows], [choices.opened(row.text) or b"" for row in rows])
+        grow_over_cache(self.model, forest, list(waiting), list(waiting.values()), cache, mask)
+        for row, found in zip(rows, forest.found(self.estimate), strict=True):
+            row.matcher.consume_tokens(list(found.tokens))
+            self._take(row, found.tokens, found.log_probabilities)
+            row.distributions[choices.spec.column] = found.distribution
+            row.waiting = None
+
+    def _take(self, row: _Row, tokens: Sequence[int], scores: Sequence[float] = ()) -> None:
+        """Append tokens; the first of them were chosen with these scores."""
         row.tokens += tokens
         row.fresh += tokens
-        row.log_probabilities += [score, *[0.0] * len(tokens)][: len(tokens)]
+        row.log_probabilities += [*scores, *[0.0] * (len(tokens) - len(scores))]
+        if self.fields:
+            row.text += b"".join(map(self.vocabulary.piece, tokens))
         row.done = any(token in self.ends for token in tokens) or len(row.tokens) >= self.max_new_tokens
 
     def _crosses(self, row: _Row) -> bool:
@@ -387,6 +432,7 @@ class _Decoder:
         return Completion(
             pieces=tuple(map(self.vocabulary.piece, row.tokens[:end])),
             log_probabilities=tuple(row.log_probabilities[:end]),
+            distributions=row.distributions,
             prompt_tokens=len(row.prompt),
             steps=max(0, row.steps - 1),
         )

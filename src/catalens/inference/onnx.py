@@ -23,14 +23,18 @@ from tokenizers import Tokenizer
 
 from catalens.catalog.pictures import Encoded, open_picture
 from catalens.config import Frozen, PromptSpec
+from catalens.distributions import Estimate
 from catalens.errors import CheckpointError, PictureError, RecipeError, first_line
 from catalens.examples import AnswerSchema, Query, complete_question
 from catalens.files import ONNX
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.inference.records import Completion
+from catalens.inference.trees import Choices, Forest, Found, Turn, choices_of
 from catalens.tiling import Chat, Floats, Tiler, tokenize
 
 Precision = Literal["fp32", "int8", "int4"]
+TREE_BYTES = 2**28
+"""Memory that the caches of branches may take which are grown together."""
 
 
 class Description(Frozen):
@@ -70,19 +74,29 @@ class OnnxGenerator:
     Raises CheckpointError where the folder is no whole export.
     """
 
-    def __init__(self, folder: Path, prompt: PromptSpec, schema: AnswerSchema, free_categories: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        prompt: PromptSpec,
+        schema: AnswerSchema,
+        free_categories: bool = False,
+        estimate: Estimate | None = None,
+    ) -> None:
         self.family, self.folder = Chat(), folder
         self.about = about = describe(folder)
         self.tokenizer = _tokenizer(folder)
         vocabulary = Vocabulary(self.tokenizer, about.vocabulary, self.family)
         self.constraint = Constraint(vocabulary, prompt, schema, free_categories)
         self._question = complete_question(prompt, {})
+        self.estimate: Estimate | None = estimate
+        closed = [] if free_categories else schema.closed
+        self._fields = choices_of(self.constraint, prompt, closed, estimate) if estimate else []
         self._ort = runtime()
         self._vision, self._embedding, self._text = map(self._session, ("vision", "embedding", "text"))
         self._past = [value.name for value in self._text.get_inputs() if value.name.startswith("past_")]
         self._outputs = [value.name for value in self._text.get_outputs()]
-        empty = np.zeros((1, about.key_value_heads, 0, about.head_size), np.float32)
-        self._empty = self._ort.OrtValue.ortvalue_from_numpy(empty)
+        self._wrap = self._ort.OrtValue.ortvalue_from_numpy
+        self._empty = self._wrap(np.zeros((1, about.key_value_heads, 0, about.head_size), np.float32))
 
     def generate(
         self, asked: Sequence[Query | Encoded], on_progress: Callable[[int], None] = lambda done: None
@@ -112,7 +126,7 @@ class OnnxGenerator:
     def first_logits(self, query: Query) -> Floats:
         """Scores [V] of the first token of an answer."""
         sizes, features = self.features(query.pictures)
-        return self._feed(self.prompt_ids(query.question, sizes), features, None)[0]
+        return self._feed([self.prompt_ids(query.question, sizes)], features, None)[0][0]
 
     def _answer(self, query: Query) -> Completion:
         sizes, features = self.features(query.pictures)
@@ -121,21 +135,54 @@ class OnnxGenerator:
         matcher = constraint.start()
         tokens = constraint.forced(matcher)
         scores, fresh, steps, cache = [0.0] * len(tokens), len(tokens), 0, None
+        piece, turn, distributions = constraint.vocabulary.piece, Turn(self._fields, switch), {}
         while len(tokens) < constraint.max_new_tokens and not self._ended(tokens):
             length = len(prompt) + len(tokens)
             if cache is None or length > switch >= length - fresh:
-                logits, cache = self._feed(prompt + tokens, features, None)
+                (logits,), cache = self._feed([prompt + tokens], features, None)
             else:
-                logits, cache = self._feed(tokens[-fresh:], features[:0], cache)
+                (logits,), cache = self._feed([tokens[-fresh:]], features[:0], cache)
             logits[self.about.image_token] = -np.inf
+            text = b"".join(map(piece, tokens)) if self._fields else b""
+            if choices := turn.now(text, len(prompt) + len(tokens)):
+                found = self._grown(choices, matcher, text, logits, cache)
+                matcher.consume_tokens(list(found.tokens))
+                distributions[choices.spec.column] = found.distribution
+                tokens, scores = tokens + list(found.tokens), scores + list(found.log_probabilities)
+                fresh, steps = len(found.tokens), steps + 1
+                continue
             logits[~constraint.allowed([matcher])[0]] = -np.inf
             chosen = int(logits.argmax())
             more = [chosen, *constraint.follow(matcher, chosen)]
             scores += [-float(np.log(np.exp(logits - logits[chosen]).sum())), *[0.0] * (len(more) - 1)]
             tokens, fresh, steps = tokens + more, len(more), steps + 1
         kept = self._ended(tokens) or len(tokens)
-        pieces = tuple(map(constraint.vocabulary.piece, tokens[:kept]))
-        return Completion(pieces, tuple(scores[:kept]), len(prompt), max(0, steps - 1))
+        pieces = tuple(map(piece, tokens[:kept]))
+        return Completion(pieces, tuple(scores[:kept]), distributions, len(prompt), max(0, steps - 1))
+
+    def _grown(
+        self, choices: Choices, matcher: Any, text: bytes, logits: Floats, cache: tuple[int, Sequence[Any]]
+    ) -> Found:
+        """Grow the tree of a value over a cache: a level is a batch of all branches, each with all of its tokens."""
+        assert self.estimate is not None
+        forest = Forest(choices, [matcher], [choices.opened(text) or b""])
+        forest.grow(lambda branches, tokens: logits[None, tokens])
+        length, past = cache
+        keys = [value.numpy() for value in past]
+        together = max(1, TREE_BYTES // max(1, sum(value.nbytes for value in keys)))
+        none = np.zeros((0, self.about.hidden), np.float32)
+        while forest.growing:
+            rows: list[Floats] = [logits] * len(forest.growing)
+            for count in {len(branch.tokens) for branch in forest.growing}:
+                same = [n for n, branch in enumerate(forest.growing) if len(branch.tokens) == count]
+                for some in (same[n : n + together] for n in range(0, len(same), together)):
+                    repeated = [self._wrap(np.repeat(value, len(some), axis=0)) for value in keys]
+                    ids = [forest.growing[n].tokens for n in some]
+                    for n, own in zip(some, self._feed(ids, none, (length, repeated))[0], strict=True):
+                        rows[n] = own
+            scores = np.stack(rows)
+            forest.grow(lambda branches, tokens: scores[branches][:, tokens])  # noqa: B023
+        return forest.found(self.estimate)[0]
 
     def _ended(self, tokens: Sequence[int]) -> int:
         """Count the tokens up to the first that ends an answer; 0 where none does."""
@@ -151,20 +198,20 @@ class OnnxGenerator:
         return sizes, np.concatenate(features)
 
     def _feed(
-        self, ids: Sequence[int], features: Floats, cache: tuple[int, Sequence[Any]] | None
+        self, ids: Sequence[Sequence[int]], features: Floats, cache: tuple[int, Sequence[Any]] | None
     ) -> tuple[Floats, tuple[int, Sequence[Any]]]:
-        """Scores [V] of what comes after `ids`, and the cache, with how many tokens are in it then."""
-        wrap = self._ort.OrtValue.ortvalue_from_numpy
+        """Scores [B, V] of what comes after `ids` [B, T], and the cache, with how many tokens are in it then."""
         names = [value.name for value in self._embedding.get_inputs()]
-        inputs = dict(zip(names, (np.array([ids], np.int32), features), strict=True))
+        inputs = dict(zip(names, (np.array(ids, np.int32), features), strict=True))
         (embeddings,) = self._embedding.run(None, inputs)
         before, past = cache or (0, [self._empty] * len(self._past))
-        length = before + len(ids)
-        fed = {"inputs_embeds": wrap(embeddings), "attention_mask": wrap(np.ones((1, length), np.int64))}
+        length = before + len(ids[0])
+        mask = np.ones((len(ids), length), np.int64)
+        fed = {"inputs_embeds": self._wrap(embeddings), "attention_mask": self._wrap(mask)}
         logits, *present = self._text.run_with_ort_values(
             self._outputs, fed | dict(zip(self._past, past, strict=True))
         )
-        return logits.numpy()[0, -1].astype(np.float32), (length, present)
+        return logits.numpy()[:, -1].astype(np.float32), (length, present)
 
     def _session(self, name: str) -> Any:
         options = self._ort.SessionOptions()
@@ -189,7 +236,9 @@ def describe(folder: Path) -> Description:
         raise CheckpointError(f"{folder / ONNX} is not of this version of catalens: export the run again") from error
 
 
-def open_export(folder: Path, free_categories: bool = False) -> tuple[OnnxGenerator, PromptSpec]:
+def open_export(
+    folder: Path, free_categories: bool = False, estimate: Estimate | None = None
+) -> tuple[OnnxGenerator, PromptSpec]:
     """Load the graphs of an export, and its prompt; CheckpointError where it is no whole export."""
     describe(folder)
     try:
@@ -199,7 +248,7 @@ def open_export(folder: Path, free_categories: bool = False) -> tuple[OnnxGenera
         raise CheckpointError(
             f"{folder}: prompt.json or answers.json cannot be read: export the run again"
         ) from error
-    return OnnxGenerator(folder, prompt, schema, free_categories), prompt
+    return OnnxGenerator(folder, prompt, schema, free_categories, estimate), prompt
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from catalens.catalog.pictures import Encoded
-from catalens.config import PromptSpec
+from catalens.config import NumberSpec, PromptSpec
 from catalens.errors import RecipeError
 from catalens.examples import ChatTemplate, Query, complete_question, parse_answer
-from catalens.files import ONNX, model_folder
+from catalens.files import ONNX, model_folder, read_export
 from catalens.inference.records import Completion, FieldScore
 from catalens.predictions import Prediction
+from catalens.tolerance import TEN_PER_CENT, Tolerance
 
 if TYPE_CHECKING:
     from catalens.inference.calibration import Calibration
@@ -60,8 +61,11 @@ class Predictor:
         prompt: PromptSpec,
         calibration: "Calibration | None" = None,
         accept_error: Mapping[str, float] | None = None,
+        number: NumberSpec = NumberSpec(),  # noqa: B008
     ) -> None:
         self.generator, self.prompt, self.calibration = generator, prompt, calibration
+        self.number = calibration.number if calibration else number
+        """How numbers are read, and when they are right."""
         self._end = generator.family.end_token
         self.calibrated = calibration is not None
         """Whether confidences are calibrated; where not, they are the model's own."""
@@ -94,7 +98,7 @@ class Predictor:
         if answer.values is None:
             error = f"answer {completion.text!r} {answer.error}"
             return Prediction(None, needs_review=everything, answer=completion.text, error=error)
-        scores = field_scores(self.prompt, completion, self._end)
+        scores = field_scores(self.prompt, completion, self._end, self.number.tolerance)
         if self.calibration is None:
             confidence = {column: math.exp(score.log_probability) for column, score in scores.items()}
         else:
@@ -102,14 +106,16 @@ class Predictor:
         intervals = {}
         for field in self.prompt.fields:
             if self.calibration and field.kind == "number":
-                bounds = self.calibration.bounds(field.column, float(answer.values[field.column]))
+                value, known = float(answer.values[field.column]), completion.distributions.get(field.column)
+                bounds = self.calibration.bounds(field.column, value, known)
                 intervals |= {field.column: bounds} if bounds else {}
         unsure = tuple(
             column
             for column, threshold in self.thresholds.items()
             if threshold is None or confidence[column] < threshold
         )
-        return Prediction(answer.values, confidence, intervals, unsure, completion.text)
+        known = completion.distributions
+        return Prediction(answer.values, confidence, intervals, known, unsure, completion.text)
 
 
 def load_predictor(
@@ -136,22 +142,35 @@ def load_predictor(
 
         if folder is None:
             raise RecipeError("--engine onnx needs an export: give the folder that `catalens export --to onnx` made")
-        writer, prompt = open_export(folder, free_categories)
+        # exports of earlier versions say nothing: their numbers were read so
+        number = NumberSpec.model_validate(read_export(folder).get("number", {"estimate": "mode"}))
+        writer, prompt = open_export(folder, free_categories, number.estimate)
+        calibration = None if free_categories else load_calibration(folder, prompt)
     else:
         from catalens.checkpoint import load_run, load_untrained
         from catalens.inference.generation import Generator
 
         loaded = load_untrained() if run is None else load_run(run)
         prompt, longest = loaded.prompt, loaded.recipe.evaluation.max_new_tokens
-        writer = Generator(loaded.model, loaded.processor, prompt, batch_size, longest, loaded.space, free_categories)
+        calibration = None if folder is None or free_categories else load_calibration(folder, prompt)
+        number = calibration.number if calibration else loaded.recipe.number
+        writer = Generator(
+            loaded.model,
+            loaded.processor,
+            prompt,
+            batch_size,
+            longest,
+            loaded.space,
+            free_categories,
+            estimate=number.estimate,
+        )
     columns = [field.column for field in prompt.fields]
     targets = dict.fromkeys(columns, accept_error) if isinstance(accept_error, int | float) else accept_error or {}
     if unknown := [column for column in targets if column not in columns]:
         raise RecipeError(f"--accept-error names {unknown[0]!r}: the fields are {', '.join(columns)}")
     if targets and free_categories:
         raise RecipeError("--accept-error holds for the catalogue's own categories: leave it out")
-    calibration = None if folder is None or free_categories else load_calibration(folder, prompt)
-    return Predictor(writer, prompt, calibration, targets)
+    return Predictor(writer, prompt, calibration, targets, number)
 
 
 def engine_of(run: Path | None, engine: str | None = None) -> Engine:
@@ -171,8 +190,21 @@ def question_inputs(run: Path) -> list[str]:
         return []
 
 
-def field_scores(prompt: PromptSpec, completion: Completion, end_token: str) -> dict[str, FieldScore]:
-    """Score each field of an answer that parses, by column; forced tokens are certain."""
+def field_scores(
+    prompt: PromptSpec, completion: Completion, end_token: str, within: Tolerance = TEN_PER_CENT
+) -> dict[str, FieldScore]:
+    """Score each field of an answer that parses, by column; forced tokens are certain.
+
+    One with a distribution has its value's probability, a number that of a truth within the tolerance.
+    """
+    values = parse_answer(prompt, completion.text, end_token).values or {}
+    known = {name: one.score(values[name], within) for name, one in completion.distributions.items()}
+    return _token_scores(prompt, completion, end_token) | {
+        name: FieldScore(math.log(share), 1) for name, share in known.items()
+    }
+
+
+def _token_scores(prompt: PromptSpec, completion: Completion, end_token: str) -> dict[str, FieldScore]:
     text = b"".join(completion.pieces)
     ends = list(accumulate(map(len, completion.pieces)))  # bytes up to the end of each token
     spans = list(zip([0, *ends], ends, completion.log_probabilities, strict=False))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from catalens.config import PromptSpec
 from catalens.config.characters import visible_json
+from catalens.distributions import Distribution
 from catalens.errors import RecipeError
 from catalens.predictions import record_columns
 
@@ -48,6 +49,8 @@ class Completion:
     """The tokens; the last one is `<|end|>` unless the answer was cut off."""
     log_probabilities: tuple[float, ...] = ()
     """Of each token among those that were allowed; 0 for a forced one."""
+    distributions: Mapping[str, Distribution] = field(default_factory=dict)
+    """By column, of the fields that were written by them."""
     prompt_tokens: int = 0
     steps: int = 0
     """Passes through the model after the prompt's."""

@@ -17,7 +17,8 @@ from catalens.pages.base import write_page
 from catalens.pages.format import cell, change, listed, rows_of, truths_of
 from catalens.pages.gallery import SCRIPT, gallery
 from catalens.pages.scores import costs
-from catalens.predictions import Evaluation, ScoredRow, rows_with
+from catalens.predictions import Evaluation, ScoredRow, rows_with, tolerance_of
+from catalens.tolerance import Tolerance
 
 RESAMPLES = 10_000
 
@@ -88,6 +89,11 @@ class Comparison:
     """Keys of the recipe that differ: the value of each run."""
 
     @property
+    def within(self) -> Tolerance:
+        """Largest error of a number that is right, by the first run."""
+        return tolerance_of(self.runs[0].metrics)
+
+    @property
     def products(self) -> int:
         """Number of products that the rows show."""
         return len({row[0].id for row in self.rows})
@@ -116,6 +122,7 @@ def write_comparison(path: Path, comparison: Comparison, disagreements: Sequence
         SCRIPT,
         comparison=comparison,
         headline=headline(comparison),
+        within=comparison.within,
         runs=names,
         fields=comparison.fields,
         lines=figure_lines(comparison),
@@ -150,7 +157,7 @@ def figure_lines(comparison: Comparison) -> list[dict[str, Any]]:
     for field in comparison.fields:
         if not comparison.scores[0]["fields"][field.column]:
             continue
-        for metric, entry in metrics_of(field.kind).items():
+        for metric, entry in metrics_of(field.kind, comparison.within).items():
             mine = [one for one in comparison.differences if one.field == field and one.metric == metric]
             scale = max(abs(one.figure[key]) for one in mine for key in ("value", "low", "high")) or 1.0
             lines.append(

@@ -8,7 +8,8 @@ change("mdape", -0.021, sign="+")   -2.1 points
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from catalens.metrics import METRICS
+from catalens.metrics import METRICS, tolerating
+from catalens.tolerance import Tolerance
 
 PERCENT = "\u00a0%"
 
@@ -31,6 +32,11 @@ def exact_number(value: float) -> str:
 def between(low: float, high: float) -> str:
     """The interval of a share."""
     return percent(low).removesuffix(PERCENT) + "\u2013" + percent(high)
+
+
+def label(metric: str, within: Tolerance) -> str:
+    """Name a metric, with the tolerance that it was measured by."""
+    return tolerating(METRICS[metric], within).label
 
 
 def metric_text(metric: str, value: float) -> str:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from rapidfuzz.distance import Levenshtein
 
 from catalens.config import FieldSpec
-from catalens.metrics import correctness, relative_errors
+from catalens.measures import relative_errors
+from catalens.metrics import correctness
 from catalens.pages.base import shown, thumbnail
 from catalens.pages.format import exact_number, number, percent
 from catalens.predictions import ScoredRow
@@ -197,9 +198,9 @@ def most_frequent(counts: Counter[str], most: int) -> list[str]:
 
 
 def is_right(field: FieldSpec, row: ScoredRow) -> bool:
-    """Text and category exactly, a number within 10 %; not where the row has no truth."""
+    """Text and category exactly, a number within its tolerance; not where the row has no truth."""
     return row.truth[field.column] is not None and bool(
-        correctness(field.column, field.kind, [row.truth], [row.values])[0]
+        correctness(field.column, field.kind, [row.truth], [row.values], row.within)[0]
     )
 
 

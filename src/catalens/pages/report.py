@@ -20,13 +20,14 @@ import numpy as np
 
 from catalens.config import FieldSpec
 from catalens.intervals import bootstrap, median, share
-from catalens.metrics import METRICS, correctness, metrics_of, relative_errors
+from catalens.measures import relative_errors
+from catalens.metrics import METRICS, correctness, metrics_of, tolerating
 from catalens.pages.base import write_page
 from catalens.pages.charts import SERIES, reliability, risk_coverage, scatter
 from catalens.pages.format import between, exact_number, number, percent, rows_of, truths_of
 from catalens.pages.gallery import SCRIPT, gallery, most_frequent
 from catalens.pages.scores import costs, noise_floor, score_table, tiles, truths_in, verdict
-from catalens.predictions import ScoredRow, rows_with
+from catalens.predictions import ScoredRow, rows_with, tolerance_of
 
 CONFUSION_CLASSES = 12
 GROUPS = 20
@@ -40,7 +41,7 @@ def write_report(
     path: Path, run: str, metrics: Mapping[str, Any], fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]
 ) -> None:
     """Write the page; the same arguments give the same bytes."""
-    seconds = metrics.get("seconds") or {}
+    seconds, within = metrics.get("seconds") or {}, tolerance_of(metrics)
     kinds = ("answer", *dict.fromkeys(field.kind for field in fields))
     write_page(
         path,
@@ -52,8 +53,9 @@ def write_report(
         verdict=verdict(metrics, fields),
         left_out=metrics.get("left_out") or [],
         tiles=tiles(metrics, fields),
-        columns=[(None, metrics_of("answer")), *((field, metrics_of(field.kind)) for field in fields)],
-        explained={name: metric for name, metric in METRICS.items() if metric.kind in kinds},
+        columns=[(None, metrics_of("answer")), *((field, metrics_of(field.kind, within)) for field in fields)],
+        explained={name: tolerating(metric, within) for name, metric in METRICS.items() if metric.kind in kinds},
+        within=within,
         scores=score_table(metrics, fields),
         floor=noise_floor(metrics, fields),
         fields=fields,
@@ -164,7 +166,7 @@ def _error(field: FieldSpec, rows: Sequence[ScoredRow]) -> tuple[str, str, tuple
         if len(set(products)) < FEWEST:
             return percent(figure["value"]), count, (figure["value"], figure["value"], figure["value"])
     else:
-        figure = share(~correctness(name, field.kind, truths, predictions), products)
+        figure = share(~correctness(name, field.kind, truths, predictions, rows[0].within), products)
     value, interval = _with_interval(figure)
     return value, " \u00b7 ".join(filter(None, [interval, count])), (figure["low"], figure["value"], figure["high"])
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from catalens.config import FieldSpec
 from catalens.metrics import METRICS, metrics_of, primary, share_right
-from catalens.pages.format import cell, listed, metric_text, number, percent, truths_of
+from catalens.pages.format import cell, label, listed, metric_text, number, percent, truths_of
+from catalens.predictions import tolerance_of
 
 
 class System(NamedTuple):
@@ -87,7 +88,7 @@ def score_table(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list
     for column, metric in columns + [(field.column, metric) for field in fields for metric in metrics_of(field.kind)]:
         figures = [
             # a baseline writes no answers, so it has no parse rate to show
-            None if "baselines" in system.path and not column else figure_of(scores, column, metric)
+            None if "baselines" in system.path and metric == "parse_rate" else figure_of(scores, column, metric)
             for system, scores in systems
         ]
         values = [figure["value"] for figure in figures if figure]
@@ -211,7 +212,7 @@ def _in_words(field: FieldSpec, metrics: Mapping[str, Any]) -> tuple[str, str] |
     count = truths_in(metrics, field.column)
     if not (figure := figure_of(scores, field.column, right)):
         return (field.label, f"has {count} in these rows") if count else None
-    how = {"text": "exactly right", "category": "right", "number": METRICS[right].label}[field.kind]
+    how = {"text": "exactly right", "category": "right", "number": label(right, tolerance_of(metrics))}[field.kind]
     says = f"{how} on {percent(figure['value'])}"
     if first != right and (other := figure_of(scores, field.column, first)):
         says += f", {METRICS[first].label} {metric_text(first, other['value'])}"

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from catalens.config import PromptSpec
 from catalens.metrics import METRICS, share_right
-from catalens.pages.format import rows_of
+from catalens.pages.format import label, rows_of
 from catalens.pages.scores import SYSTEMS, image_use_in_words, scores_of, training_made_worse, truths_in
+from catalens.predictions import tolerance_of
 
 
 def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console) -> None:
@@ -23,15 +24,20 @@ def print_scores(result: Mapping[str, Any], prompt: PromptSpec, console: Console
     shown = [(one, scores) for one in SYSTEMS if one.heading and (scores := scores_of(result, one))]
     for n, (system, _) in enumerate(shown):
         table.add_column(system.heading, justify="right", no_wrap=True, style=None if n else "bold")
+    within = tolerance_of(result)
     table.add_row("parses", *_cells("parse_rate", [scores["parse_rate"] for _, scores in shown]))
     for field in prompt.fields:
         count = truths_in(result, field.column)
         for metric in result["model"]["fields"][field.column]:
+            if METRICS[metric].detail:
+                continue
             figures = [scores["fields"][field.column][metric] for _, scores in shown]
-            name = f"{escape(field.label)}, {METRICS[metric].label}"
+            name = f"{escape(field.label)}, {label(metric, within)}"
             table.add_row(f"{name}\n[dim]{count}[/]" if count else name, *_cells(metric, figures))
         if not result["model"]["fields"][field.column]:
             table.add_row(escape(field.label), count)
+    if "record_accuracy" in result["model"]:
+        table.add_row("all fields right", *_cells("record_accuracy", [s["record_accuracy"] for _, s in shown]))
     console.print(table)
     if "confidence" in result:
         _print_trust(result, prompt, console)
@@ -59,7 +65,7 @@ def _print_trust(result: Mapping[str, Any], prompt: PromptSpec, console: Console
         right = result["constrained"]["fields"][field.column][metric]
         count = truths_in(result, field.column)
         table.add_row(
-            f"{escape(field.label)}, {METRICS[metric].label}" + (f"\n[dim]{count}[/]" if count else ""),
+            f"{escape(field.label)}, {label(metric, tolerance_of(result))}" + (f"\n[dim]{count}[/]" if count else ""),
             *_cells(metric, [right, right, measured["ece"], rule["accepted"]])[1:],
             f"{100 * rule['error']['value']:.1f}%" if rule["error"] else "",
             f"{100 * interval['coverage']['value']:.1f}% of {100 * interval['nominal']:g}%" if interval else "",

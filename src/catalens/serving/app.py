@@ -77,7 +77,7 @@ class FieldAnswer(BaseModel, use_attribute_docstrings=True):
     value: Value
     """What the picture shows."""
     confidence: float | None
-    """Probability that the value is right (a number: within 10 % of the truth)."""
+    """Probability that the value is right (a number: within the run's tolerance)."""
     needs_review: bool
     """True where a person should look at it."""
 

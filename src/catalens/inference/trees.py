@@ -1,0 +1,273 @@
+"""Values that a field may still take, as trees over tokens that all rows of a batch grow together, a level at a time.
+
+    Full Price:  1 --- 2 --- 9 .     a third of the quantiles of the price
+                 |     `---- 1 .
+                 `- 9 --- 9 .
+
+Numbers and closed sets of categories are finite languages in which few tokens may follow, so that a level is one pass
+over the cache that the rows have: each token sees the prompt and those before it in its branch. Of a number each row
+follows `QUANTILES` evenly spaced quantiles from digit to digit, by the cumulative probabilities of the digits, as one
+draws from a distribution by its inverse: 32 tell its median as well as hundreds of branches do. They stop where more
+digits would change it by less than 1 %. Of categories the likeliest branches are followed. Which tokens may follow a
+number depends on how many digits it has, and not on which: the grammar is asked once.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from catalens.config import FieldSpec, PromptSpec
+from catalens.distributions import Distribution, Estimate
+from catalens.examples import parse_value
+from catalens.inference.grammar import Constraint
+
+QUANTILES = 32
+"""Quantiles of a number that are followed."""
+WIDTH = 32
+"""Most branches of a category that are followed at a time."""
+CUT = 0.002
+"""Branches of a category less likely than this are left, but for the likeliest."""
+ROOM = 24
+"""Tokens that a value may take."""
+DIGITS = 100
+"""Digits after the decimal sign are of no account from here on: a number in units of the last one."""
+
+Scores = Callable[[NDArray[np.intp], NDArray[np.intp]], NDArray[np.float32]]
+"""Numbers [n] of branches that grow, tokens [k] -> their scores [n, k] by the model."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Token that may follow, with those that must follow it."""
+
+    tokens: tuple[int, ...]
+    text: bytes
+    """Bytes that they write."""
+    whole: bool
+    """The value ends with them."""
+
+
+@dataclass(eq=False)
+class Branch:
+    """Beginning of a value of a row."""
+
+    row: int
+    text: bytes
+    """Bytes since the label."""
+    tokens: tuple[int, ...] = ()
+    log_probabilities: tuple[float, ...] = ()
+    """Of each token, 0 for a forced one."""
+    share: float = 1.0
+    """Probability; of a number the share of its quantiles."""
+    places: tuple[int, ...] = ()
+    """Where its tokens stand among those that were fed for the row's tree."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the tree of a row found."""
+
+    distribution: Distribution
+    tokens: tuple[int, ...]
+    """Of the value that stands for the distribution; of a number perhaps not up to its end."""
+    log_probabilities: tuple[float, ...]
+
+
+class Choices:
+    """Tokens that may follow the beginning of a value of one field."""
+
+    def __init__(self, constraint: Constraint, prompt: PromptSpec, spec: FieldSpec) -> None:
+        self.constraint, self.prompt, self.spec = constraint, prompt, spec
+        following = [*prompt.fields[prompt.fields.index(spec) + 1 :], None][0]
+        self._ending = f", {following.label}:".encode() if following else None
+        self._known: dict[bytes, tuple[NDArray[np.intp], list[Choice]]] = {}
+
+    def opened(self, text: bytes) -> bytes | None:
+        """Cut what an answer so far has after the field's label; None where that does not stand yet."""
+        first = self.spec == self.prompt.fields[0]
+        label = f"{self.spec.label}:" if first else f", {self.spec.label}:"
+        before, found, rest = text.partition(label.encode())
+        return rest if found and not (first and before.strip()) else None
+
+    def begins(self, rest: bytes) -> bool:
+        """Tell whether a value is yet to come after what stands behind its label."""
+        prefix = self.prompt.numbers.prefix if self.spec.kind == "number" else ""
+        return f" {prefix}".encode().startswith(rest)
+
+    def key(self, text: bytes) -> bytes:
+        """Shorten the beginning of a value to what decides about the tokens that may follow."""
+        if self.spec.kind != "number":
+            return text
+        nought = re.match(rb"\D*0", text) is not None  # no more digits may follow it
+        return b"01"[nought : nought + 1] + re.sub(rb"\d", b"1", text)
+
+    def after(self, branch: Branch, start: Any) -> tuple[NDArray[np.intp], list[Choice]]:
+        """Tokens [k] that may follow a branch, and each with what must follow; `start` is the matcher before it."""
+        key = self.key(branch.text)
+        if key not in self._known:
+            matcher, vocabulary, found = start.deep_copy(), self.constraint.vocabulary, []
+            if branch.tokens:
+                matcher.consume_tokens(list(branch.tokens))
+            for token in np.flatnonzero(self.constraint.allowed([matcher])[0]).tolist():
+                tokens = (token, *self.constraint.follow(matcher.deep_copy(), token))
+                text = b"".join(vocabulary.piece(one) for one in tokens if one != vocabulary.end)
+                ended = self._ending is not None and self._ending in branch.text + text
+                found.append(Choice(tokens, text, ended or vocabulary.end in tokens))
+            self._known[key] = np.array([choice.tokens[0] for choice in found], np.intp), found
+        return self._known[key]
+
+    def value(self, text: bytes) -> float | str | None:
+        """Read a value, which may go on after its decimal sign; None where it is none."""
+        text = text.partition(self._ending)[0] if self._ending else text
+        written = text.decode("utf-8", errors="replace").strip()
+        if self.spec.kind != "number":
+            return parse_value(self.prompt, self.spec, written)
+        numbers = self.prompt.numbers
+        bare = written.removeprefix(numbers.prefix).removesuffix(numbers.suffix).strip().removesuffix(numbers.decimal)
+        return parse_value(self.prompt, self.spec, f"{numbers.prefix}{bare}{numbers.suffix}")
+
+    def settled(self, text: bytes) -> bool:
+        """Tell whether the digits that a number still lacks change it by less than 1 %."""
+        whole, point, decimals = text.decode("utf-8", errors="replace").partition(self.prompt.numbers.decimal)
+        return bool(point) and int(re.sub(r"\D", "", whole + decimals) or 0) >= DIGITS
+
+
+@dataclass(eq=False)
+class Turn:
+    """Field of an answer that is written whose value grows on a tree next."""
+
+    fields: Sequence[Choices]
+    switch: float = math.inf
+    """Most positions before the rotary embedding changes: no tree grows across."""
+    place: int = 0
+
+    def now(self, text: bytes, length: int) -> Choices | None:
+        """Give the field whose value comes after an answer's `text`, at this position; None where none does."""
+        while self.place < len(self.fields):
+            choices = self.fields[self.place]
+            if (rest := choices.opened(text)) is None:
+                return None
+            if choices.begins(rest) and not length <= self.switch < length + ROOM:
+                return choices
+            self.place += 1
+        return None
+
+
+@dataclass(eq=False)
+class Forest:
+    """Trees of the same field of several rows."""
+
+    choices: Choices
+    starts: Sequence[Any]
+    """Matcher of each row before the value."""
+    texts: Sequence[bytes]
+    """What stands of it already: a space, a currency sign."""
+    growing: list[Branch] = field(default_factory=list)
+    whole: list[Branch] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rows = range(len(self.starts))
+        self.growing = [Branch(row, text) for row, text in zip(rows, self.texts, strict=True)]
+        marks = (np.arange(QUANTILES) + 0.5) / QUANTILES
+        self._marks = [marks] * len(self.growing)  # of each growing branch: quantiles, as shares of it
+
+    def grow(self, scores: Scores) -> None:
+        """Grow every branch by a choice."""
+        before, marks = self.growing, self._marks
+        groups: defaultdict[bytes, list[int]] = defaultdict(list)
+        for n, branch in enumerate(before):
+            groups[self.choices.key(branch.text)].append(n)
+        self.growing, self._marks = [], []
+        for members in groups.values():
+            first = before[members[0]]
+            tokens, choices = self.choices.after(first, self.starts[first.row])
+            logs = scores(np.array(members, np.intp), tokens).astype(np.float64)
+            logs -= logs.max(axis=1, keepdims=True)
+            logs -= np.log(np.exp(logs).sum(axis=1, keepdims=True))  # [n, k]
+            if self.choices.spec.kind == "number":
+                self._follow_quantiles([(before[n], marks[n]) for n in members], choices, logs)
+            else:
+                self._follow_likeliest([before[n] for n in members], choices, logs)
+        if self.choices.spec.kind != "number":
+            self._cut()
+        order = sorted(range(len(self.growing)), key=lambda n: self.growing[n].row)  # as `fresh` has them
+        self.growing, self._marks = [self.growing[n] for n in order], [self._marks[n] for n in order]
+
+    def fresh(self) -> list[list[Branch]]:
+        """Growing branches, row by row."""
+        rows: list[list[Branch]] = [[] for _ in self.starts]
+        for branch in self.growing:
+            rows[branch.row].append(branch)
+        return rows
+
+    def found(self, estimate: Estimate) -> list[Found]:
+        """Give what every row's tree has found."""
+        return [
+            self._found([one for one in self.whole if one.row == row], estimate) for row in range(len(self.starts))
+        ]
+
+    def _found(self, whole: Sequence[Branch], estimate: Estimate) -> Found:
+        values: dict[float | str, float] = defaultdict(float)
+        best: dict[float | str, Branch] = {}
+        for branch in whole:
+            if (value := self.choices.value(branch.text)) is not None:
+                values[value] += branch.share
+                best[value] = max(best.get(value, branch), branch, key=lambda one: one.share)
+        distribution = Distribution.of(values)
+        number = self.choices.spec.kind == "number"
+        chosen = best[distribution.point(estimate) if number else distribution.mode]
+        return Found(distribution, chosen.tokens, chosen.log_probabilities)
+
+    def _follow_quantiles(
+        self, branches: Sequence[tuple[Branch, NDArray[np.float64]]], choices: Sequence[Choice], logs: NDArray[Any]
+    ) -> None:
+        """Follow each quantile into the choice whose share of the cumulative probabilities holds it."""
+        above = np.exp(logs).cumsum(axis=1)
+        for (branch, marks), ends, own in zip(branches, above, logs, strict=True):
+            picks = np.minimum(np.searchsorted(ends, marks, side="right"), len(choices) - 1)
+            for pick in np.unique(picks).tolist():
+                inside = marks[picks == pick]
+                start, width = (ends[pick - 1] if pick else 0.0), np.exp(own[pick])
+                share = len(inside) / QUANTILES
+                self._add(branch, choices[pick], float(own[pick]), share, (inside - start) / max(width, 1e-12))
+
+    def _follow_likeliest(self, branches: Sequence[Branch], choices: Sequence[Choice], logs: NDArray[Any]) -> None:
+        none = np.empty(0)
+        for branch, own in zip(branches, logs, strict=True):
+            for choice, log in zip(choices, own.tolist(), strict=True):
+                self._add(branch, choice, log, branch.share * float(np.exp(log)), none)
+
+    def _add(self, branch: Branch, choice: Choice, log: float, share: float, marks: NDArray[np.float64]) -> None:
+        text, forced = branch.text + choice.text, (0.0,) * (len(choice.tokens) - 1)
+        tokens, logs = branch.tokens + choice.tokens, (*branch.log_probabilities, log, *forced)
+        more = Branch(branch.row, text, tokens, logs, share, branch.places)
+        if choice.whole or (self.choices.spec.kind == "number" and self.choices.settled(text)):
+            self.whole.append(more)
+        else:
+            self.growing.append(more)
+            self._marks.append(marks)
+
+    def _cut(self) -> None:
+        """Leave the unlikely branches of categories."""
+        kept: list[Branch] = []
+        for branches in self.fresh():
+            best = sorted(branches, key=lambda branch: -branch.share)[:WIDTH]
+            kept += [branch for n, branch in enumerate(best) if n == 0 or branch.share >= CUT]
+        self.growing, self._marks = kept, [np.empty(0)] * len(kept)
+
+
+def choices_of(
+    constraint: Constraint, prompt: PromptSpec, closed: Collection[str], estimate: Estimate
+) -> list[Choices]:
+    """Give the fields of an answer whose values grow on trees, in order: `closed` ones, and numbers not by mode."""
+    return [
+        Choices(constraint, prompt, spec)
+        for spec in prompt.fields
+        if (spec.kind == "number" and estimate != "mode") or spec.column in closed
+    ]
