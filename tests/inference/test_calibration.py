@@ -321,7 +321,7 @@ def test_it_is_read_back_as_it_was_written(tmp_path: Path):
     assert read.model_copy(update={"best": ""}) == calibration
     assert read.apply("title", score(1.5)) == calibration.apply("title", score(1.5))
     assert read.threshold("title", 0.2) == calibration.threshold("title", 0.2) is not None
-    named = {"format", "rows", "products", "candidates", "interval", "best", "fields"}
+    named = {"format", "rows", "products", "candidates", "interval", "number", "best", "fields"}
     assert set(json.loads((tmp_path / FILE).read_bytes())) == named
 
 

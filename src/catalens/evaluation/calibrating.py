@@ -166,9 +166,9 @@ def confidence_block(
     """Measure how far confidences and intervals can be believed.
 
     `{"calibrated_on": products, "fields": {name: {"crps" or "top_3": Figure, "ece": Figure, "bins": reliability,
-    "risk_coverage": [...], "interval": {"nominal", "coverage": Figure, "width": median, a share of the prediction}}}}`;
-    `interval` is None where no row has one. A row without a confidence has 0, one without an interval is not covered. A
-    field goes by the rows that have a truth of it, and is not among the fields where none has.
+    "risk_coverage": [...], "interval": {"nominal", "coverage": Figure, "width": median, a share of the number}}}}`;
+    `interval` is None where no row has one. A row without a confidence has 0, one without an interval is not covered.
+    A field goes by the rows that have a truth of it, and is not among the fields where none has.
     """
     fields: dict[str, Any] = {}
     everything = rows

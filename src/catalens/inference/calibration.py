@@ -75,31 +75,32 @@ class Bound(Frozen):
 
     def around(self, value: float, distribution: Distribution | None) -> tuple[float, float] | None:
         """Bound a truth; None where a number of 0 or less is to be bounded by ratio, or a distribution is missing."""
-        numbers = frame(self.by, self.shape, value, distribution)
-        if numbers is None:
+        begun = frame(self.by, self.shape, value, distribution)
+        if begun is None:
             return None
-        low, high, unit = numbers
-        reach = (math.log(self.size) if self.by == "ratio" else self.size) * unit
-        return (math.exp(low - reach), math.exp(high + reach)) if self.by == "ratio" else (low - reach, high + reach)
+        low, high, unit = begun
+        if self.by == "ratio":
+            return low / self.size**unit, high * self.size**unit
+        return low - self.size * unit, high + self.size * unit
 
 
 def frame(by: str, shape: str, value: float, distribution: Distribution | None) -> tuple[float, float, float] | None:
-    """Give what a bound begins from, low and high, and its unit, in logarithms where it is by ratio.
+    """Give what a bound begins from, low and high, and the unit of its size, where it is by ratio of its logarithm.
 
     None where there is no such: a number of 0 or less by ratio, no distribution where the shape needs one.
     """
-    low = high = value
+    low, high = value, value
     if shape != "even":
         if distribution is None:
             return None
         low, high = distribution.around(TAILS if shape == "quantiles" else SPREAD)
+    if by == "ratio" and min(low, value) <= 0:
+        return None
+    if shape != "spread":
+        return low, high, 1.0
     if by == "ratio":
-        if min(low, value) <= 0:
-            return None
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    if shape == "spread":
-        return value, value, max((high - low) / 2, NARROWEST * (1.0 if by == "ratio" else abs(value)))
-    return low, high, 1.0
+        return value, value, max(math.log(high / low) / 2, NARROWEST)
+    return value, value, max((high - low) / 2, NARROWEST * abs(value)) or 1.0
 
 
 class FieldCalibration(Frozen):

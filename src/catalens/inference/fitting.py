@@ -16,7 +16,16 @@ from scipy.stats import beta
 from catalens.confidence import acceptance
 from catalens.config import NumberSpec, PromptSpec
 from catalens.distributions import Distribution
-from catalens.inference.calibration import STEPS, Bound, Calibration, FieldCalibration, confidences, frame, log_odds
+from catalens.inference.calibration import (
+    STEPS,
+    Bound,
+    Calibration,
+    FieldCalibration,
+    Shape,
+    confidences,
+    frame,
+    log_odds,
+)
 from catalens.inference.records import FieldScore
 from catalens.intervals import Floats
 from catalens.metrics import correctness, rows_with
@@ -131,13 +140,13 @@ def _errors(
 ) -> tuple[Floats, Floats, Floats]:
     """Errors [n] in units, the units [n], and the widths [n] of what the bounds begin from."""
     errors, units, bare = [], [], []
+    scale = math.log if by == "ratio" else float
     for (truth, value), distribution in zip(pairs, distributions, strict=True):
         begun = frame(by, shape, value, distribution)
         low, high, unit = begun or (math.nan, math.nan, 1.0)
-        at = math.log(truth) if by == "ratio" else truth
-        errors.append(max(low - at, at - high) / unit if begun else math.inf)
+        errors.append(max(scale(low) - scale(truth), scale(truth) - scale(high)) / unit if begun else math.inf)
         units.append(unit)
-        bare.append(high - low)
+        bare.append(scale(high) - scale(low))
     return np.array(errors), np.array(units), np.array(bare)
 
 
