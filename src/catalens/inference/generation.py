@@ -24,20 +24,17 @@ import gc
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 import torch
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
 from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
-from transformers import DynamicCache
-from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from catalens.catalog.pictures import picture_size
 from catalens.checkpoint import greedy
@@ -47,9 +44,10 @@ from catalens.devices import processes
 from catalens.errors import InferenceError, PictureError
 from catalens.examples import AnswerSchema, complete_question
 from catalens.features import FeatureCache
+from catalens.inference.decoding import Decoder
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.inference.records import Completion
-from catalens.model import Family, ImageInputs, family_of
+from catalens.model import ImageInputs, family_of
 
 CHUNK = 8
 """Batches that are sorted by length together."""
@@ -94,8 +92,8 @@ class Generator:
         longest = constraint.max_new_tokens if constraint else max_new_tokens
         ends: Any = greedy(processor).eos_token_id
         self._switch = self.family.rope_switch(model.config) or math.inf
-        self._decoder = _Decoder(model, self.family, self.vocabulary, ends, longest, constraint)
         self._answer_tokens = min(longest, max_new_tokens)  # room that a row is given; few answers need more
+        self._decoder = Decoder(model, self.family, self.vocabulary, ends, longest, self._answer_tokens, constraint)
         self._encoder, self._question = Encoder(processor, prompt), complete_question(prompt, {})
         self._cache = cache
 
@@ -265,128 +263,8 @@ class Generator:
                 raise
             if len(batch) == 1:
                 raise InferenceError("one row alone is too much for the memory: lower num_crops") from error
+        self._decoder.release()
         gc.collect()  # what the failed pass held has gone with its exception
         torch.cuda.empty_cache()
         half = self.batch_size = len(batch) // 2
         return self._fitting(work, batch[:half]) + self._fitting(work, batch[half:])
-
-
-@dataclass(eq=False)
-class _Row:
-    prompt: list[int]
-    images: Sequence[ImageInputs]
-    matcher: Any
-    tokens: list[int] = field(default_factory=list)
-    log_probabilities: list[float] = field(default_factory=list)
-    fresh: list[int] = field(default_factory=list)  # not fed yet
-    steps: int = 0
-    done: bool = False
-
-
-@dataclass(eq=False)
-class _Decoder:
-    model: Any
-    family: Family
-    vocabulary: Vocabulary
-    ends: Collection[int]
-    max_new_tokens: int
-    constraint: Constraint | None
-
-    def __post_init__(self) -> None:
-        self.switch = self.family.rope_switch(self.model.config) or math.inf
-        self.together = is_fsdp_managed_module(self.model) and processes().num_processes > 1
-
-    @torch.no_grad()
-    def __call__(self, prompts: Sequence[list[int]], images: Sequence[Sequence[ImageInputs]]) -> list[Completion]:
-        """Answer prompts of any lengths, each with its own images; all with pixels or all with features.
-
-        Every process of a sharded model calls this with a batch of its own.
-        """
-        rows = [_Row(ids, own, None) for ids, own in zip(prompts, images, strict=True)]
-        if self.constraint:
-            for row in rows:
-                row.matcher = self.constraint.start()
-                self._take(row, self.constraint.forced(row.matcher))
-        self._run(rows)
-        return [self._completion(row) for row in rows]
-
-    def _run(self, rows: Sequence[_Row]) -> None:
-        batch, cache, mask = list(rows), None, torch.empty(0)
-        while self._anyone(rows):
-            alive = [row for row in batch if not row.done] or batch[:1]
-            if cache is None or any(self._crosses(row) for row in alive):
-                batch, cache = alive, DynamicCache()
-                logits, mask = self._feed(batch, [r.prompt + r.tokens for r in batch], cache, None)
-            else:
-                if 2 * len(alive) <= len(batch):
-                    kept = [i for i, row in enumerate(batch) if row in alive]
-                    cache.batch_select_indices(torch.tensor(kept, device=mask.device))
-                    batch, mask = alive, mask[kept]
-                # a step is as wide for all as its widest row: those with several tokens wait
-                narrow = [row for row in alive if len(row.fresh) == 1 and not row.done]
-                fed = narrow if 8 * len(narrow) > len(alive) else [row for row in alive if not row.done]
-                logits, mask = self._feed(batch, [r.fresh if r in fed else [] for r in batch], cache, mask)
-            self._choose(batch, logits)
-
-    def _feed(
-        self, batch: Sequence[_Row], ids: Sequence[list[int]], cache: DynamicCache, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores [B, V] of what comes after `ids`, and the mask [B, T] over all that is in the cache then."""
-        width, device = max(1, *map(len, ids)), self.model.device
-        fed = torch.tensor([[0] * (width - len(own)) + own for own in ids], device=device)  # [B, width]
-        real = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in ids], device=device)
-        inputs = self.family.collate([image for row in batch for image in row.images]) if mask is None else {}
-        images = {
-            name: value.to(device, self.model.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
-        mask = real if mask is None else torch.cat([mask, real], dim=1)
-        outputs = self.model(
-            input_ids=fed, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1, **images
-        )
-        for row, own in zip(batch, ids, strict=True):
-            row.steps += bool(own)
-            row.fresh = [] if own else row.fresh
-        return outputs.logits[:, -1].float(), mask
-
-    def _choose(self, batch: Sequence[_Row], logits: torch.Tensor) -> None:
-        logits[:, self.model.config.image_token_id] = -torch.inf
-        if self.constraint:
-            allowed = self.constraint.allowed([None if row.done or row.fresh else row.matcher for row in batch])
-            logits = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
-        scores = logits.log_softmax(-1)
-        best, tokens = scores.max(-1)
-        for row, token, score in zip(batch, tokens.tolist(), best.tolist(), strict=True):
-            if row.done or row.fresh:
-                continue
-            forced = self.constraint.follow(row.matcher, token) if self.constraint else []
-            self._take(row, [token, *forced], score)
-
-    def _take(self, row: _Row, tokens: Sequence[int], score: float = 0.0) -> None:
-        """Append tokens, of which the first was chosen with this score."""
-        row.tokens += tokens
-        row.fresh += tokens
-        row.log_probabilities += [score, *[0.0] * len(tokens)][: len(tokens)]
-        row.done = any(token in self.ends for token in tokens) or len(row.tokens) >= self.max_new_tokens
-
-    def _crosses(self, row: _Row) -> bool:
-        """Tell whether a row is about to use the factors beyond the switch over a cache that has the others."""
-        length = len(row.prompt) + len(row.tokens)
-        return length > self.switch >= length - len(row.fresh)
-
-    def _anyone(self, rows: Sequence[_Row]) -> bool:
-        """Tell whether any row goes on; with a sharded model in any process, as all must take part in each step."""
-        alive = sum(not row.done for row in rows)
-        if self.together:
-            total: Any = reduce(torch.tensor(alive, device=self.model.device), "sum")
-            alive = int(total)
-        return alive > 0
-
-    def _completion(self, row: _Row) -> Completion:
-        end = next((i + 1 for i, token in enumerate(row.tokens) if token in self.ends), len(row.tokens))
-        return Completion(
-            pieces=tuple(map(self.vocabulary.piece, row.tokens[:end])),
-            log_probabilities=tuple(row.log_probabilities[:end]),
-            prompt_tokens=len(row.prompt),
-            steps=max(0, row.steps - 1),
-        )
