@@ -111,7 +111,7 @@ class Step:
         self.model, self.cache, self.rows, self.width, self.captured = model, cache, rows, width, captured
         self._inputs = torch.zeros(rows, width + 2, dtype=torch.long, device=model.device)
         self._masked = True
-        self._graph: Any = None
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
 
     def load(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
@@ -128,14 +128,13 @@ class Step:
         """Give the scores [B, V] of what comes after each row's last token."""
         if not self.captured:
             return self._pass()
-        if self._graph is None:
-            try:
-                self._capture()
-            except RuntimeError as error:
-                if should_reduce_batch_size(error):
-                    raise
-                self.captured = False  # some layers cannot be: the answers are the same, later
-                return self._pass()
+        try:
+            self._graph = self._graph or self._capture()
+        except RuntimeError as error:
+            if should_reduce_batch_size(error):
+                raise
+            self.captured = False  # some layers cannot be: the answers are the same, later
+            return self._pass()
         self._graph.replay()
         return self._logits
 
@@ -158,7 +157,7 @@ class Step:
         last = (count - 1).clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1])  # [B, 1, V]
         return logits.gather(1, last)[:, 0].float()
 
-    def _capture(self) -> None:
+    def _capture(self) -> torch.cuda.CUDAGraph:
         """Record the pass, after two that warm up: all write the same."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -166,9 +165,10 @@ class Step:
             for _ in range(2):
                 self._pass()
         torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self._logits = self._pass()
+        return graph
 
 
 @contextmanager
@@ -232,6 +232,11 @@ class Decoder:
         self.captured = self.model.device.type == "cuda" and not self.sharded
         self.cache: KeyValues | None = None
         self._steps: dict[tuple[int, int], Step] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache."""
+        return self.cache.nbytes if self.cache else 0
 
     def release(self) -> None:
         """Give the memory back."""
