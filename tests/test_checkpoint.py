@@ -1,16 +1,21 @@
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from catalens import checkpoint, devices
-from catalens.checkpoint import TINY, load_model, load_processor, load_run, save_best
+from catalens.checkpoint import TINY, load_model, load_processor, load_run, merged, save_best
 from catalens.config import PromptSpec, Recipe, TrainingSpec, dump_recipe
 from catalens.devices import compute_dtype
 from catalens.errors import CheckpointError
@@ -215,3 +220,52 @@ def test_a_run_is_loaded_with_the_rounding_of_its_recipe(precision, rounds, tmp_
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
     load_run(tmp_path, weights=False)
     assert asked == [rounds]
+
+
+def adapted(model, **options):
+    """A model with adapters that change what it says."""
+    targets = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=targets, **options))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.02, generator=torch.Generator().manual_seed(len(name)))
+    return adapted.eval()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_are_merged_for_a_while_and_every_bit_comes_back(dtype, dora):
+    model = adapted(load_model("tiny", dtype), use_dora=dora)
+    state = {name: (tensor, tensor.clone()) for name, tensor in model.state_dict().items()}
+    ids = torch.tensor([[5, 99, 301, 7]])
+    with torch.no_grad():
+        beside = model(input_ids=ids).logits.float()
+        with suppress(KeyboardInterrupt), merged(model):
+            within = model(input_ids=ids).logits.float()
+            assert all(layer.merged for layer in model.modules() if isinstance(layer, BaseTunerLayer))
+            raise KeyboardInterrupt
+        after = model(input_ids=ids).logits.float()
+        with model.disable_adapter():
+            base = model(input_ids=ids).logits.float()
+    assert torch.equal(after, beside)
+    assert (within - beside).abs().max() < (1e-3 if dtype == torch.float32 else 0.5) < (base - beside).abs().max()
+    for name, tensor in model.state_dict().items():
+        known, bits = state[name]
+        assert torch.equal(tensor, bits)
+        assert tensor.data_ptr() == known.data_ptr()
+    assert not any(layer.merged for layer in model.modules() if isinstance(layer, BaseTunerLayer))
+
+
+@pytest.mark.integration
+def test_four_bits_and_too_little_memory_leave_adapters_beside_their_layers(monkeypatch):
+    def left(model) -> bool:
+        with merged(model):
+            return not any(layer.merged for layer in model.modules() if isinstance(layer, BaseTunerLayer))
+
+    assert left(adapted(load_model("tiny", four_bits=True)))
+    usual = adapted(load_model("tiny"))
+    assert not left(usual)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**20))
+    assert left(usual)

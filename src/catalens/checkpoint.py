@@ -29,10 +29,11 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import ValidationError
 from transformers import AutoProcessor, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
+from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils.import_utils import is_flash_attn_2_available
 
 from catalens.config import PromptSpec, Recipe, load_recipe
-from catalens.devices import AMPERE, compute_dtype, device, set_precision
+from catalens.devices import AMPERE, compute_dtype, device, free_memory, set_precision
 from catalens.errors import CheckpointError, first_line
 from catalens.examples import AnswerSchema
 from catalens.files import file_hash, model_folder, read_export
@@ -222,10 +223,44 @@ def _best_model(best: Path, recipe: Recipe, dtype: torch.dtype) -> Any:
         adapted = PeftModel.from_pretrained(model, str(best))
         for layer in adapted.modules():
             if isinstance(layer, BaseTunerLayer):  # one after the other: the whole model in fp32 may not fit
-                layer.get_base_layer().float()
-                layer.merge()
-                layer.get_base_layer().to(dtype)
+                _merge(layer, dtype)
         return adapted.unload().to(dtype)
+
+
+@contextmanager
+def merged(model: Any) -> Iterator[None]:
+    """Merge the adapters of a model that trains, as those of its best are merged; its weights come back to the bit.
+
+    One without adapters stays as it is, and so does a sharded one, one whose merged weights have no room beside its
+    own, and one of 4 bits: merged, these would be other weights than the adapter learns beside.
+    """
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    weights = [weight for layer in layers for weight in layer.get_base_layer().parameters()]
+    needed = sum(weight.nbytes for weight in weights) if all(weight.is_floating_point() for weight in weights) else 0
+    if not needed or is_fsdp_managed_module(model) or 2 * needed > free_memory(model.device):
+        yield
+        return
+    kept = [weight.data for weight in weights]
+    try:
+        for layer in layers:
+            base = layer.get_base_layer()
+            dtype = base.weight.dtype
+            for weight in base.parameters():
+                weight.data = weight.data.to(torch.float32, copy=True)
+            _merge(layer, dtype)
+        yield
+    finally:
+        for layer in layers:
+            layer.merged_adapters.clear()
+        for weight, own in zip(weights, kept, strict=True):
+            weight.data = own
+
+
+def _merge(layer: Any, dtype: torch.dtype) -> None:
+    """Merge the adapter of a layer in fp32, and round once."""
+    layer.get_base_layer().float()
+    layer.merge()
+    layer.get_base_layer().to(dtype)
 
 
 def weights_hash(name: str) -> str:

@@ -184,12 +184,15 @@ class Examples(Dataset[dict[str, Any]]):
             raise TrainingError(f"row ({shown}): picture {error}: see to it, and go on with --resume") from error
         return example | {"labels": torch.full_like(example["labels"], IGNORED)} if index < 0 else example
 
+    def answer_lengths(self) -> list[int]:
+        """Count the tokens A of each row's answer."""
+        return [end - start for start, end in pairwise(self._ends)]
+
     def lengths(self) -> list[int]:
         """Count the tokens T of each row."""
-        answers = (end - start for start, end in pairwise(self._ends))
         prompts = zip(self.queries, self.hd_sizes, strict=True)
         lengths = (len(self.encoder.prompt_ids(sizes, query.question)) for query, sizes in prompts)
-        return [prompt + answer for prompt, answer in zip(lengths, answers, strict=True)]
+        return [prompt + answer for prompt, answer in zip(lengths, self.answer_lengths(), strict=True)]
 
     def tiles(self) -> list[int]:
         """Count the tiles of each row's pictures."""

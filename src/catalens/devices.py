@@ -3,6 +3,7 @@
 import os
 from typing import Any, Literal
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast as broadcast_tensor
@@ -18,6 +19,14 @@ def device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on a device; torch keeps what it has freed of a GPU's, and uses it again."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def processes() -> PartialState:

@@ -100,6 +100,8 @@ class AnswerSchema(Frozen):
 
     fields: Mapping[str, FieldConstraints] = {}
     """By column."""
+    answer_tokens: int | None = None
+    """Tokens that all but one in a hundred of the answers keep to; not known of runs of earlier versions."""
 
     def of(self, column: str) -> FieldConstraints:
         """What the values of a column look like."""
@@ -111,8 +113,8 @@ class AnswerSchema(Frozen):
         return [column for column, own in self.fields.items() if own.values]
 
 
-def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]]) -> AnswerSchema:
-    """What the answers of checked rows are made of, by the values that they have.
+def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]], lengths: Sequence[int] = ()) -> AnswerSchema:
+    """What the answers of checked rows are made of, by the values that they have, and by their `lengths` in tokens.
 
     Texts may be half as long again as the longest, numbers may have one digit more before the point. Raises
     PromptError where no row has a value of a field.
@@ -125,7 +127,9 @@ def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]]) -> Answ
         raise PromptError(
             f"no training row has a value of field {empty!r}: fill some in, or take it out of prompt.fields"
         )
-    return AnswerSchema(fields={f.column: _space(f, spec.numbers, written[f.column]) for f in spec.fields})
+    tokens = sorted(lengths)[-1 - len(lengths) // 100] if lengths else None
+    fields = {f.column: _space(f, spec.numbers, written[f.column]) for f in spec.fields}
+    return AnswerSchema(fields=fields, answer_tokens=tokens)
 
 
 def fields_of(spec: PromptSpec, row: Mapping[str, object]) -> list[FieldSpec]:

@@ -68,6 +68,49 @@ def test_no_pictures_and_no_picture(model, pictures):
     assert good == generator(model, 4).generate(pictures[:1])[0]
 
 
+def test_equal_queries_are_answered_once_and_all_of_them_get_the_answer(model, pictures):
+    once, twice = generator(model, 3), generator(model, 3)
+    passes: list[int] = []
+    handle = model.register_forward_hook(lambda *_: passes.append(1))
+    heard: list[int] = []
+    alone = once.generate(pictures[:2])
+    expected, passes[:] = len(passes), []
+    found = twice.generate(
+        [pictures[0], pictures[1], pictures[0], Query((pictures[0],), once._question)], heard.append
+    )
+    handle.remove()
+    assert found == [alone[0], alone[1], alone[0], alone[0]]
+    assert len(passes) == expected
+    assert heard[-1] == 4
+
+
+def test_a_query_is_tokenized_once(model, pictures, monkeypatch):
+    asked = generator(model, 3)
+    questions: list[str] = []
+    usual = asked._encoder.prompt_ids
+    monkeypatch.setattr(asked._encoder, "prompt_ids", lambda sizes, own: questions.append(own) or usual(sizes, own))
+    asked.generate([Query((picture,), f"What is {n}?") for n, picture in enumerate(pictures)])
+    assert sorted(questions) == [f"What is {n}?" for n in range(len(pictures))]
+
+
+def test_compiled_layers_run_as_they_are(pictures):
+    """Batches have many shapes, each of which would be compiled anew."""
+    shapes: list[object] = []
+    compiled = load_model("tiny")
+    for layer in compiled.model.layers:
+        layer.compile(dynamic=False, backend=lambda graph, inputs: shapes.append(inputs) or graph)
+    assert generator(compiled, 3).generate(pictures[:2])[0].text
+    assert not shapes
+
+
+def test_a_row_is_given_the_room_that_answers_of_the_training_need(model):
+    rows = [{"title": "Sock" * (1 + n // 99), "category3_code": "A", "full_price": 9.0} for n in range(100)]
+    known = answer_space(PromptSpec(), rows, [20 + n // 99 * 40 for n in range(100)])
+    assert known.answer_tokens == 20
+    for schema, longest, room in ((known, 128, 20), (answer_space(PromptSpec(), rows), 24, 24), (None, 24, 24)):
+        assert Generator(model, load_processor("tiny"), PromptSpec(), 8, longest, schema).answer_tokens == room
+
+
 @pytest.fixture(scope="module")
 def space(drawn):
     return answer_space(PromptSpec(), Catalog(drawn).rows("train"))
@@ -178,13 +221,17 @@ def test_batches_follow_the_size_of_the_memory_and_not_what_is_free_in_it(model,
     wide = jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))
     constrained = Generator(model, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 4, space)
     small, large = ([Query((one,), PromptSpec().question) for one in some] for some in (pictures, [wide]))
-    rows = sorted(map(constrained._tokens, [*small, *large]))
+    rows = sorted(constrained._tokens(constrained._asked(0, one)) for one in [*small, *large])
     config, weights = model.config, sum(weight.nbytes for weight in model.parameters())
     token = 2 * config.num_hidden_layers * config.hidden_size * 4  # bytes of fp32 keys and values
     size = weights + int(2 * token * 3 * rows[0])  # half of what the weights leave holds three small rows
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=size, available=free))
     assert rows[-1] > rows[0] == len(slow_ids(constrained, pictures[0])) + 4
-    assert list(constrained._batches([*large, *small])) == [[1, 2, 3], [4, 5, 6], [7, 0]]
+    assert indices(constrained, [*large, *small]) == [[1, 2, 3], [4, 5, 6], [7, 0]]
+
+
+def indices(generator: Generator, queries: list[Query]) -> list[list[int]]:
+    return [[row.index for row in batch] for batch in generator._batches(queries)]
 
 
 def slow_ids(generator: Generator, picture: bytes) -> list[int]:
@@ -271,5 +318,5 @@ def test_rows_that_come_to_the_longrope_switch_are_written_as_without_a_cache(cr
 def test_batches_do_not_mix_sides_of_the_longrope_switch(crossing, pictures):
     wide = jpeg(Image.new("RGB", (300, 40), (40, 90, 200)))
     short = Generator(crossing, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 4)
-    batches = list(short._batches([Query((one,), PromptSpec().question) for one in (wide, *pictures, wide)]))
+    batches = indices(short, [Query((one,), PromptSpec().question) for one in (wide, *pictures, wide)])
     assert sorted(batches, key=len) == [[0, 8], [1, 2, 3, 4, 5, 6, 7]]

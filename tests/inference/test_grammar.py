@@ -1,6 +1,7 @@
 import random
 from pathlib import Path
 
+import llguidance
 import numpy as np
 import pytest
 
@@ -85,6 +86,31 @@ def test_whatever_is_chosen_parses_into_the_space_of_the_answers(vocabulary, pro
         assert 0 <= float(values["full_price"]) < 10**5
         texts.add(text)
     assert len(texts) > 20
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masks_of_a_batch_are_those_of_its_rows_alone(vocabulary, seed):
+    """Of rows at any place in answers of random closed sets, waiting rows and ended ones among them."""
+    rng = random.Random(seed)
+    values = tuple({"".join(rng.choices("ABCDE &-", k=rng.randint(1, 9))).strip() or "A" for _ in range(40)})
+    known = {"category3_code": FieldConstraints(values=values), "title": FieldConstraints(longest=rng.randint(1, 30))}
+    prompt = ORDERS[seed % 3]
+    alone, together = (Constraint(vocabulary, prompt, AnswerSchema(fields=known)) for _ in range(2))
+    alone.executor, together.executor = None, llguidance.LLExecutor(3)
+    matchers: list[llguidance.LLMatcher | None] = [None]
+    for _ in range(24):
+        matcher, steps = alone.start(), rng.randint(0, 60)
+        alone.forced(matcher)
+        while steps and not matcher.is_stopped():
+            choices = np.flatnonzero(alone.allowed([matcher])[0])
+            alone.follow(matcher, int(rng.choice(choices)))
+            steps -= 1
+        matchers.append(matcher)
+    found = together.allowed(matchers)
+    assert any(matcher.is_stopped() for matcher in matchers[1:])
+    assert found[0].all()
+    for row, matcher in enumerate(matchers):
+        assert np.array_equal(found[row], alone.allowed([matcher])[0])
 
 
 @pytest.mark.parametrize("prompt", ORDERS, ids=["reference", "euros", "text last"])

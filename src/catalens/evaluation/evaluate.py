@@ -27,7 +27,7 @@ from rich.console import Console
 
 from catalens import metrics
 from catalens.catalog.storage import Catalog, Roles
-from catalens.checkpoint import Run, load_model, load_run
+from catalens.checkpoint import Run, load_model, load_run, merged
 from catalens.config import Recipe
 from catalens.data import Encoder, Examples, Picture, Query, load_examples
 from catalens.devices import compute_dtype, processes
@@ -70,9 +70,9 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
     rows = ScoringRows(encoder, usable.roles, sampled(usable.rows, spec.rows), recipe)
     memory = FeatureCache(encoder)
     predictor = run_predictor(loaded, recipe, console, memory)
-    writer = Generator(
-        loaded.model, loaded.processor, loaded.prompt, spec.batch_size, spec.max_new_tokens, cache=memory
-    )
+    model, size, longest = loaded.model, spec.batch_size, spec.max_new_tokens
+    room = loaded.space.answer_tokens
+    writer = Generator(model, loaded.processor, loaded.prompt, size, longest, cache=memory, answer_tokens=room)
     counts: dict[str, Any] = {"rows": len(rows.ids), "products": len(set(rows.ids))}
     counts["n"] = {name: len(metrics.rows_with(name, rows.truths)) for name in rows.kinds}
     result: dict[str, Any] = {"format": FORMAT} | counts | {"split": spec.split}
@@ -125,12 +125,9 @@ class ScoringRows:
     def answers(
         self, engine: Writer, stage: str, progress: Progress, queries: Sequence[Query] | None = None
     ) -> list[Completion]:
-        """Write one answer a query, in their order; equal ones are answered once."""
+        """Write one answer a query, in their order."""
         queries = self.queries if queries is None else queries
-        once = list(dict.fromkeys(queries))
-        answers = engine.generate(once, lambda done: progress(stage, done, len(once)))
-        by_query = dict(zip(once, answers, strict=True))
-        return [by_query[query] for query in queries]
+        return engine.generate(queries, lambda done: progress(stage, done, len(queries)))
 
     def blanked(self) -> list[Query]:
         """The queries with grey pictures of the same sizes."""
@@ -212,7 +209,8 @@ class ValidationScorer:
 
     def __call__(self, model: Any, validation: Examples) -> tuple[dict[str, Figure], list[LoggedExample]]:
         """Figures by name, and the first rows with what was written about them."""
-        rows, _, answers = self._write(model, validation)
+        with merged(model):
+            rows, _, answers = self._write(model, validation)
         shown = [
             LoggedExample(rows.ids[i], bytes(rows.pictures[i]), rows.truths[i], answer.values, answer.error)
             for i, answer in enumerate(rows.read(answers[: self.recipe.tracking.examples]))
@@ -221,8 +219,9 @@ class ValidationScorer:
 
     def image_use(self, model: Any, validation: Examples) -> tuple[ImageUse, dict[str, Figure]]:
         """Test whether the model uses the pictures; figures are of other products' pictures."""
-        rows, writer, answers = self._write(model, validation)
-        found = rows.image_use(writer, rows.values(answers))
+        with merged(model):
+            rows, writer, answers = self._write(model, validation)
+            found = rows.image_use(writer, rows.values(answers))
         return found["verdict"], flatten(found["shuffled"])
 
     def _write(self, model: Any, validation: Examples) -> tuple["ScoringRows", Generator, list[Completion]]:

@@ -5,6 +5,7 @@ from catalens.lazy import exports
 HOMES = {
     "batch": "BatchSpec predict_lines predict_to run_version",
     "calibration": "Calibration confidences is_below load_calibration",
+    "decoding": "Decoder KeyValues Step",
     "fitting": "fit_calibration",
     "generation": "Generator",
     "grammar": "Constraint Vocabulary",

@@ -11,9 +11,11 @@ begin, and for `<` in a row. `Constraint.refused` tells which rows of a table ca
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from copy import copy
+from functools import cached_property
 
 import llguidance
 import llguidance.numpy
@@ -31,6 +33,8 @@ LATER = r"([^\p{Z}\p{Cc}<]|<[^\p{Z}\p{Cc}<|,])"
 FIRST = r",?([^\p{Z}\p{Cc}<,]|<[^\p{Z}\p{Cc}<|,])"
 BYTES = 10
 """Most that the grammar spends on a character: four and what may stand before it, as in `a< < ,<b`."""
+CORES = 4
+"""Fewest of a machine on which waking threads for the masks of a batch is cheaper than one thread."""
 
 
 class Vocabulary:
@@ -109,13 +113,25 @@ class Constraint:
 
     def allowed(self, matchers: Sequence[llguidance.LLMatcher | None]) -> NDArray[np.bool_]:
         """Mask of the tokens that may come next, [rows, vocabulary]; all of them for a row that has no matcher."""
-        size = self.vocabulary.size
-        bits = llguidance.numpy.allocate_token_bitmask(len(matchers), size)
-        for row, matcher in enumerate(matchers):
-            if matcher is not None:
-                llguidance.numpy.fill_next_token_bitmask(matcher, bits, row)
+        bits = llguidance.numpy.allocate_token_bitmask(len(matchers), self.vocabulary.size)
+        self.fill(matchers, bits)
         flags = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")
-        return flags[:, :size].astype(bool)
+        return flags[:, : self.vocabulary.size].astype(bool)
+
+    def fill(self, matchers: Sequence[llguidance.LLMatcher | None], bits: NDArray[np.int32]) -> None:
+        """Write the same mask into `bits` [rows, words], the first token in the lowest bit; rows in parallel."""
+        bits[:] = -1
+        constrained = [(matcher, row) for row, matcher in enumerate(matchers) if matcher is not None]
+        if self.executor and len(constrained) > 1:
+            llguidance.numpy.fill_next_token_bitmask_par(self.executor, constrained, bits)
+        else:
+            for matcher, row in constrained:
+                llguidance.numpy.fill_next_token_bitmask(matcher, bits, row)
+
+    @cached_property
+    def executor(self) -> llguidance.LLExecutor | None:
+        """Threads for the masks of a batch, started when they are first needed; None where cores are few."""
+        return llguidance.LLExecutor() if (os.cpu_count() or 1) >= CORES else None
 
     def _opening(self) -> str:
         """Text of the first token of an answer before the first label."""

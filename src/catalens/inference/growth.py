@@ -1,89 +1,110 @@
-"""Trees of values over the KV cache of a batch: each level is one pass of all rows, by attention along the branches.
+"""Trees of values over the keys and values of a batch: each level is a pass of all rows, along the branches.
 
-    cache  <s> <picture> ... Price :        1  1        a level feeds the tokens that its branches have gained;
-    level 1                     1  9        each sees the cache of its row and the tokens before it in its branch
-    level 2                     2  1  9
+    slot     0 1 2 3 4 5   6 7   8 9 10
+             prompt of the row   1 1 9      a level feeds the tokens that its branches have gained
+                           1 9              each sees the row and the tokens before it in its branch
 
-The batch's own cache is left as it is. Shapes: B rows, T tokens in the cache, N fed for the trees so far.
+What a tree leaves in the slots behind its row is overwritten by the answer, as padding is. Shapes: B rows, W tokens
+of a level, L slots, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache
 
-from catalens.inference.trees import Branch, Forest
+from catalens.inference.steps import KeyValues, Pass, masked_attention
+from catalens.inference.trees import QUANTILES, Branch, Forest
 
 
-def grow_over_cache(
-    model: Any, forest: Forest, rows: Sequence[int], logits: Sequence[torch.Tensor], cache: Any, mask: torch.Tensor
-) -> None:
-    """Grow the trees of some `rows` of a batch to their ends.
+class Grower(Protocol):
+    """Decoder in whose batch trees grow."""
 
-    `logits` [V] of each of them are of what comes after its cache, `mask` [B, T] is 1 where the cache of a row holds
-    a token. A token's position counts those that its row has, and its branch.
+    model: Any
+    cache: KeyValues | None
+    captured: bool
+
+    def _see(self, need: int) -> None: ...
+
+
+class TreePass(Pass):
+    """Pass of a level of the trees of rows."""
+
+    def __init__(self, model: Any, cache: KeyValues, rows: int, width: int, captured: bool = False) -> None:
+        super().__init__(model, cache, rows, width, captured)
+        empty = torch.zeros(3, rows, width, dtype=torch.long, device=model.device)
+        self._ids, self._slots, self._positions = empty
+        self._seen = torch.zeros(rows, 1, width, cache.visible, dtype=torch.bool, device=model.device)
+
+    def load(self, ids: NDArray[Any], slots: NDArray[Any], positions: NDArray[Any], seen: NDArray[np.bool_]) -> None:
+        """Take tokens with their slots and positions, [B, W], and the slots that each of them sees, [B, W, L]."""
+        for own, given in ((self._ids, ids), (self._slots, slots), (self._positions, positions)):
+            own.copy_(torch.from_numpy(given))
+        self._seen.copy_(torch.from_numpy(seen)[:, None])
+
+    def forward(self) -> torch.Tensor:
+        """Give the scores [B, W, V] of what comes after each token."""
+        self.cache.slots = self._slots
+        with masked_attention(self.model.config):
+            return self.model(
+                input_ids=self._ids,
+                attention_mask=self._seen,
+                position_ids=self._positions,
+                past_key_values=self.cache,
+                use_cache=True,
+            ).logits
+
+
+def grow(known: TreePass | None, decoder: Grower, forest: Forest, rows: Sequence[int], fed: Sequence[int]) -> Any:
+    """Grow trees of some rows of a batch to their ends, each after the tokens `fed` [B] that its row has.
+
+    The trees have begun. Gives the pass that was captured, to be taken again as `known`.
     """
-    first = torch.stack(list(logits))
-    forest.grow(lambda branches, tokens: first[branches][:, tokens].float().cpu().numpy())
-    own, lengths, fed = _copy(cache), mask.sum(dim=1), 0
-    seen = mask.bool()
+    spent = 0  # slots that the levels before took of each row
     while forest.growing:
-        level = _level(forest.fresh(), rows, len(mask), fed)
-        width = level.ids.shape[1]
-        along = torch.from_numpy(level.along).to(mask.device)  # [B, N, fed + N]
-        whole = torch.cat([seen[:, None].expand(-1, width, -1), along], dim=2)[:, None]
-        scores = model(
-            input_ids=torch.from_numpy(level.ids).to(mask.device),
-            attention_mask=whole,
-            position_ids=lengths[:, None] + torch.from_numpy(level.depths).to(mask.device),
-            past_key_values=own,
-            use_cache=True,
-        ).logits
-        ends = torch.from_numpy(level.ends).to(mask.device)  # [branches, 2]
+        fresh = forest.fresh()
+        width = max(sum(len(one.tokens) - len(one.places) for one in branches) for branches in fresh)
+        if decoder.captured:
+            width = -(-width // QUANTILES) * QUANTILES
+        decoder._see(max(fed) + spent + width)
+        assert decoder.cache is not None
+        shape = len(fed), width, decoder.cache.visible
+        if known is None or not decoder.captured or (known.rows, known.width, known.cache.visible) != shape:
+            known = TreePass(decoder.model, decoder.cache, len(fed), width, decoder.captured)
+        ends = _load(known, fresh, rows, np.array(fed), spent)
+        logits, at = known.run(), torch.from_numpy(ends).to(decoder.model.device)
 
-        def of(branches: NDArray[np.intp], tokens: NDArray[np.intp]) -> NDArray[np.float32]:
-            places = ends[torch.from_numpy(branches)]  # noqa: B023
-            picked = scores[places[:, 0], places[:, 1]]  # noqa: B023
+        def scores(branches: NDArray[np.intp], tokens: NDArray[np.intp]) -> NDArray[np.float32]:
+            places = at[torch.from_numpy(branches)]  # noqa: B023
+            picked = logits[places[:, 0], places[:, 1]]  # noqa: B023
             return picked[:, torch.from_numpy(tokens)].float().cpu().numpy()
 
-        forest.grow(of)
-        fed += width
+        forest.grow(scores)
+        spent += width
+    return known
 
 
-class _Level:
-    """Tokens that one pass feeds: `ids` and `depths` [B, N], and which of all that was fed each of them sees."""
-
-    def __init__(self, batch: int, width: int, fed: int, branches: int) -> None:
-        self.ids, self.depths = np.zeros((batch, width), np.int64), np.zeros((batch, width), np.int64)
-        self.along = np.zeros((batch, width, fed + width), bool)
-        self.ends = np.zeros((branches, 2), np.int64)
-        """Row and place of the last token of each branch."""
-
-
-def _level(fresh: Sequence[Sequence[Branch]], rows: Sequence[int], batch: int, fed: int) -> _Level:
-    new = [sum(len(one.tokens) - len(one.places) for one in branches) for branches in fresh]
-    level, count = _Level(batch, max(new), fed, sum(map(len, fresh))), 0
+def _load(
+    level: TreePass, fresh: Sequence[Sequence[Branch]], rows: Sequence[int], fed: NDArray[Any], spent: int
+) -> NDArray[np.int64]:
+    """Load the tokens that branches have gained; gives row and place of the last one of each branch."""
+    batch, width = level.rows, level.width
+    ids, depths = np.zeros((batch, width), np.int64), np.zeros((batch, width), np.int64)
+    slots = np.repeat((fed + spent)[:, None], width, 1) + np.arange(width)
+    seen = np.repeat((np.arange(level.cache.visible) < fed[:, None])[:, None], width, 1)
+    ends = []
     for row, branches in zip(rows, fresh, strict=True):
         place = 0
         for branch in branches:
             places = list(branch.places)
             for depth in range(len(places), len(branch.tokens)):
-                places.append(fed + place)
-                level.ids[row, place], level.depths[row, place] = branch.tokens[depth], depth
-                level.along[row, place, places] = True
+                places.append(int(slots[row, place]))
+                ids[row, place], depths[row, place] = branch.tokens[depth], depth
+                seen[row, place, places] = True
                 place += 1
             branch.places = tuple(places)
-            level.ends[count] = row, place - 1
-            count += 1
-    return level
-
-
-def _copy(cache: Any) -> DynamicCache:
-    """Make a cache that goes on from another, whose tensors it shares."""
-    copied = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        copied.update(layer.keys, layer.values, index)
-    return copied
+            ends.append((row, place - 1))
+    level.load(ids, slots, fed[:, None] + depths, seen)
+    return np.array(ends, np.int64)

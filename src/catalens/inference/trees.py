@@ -66,7 +66,7 @@ class Branch:
     share: float = 1.0
     """Probability; of a number the share of its quantiles."""
     places: tuple[int, ...] = ()
-    """Where its tokens stand among those that were fed for the row's tree."""
+    """Slots of its tokens that were fed."""
 
 
 @dataclass(frozen=True)

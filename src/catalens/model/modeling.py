@@ -128,7 +128,8 @@ def _longest(position_ids: torch.Tensor) -> torch.Tensor:
 class Phi3VRotaryEmbedding(nn.Module):
     """Rotary angles with the rope factors chosen for each row.
 
-    The frequencies are plain numbers, not buffers: no cast can spoil them.
+    The frequencies are plain numbers, not buffers: no cast can spoil them. On a device they are put once, since a
+    CUDA graph cannot take them from the host.
     """
 
     def __init__(self, config: Phi3VConfig) -> None:
@@ -146,14 +147,18 @@ class Phi3VRotaryEmbedding(nn.Module):
                 long = short
         self.short: list[float] = short.tolist()
         self.long: list[float] = long.tolist()
+        self._placed: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine [B, T, head_dim] for `position_ids` [B, T], in the dtype of `x`."""
-        inverse = torch.tensor(self.short, device=x.device)
+        if x.device not in self._placed:
+            short, long = (torch.tensor(factors, device=x.device) for factors in (self.short, self.long))
+            self._placed[x.device] = short, long
+        inverse, long = self._placed[x.device]  # [head_dim / 2]
         if self.limit is not None:
             beyond = _longest(position_ids)[..., None] >= self.limit  # [B, T, 1]
-            inverse = torch.where(beyond, torch.tensor(self.long, device=x.device), inverse)  # [B, T, head_dim / 2]
+            inverse = torch.where(beyond, long, inverse)  # [B, T, head_dim / 2]
         angles = position_ids[..., None].float() * inverse
         angles = torch.cat((angles, angles), dim=-1)
         return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)

@@ -156,7 +156,7 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     if wanted and spec.resolved_parts["vision"].train == "frozen":
         images.open(base, compute_dtype(spec.precision))
     data = load_data(catalog, encoder, images, console)
-    schema = answer_space(recipe.prompt, data["train"].rows)
+    schema = answer_space(recipe.prompt, data["train"].rows, data["train"].answer_lengths())
     lengths, tiles = data["train"].lengths(), data["train"].tiles()
     training = plan_training(lengths, spec, setup.processes if setup else count)
     validation = plan_validation(data["validation"].lengths(), recipe.evaluation.batch_size, count)
