@@ -5,7 +5,7 @@ from catalens.lazy import exports
 HOMES = {
     "batch": "BatchSpec predict_lines predict_to run_version",
     "calibration": "Calibration confidences is_below load_calibration",
-    "decoding": "Decoder KeyValues Step",
+    "decoding": "Decoder",
     "fitting": "fit_calibration",
     "generation": "Generator",
     "grammar": "Constraint Vocabulary",
@@ -15,6 +15,8 @@ HOMES = {
     "photos": "are_photos predict_photos",
     "predictor": "field_scores load_predictor Predictor question_inputs",
     "records": "Completion csv_cell FieldScore Outcome record_schema",
+    "steps": "KeyValues Step",
+    "trees": "Choices Forest QUANTILES Turn choices_of",
 }
 """Public names by module."""
 __getattr__, __all__ = exports(__name__, HOMES)

@@ -36,6 +36,8 @@ from catalens.model import Family, ImageInputs
 
 WIDE = 8
 """Tokens that a captured step takes of a row that has several."""
+TREE = 192
+"""Slots that most trees take: they are kept free behind a row, lest the cache grows in every batch."""
 ROUND = 64
 """Slots are a multiple of it, so that batches of nearly the same length share their graphs."""
 SPARE = 1.25
@@ -139,7 +141,7 @@ class Decoder:
     def _prefill(self, batch: Sequence[_Row]) -> torch.Tensor:
         """Feed everything of rows anew; scores [B, V] of what comes next."""
         device, width = self.model.device, max(row.length for row in batch)
-        cache = self._cache(len(batch), width + self.reserve)
+        cache = self._cache(len(batch), width + self.reserve + (TREE if self.fields else 0))
         ids = torch.tensor([row.prompt + row.tokens + [0] * (width - row.length) for row in batch], device=device)
         last = [row.length - 1 for row in batch]
         ends = sorted(set(last))

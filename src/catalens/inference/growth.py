@@ -34,6 +34,7 @@ class TreePass(Pass):
 
     def __init__(self, model: Any, cache: KeyValues, rows: int, width: int, captured: bool = False) -> None:
         super().__init__(model, cache, rows, width, captured)
+        self.visible = cache.visible
         empty = torch.zeros(3, rows, width, dtype=torch.long, device=model.device)
         self._ids, self._slots, self._positions = empty
         self._seen = torch.zeros(rows, 1, width, cache.visible, dtype=torch.bool, device=model.device)
@@ -71,7 +72,7 @@ def grow(known: TreePass | None, decoder: Grower, forest: Forest, rows: Sequence
         decoder._see(max(fed) + spent + width)
         assert decoder.cache is not None
         shape = len(fed), width, decoder.cache.visible
-        if known is None or not decoder.captured or (known.rows, known.width, known.cache.visible) != shape:
+        if known is None or not decoder.captured or (known.rows, known.width, known.visible) != shape:
             known = TreePass(decoder.model, decoder.cache, len(fed), width, decoder.captured)
         ends = _load(known, fresh, rows, np.array(fed), spent)
         logits, at = known.run(), torch.from_numpy(ends).to(decoder.model.device)
