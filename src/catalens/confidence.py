@@ -81,17 +81,24 @@ def interval_coverage(truths: Floats, lows: Floats, highs: Floats, products: Pro
 def review_outcome(
     confidence: Floats, right: NDArray[np.bool_], threshold: float | None, products: Products = None
 ) -> dict[str, Figure | None]:
-    """Estimate `{"accepted": share of all, "error": share of wrong ones among those}`, every product counting once.
+    """Estimate `{"accepted", "error", "unchanged"}`, every product counting once.
 
-    A product's photos share its weight, since the promise is about products: it is what comes of one photo of each,
-    drawn at random. None accepts nothing; the error is None where nothing is accepted.
+    `accepted` is the share of all, `error` that of wrong ones among those, `unchanged` that of right ones among the
+    others, which a person would leave as they are. A product's photos share its weight, since the promise is about
+    products: it is what comes of one photo of each, drawn at random. None accepts nothing; of nothing there is no
+    share, None.
     """
     accepted = confidence >= (math.inf if threshold is None else threshold)
     cluster, weights = clusters(products, len(right)), product_weights(products, len(right))
-    wrong = None
-    if accepted.any():
-        wrong = share(~right[accepted], cluster[accepted].tolist(), weights[accepted])
-    return {"accepted": share(accepted, products, weights), "error": wrong}
+
+    def of(rows: NDArray[np.bool_], hits: NDArray[np.bool_]) -> Figure | None:
+        return share(hits[rows], cluster[rows].tolist(), weights[rows]) if rows.any() else None
+
+    return {
+        "accepted": share(accepted, products, weights),
+        "error": of(accepted, ~right),
+        "unchanged": of(~accepted, right),
+    }
 
 
 def crps(truth: float, values: Floats, probabilities: Floats) -> float:

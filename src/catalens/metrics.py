@@ -14,9 +14,11 @@ A truth is None where the row lacks the field. A field is scored on the rows tha
 figures where none has. A number is right within a `Tolerance`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -50,6 +52,8 @@ from catalens.measures import (
 from catalens.tolerance import TEN_PER_CENT, Tolerance
 
 Row = Mapping[str, object]
+BANDS = 5
+"""Bands of a number by which its bias is told."""
 ImageUse = Literal["uses_image", "ignores_image", "undecided"]
 """Outcome of the check of the pictures; undecided where the rows are too few to tell."""
 
@@ -346,6 +350,43 @@ def _differences(
     unbounded = {metric: plain[metric] for metric in padded if not METRICS[metric].share}
     found = paired(padded, rows + len(extra), [*products, *made_up], len(extra), resamples)
     return found | paired(unbounded, rows, products, resamples=resamples)
+
+
+def band_edges(truths: Sequence[float]) -> list[float]:
+    """Find numbers that part truths into `BANDS` bands of about as many rows, or fewer where many are alike."""
+    marks = np.linspace(0, 1, BANDS + 1)[1:-1]
+    return np.unique(np.quantile(np.array(truths, float), marks, method="nearest")).tolist()
+
+
+def bias_by_band(
+    name: str,
+    truths: Sequence[Row],
+    predictions: Sequence[Row | None],
+    products: Products = None,
+    resamples: int = 1000,
+) -> list[dict[str, Any]]:
+    """Estimate `[{"from", "to", "rows", "bias": Figure}]`: the median of (prediction - truth) / |truth| by band.
+
+    Over the rows that have a truth other than 0 and a prediction; a band without any is left out, the first and the
+    last one have no `from` and no `to`.
+    """
+    known = [i for i in rows_with(name, truths) if truths[i][name] and predictions[i] is not None]
+    y_true, y_pred = (np.array(column, float) for column in _columns(name, *_picked(known, truths, predictions)))
+    own = [i if products is None else products[i] for i in known]
+    edges, found = [None, *(band_edges(y_true.tolist()) if known else []), None], []
+    for low, high in pairwise(edges):
+        inside = np.flatnonzero(
+            (y_true >= (-math.inf if low is None else low)) & (y_true < (math.inf if high is None else high))
+        )
+        if len(inside):
+            errors = (y_pred[inside] - y_true[inside]) / np.abs(y_true[inside])
+            figure = bootstrap({"bias": median(errors)}, len(inside), [own[i] for i in inside], resamples)["bias"]
+            found.append({"from": low, "to": high, "rows": len(inside), "bias": figure})
+    return found
+
+
+def _picked(rows: Sequence[int], *columns: Sequence[Any]) -> list[list[Any]]:
+    return [[column[i] for i in rows] for column in columns]
 
 
 def correctness(

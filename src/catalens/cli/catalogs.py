@@ -48,6 +48,9 @@ def sample(
     noise: Annotated[
         float | None, typer.Option(min=0, help="Log-normal noise on prices, as a standard deviation; 0.08.")
     ] = None,
+    noise_by_category: Annotated[
+        bool, typer.Option("--noise-by-category", help="A quarter to three times the noise, by category.")
+    ] = False,
     splits: Annotated[
         str | None, typer.Option(help="Shares of train, validation and test; 0.8,0.1,0.1, or as in --like.")
     ] = None,
@@ -60,7 +63,7 @@ def sample(
     """
     workers = workers or os.cpu_count() or 1
     if like is not None:
-        if noise is not None:
+        if noise is not None or noise_by_category:
             raise RecipeError("--noise: leave it out, with --like the noise comes from the profile")
         fractions = fractions_of(splits) if splits else None
         with bars(console) as progress:
@@ -71,9 +74,12 @@ def sample(
         print_fidelity(made.fidelity, Terminal())
         answer(f"page: {out / 'fidelity.html'}")
         return
+    from catalens.sampling.assortment import DEMO
+
     rows, noise, fractions = rows or 1000, 0.08 if noise is None else noise, fractions_of(splits or "0.8,0.1,0.1")
+    shop = DEMO.uneven if noise_by_category else DEMO
     with bars(console) as progress:
-        card = catalens.sample(out, rows, seed, noise=noise, workers=workers, fractions=fractions, progress=progress)
+        card = catalens.sample(out, rows, seed, shop, noise, workers, fractions, progress)
     _report_catalog(out, card)
     floor = card.figures
     console.print(f"noise floor of the price: median error {floor['mdape']:.1%}, mean error {floor['mae']:.3g}")

@@ -229,8 +229,8 @@ def review_block(
 ) -> dict[str, Any]:
     """Measure what the thresholds of the review accept, for the columns of `targets`.
 
-    `{"confidence": level, "fields": {name: {"target", "threshold", "accepted": Figure, "error": Figure | None}}}`,
-    over the rows that have a truth; a field of which none has is not among them.
+    `{"confidence": level, "fields": {name: {"target", "threshold", "accepted": Figure, "error": Figure | None,
+    "unchanged": Figure | None}}}`, over the rows that have a truth; a field of which none has is not among them.
     """
     fields = {}
     for name, target in targets.items():

@@ -4,6 +4,7 @@
      "model":      {"parse_rate": F, "fields": {"title": {"exact": F, "similarity": F}, ...}},
      "constrained": {...},
      "confidence": {"calibrated_on": 167, "fields": {"title": {"ece": F, "bins": [...], ...}, ...}},
+     "bias":       {"full_price": [{"from": null, "to": 97.0, "rows": 71, "bias": F}, ...]},
      "review":     {"confidence": 0.95, "fields": {"title": {"target": 0.05, "threshold": 0.81, ...}, ...}},
      "baselines":  {"majority": {...}, "nearest_neighbour": {...}},
      "before":     {...},
@@ -86,6 +87,11 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
         scored = rows.scored(predictor, constrained, free)
         result["constrained"] = rows.score([row.values for row in scored])
         result |= _trust(predictor, rows, scored)
+        result["bias"] = {
+            name: metrics.bias_by_band(name, rows.truths, [row.values for row in scored], rows.ids, rows.resamples)
+            for name, kind in rows.kinds.items()
+            if kind == "number"
+        }
         result["baselines"] = _baselines(catalog, encoder, rows, writer, progress)
         if loaded.prompt.inputs:  # constrained: written freely about grey pictures, few answers would parse
             alone = rows.answers(predictor.generator, "text alone", progress, rows.blanked())

@@ -21,17 +21,16 @@ import numpy as np
 from catalens.config import FieldSpec
 from catalens.intervals import bootstrap, median, share
 from catalens.measures import relative_errors
-from catalens.metrics import METRICS, correctness, metrics_of, tolerating
+from catalens.metrics import METRICS, band_edges, correctness, metrics_of, tolerating
 from catalens.pages.base import write_page
 from catalens.pages.charts import SERIES, reliability, risk_coverage, scatter
-from catalens.pages.format import between, exact_number, number, percent, rows_of, truths_of
+from catalens.pages.format import between, change, exact_number, number, percent, rows_of, truths_of
 from catalens.pages.gallery import SCRIPT, gallery, most_frequent
 from catalens.pages.scores import costs, noise_floor, score_table, tiles, truths_in, verdict
 from catalens.predictions import ScoredRow, rows_with, tolerance_of
 
 CONFUSION_CLASSES = 12
 GROUPS = 20
-BANDS = 5
 FEWEST = 6
 """Products that a 95 % interval of a median takes: of fewer, all lie on one side of it too often (2 of 2^5)."""
 OTHER_COLOUR = "#8b8f98"
@@ -67,6 +66,7 @@ def write_report(
             confusion(field, rows) for field in fields if field.kind == "category" and rows_with(field.column, rows)
         ],
         confidence=confidence(metrics, fields),
+        bias=bias(metrics, fields),
         constrained=bool(metrics.get("constrained")),
         review=review(metrics, fields),
         promise=(metrics.get("review") or {}).get("confidence"),
@@ -141,7 +141,7 @@ def _grouped(field: FieldSpec, rows: Sequence[ScoredRow]) -> list[tuple[str, lis
         names, group = [*frequent, rest], [str(truth) if str(truth) in frequent else rest for truth in truths]
     else:
         values = np.array(truths, float)
-        edges = np.unique(np.quantile(values, np.linspace(0, 1, BANDS + 1)[1:-1], method="nearest"))
+        edges = band_edges(truths)
         texts = [*map(exact_number, edges)]
         names = [f"under {texts[0]}", *(f"{a} to {b}" for a, b in pairwise(texts)), f"from {texts[-1]}"]
         group = [names[n] for n in np.searchsorted(edges, values, side="right")]
@@ -210,12 +210,37 @@ def confidence(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> dict[
             (field, colour, percent(min(points, key=lambda one: abs(one["coverage"] - 0.5))["error"]))
             for field, colour, points in curves
         ],
+        "spreads": [
+            (field, f"{number(one['value'])} on average (CRPS)" if name == "crps" else percent(one["value"]), name)
+            for field, found in measured
+            for name in ("crps", "top_3")
+            if (one := found.get(name))
+        ],
         "intervals": [
             (field, percent(one["nominal"]), _with_interval(one["coverage"]), one["width"] and percent(one["width"]))
             for field, found in measured
             if (one := found.get("interval"))
         ],
     }
+
+
+def bias(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[tuple[FieldSpec, list[tuple[str, ...]]]]:
+    """Of each number its bands, from low to high: what they are, how many rows, the bias and its interval."""
+    found = []
+    for field in fields:
+        lines = []
+        for band in (metrics.get("bias") or {}).get(field.column) or ():
+            low, high = (None if band[end] is None else exact_number(band[end]) for end in ("from", "to"))
+            name = (
+                f"{low} to {high}" if low and high else f"under {high}" if high else f"from {low}" if low else "all"
+            )
+            value, low, high = (
+                change("mdape", band["bias"][key], "+", unit=False) for key in ("value", "low", "high")
+            )
+            lines.append((name, f"{band['rows']:,}", f"{value}\u00a0%", f"{low} to {high}"))
+        if lines:
+            found.append((field, lines))
+    return found
 
 
 def review(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict[str, Any]]:
@@ -234,6 +259,7 @@ def review(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict
                     "threshold": None if rule["threshold"] is None else percent(rule["threshold"]),
                     "accepted": _with_interval(rule["accepted"]),
                     "error": _with_interval(error) if error else None,
+                    "unchanged": _with_interval(left) if (left := rule.get("unchanged")) else None,
                     "verdict": outcome,
                 }
             )

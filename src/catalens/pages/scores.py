@@ -216,6 +216,10 @@ def _in_words(field: FieldSpec, metrics: Mapping[str, Any]) -> tuple[str, str] |
     says = f"{how} on {percent(figure['value'])}"
     if first != right and (other := figure_of(scores, field.column, first)):
         says += f", {METRICS[first].label} {metric_text(first, other['value'])}"
+    rule = ((metrics.get("review") or {}).get("fields") or {}).get(field.column)
+    if rule and rule["threshold"] is not None:
+        unseen = percent(rule["accepted"]["value"])
+        says += f", {unseen} of the rows may be used unseen at {percent(rule['target'])} wrong"
     return field.label, f"{says} ({count})" if count else says
 
 

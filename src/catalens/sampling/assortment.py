@@ -8,7 +8,7 @@ reads the picture perfectly knows it up to the noise and no better. The tables a
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,16 @@ class Assortment(NamedTuple):
 
     name: str
     kinds: tuple[Kind, ...]
+    noise: Mapping[str, float] = {}
+    """By category: factor on the noise of its prices, 1 where there is none."""
+
+    @property
+    def uneven(self) -> "Assortment":
+        """The same shop with prices that tell more in some categories than in others: a quarter to three times the
+        noise."""
+        names = list(dict.fromkeys(kind.category for kind in self.kinds))
+        steps = max(1, len(names) - 1)
+        return self._replace(noise={name: 0.25 * 12 ** (n / steps) for n, name in enumerate(names)})
 
 
 class Look(NamedTuple):
@@ -79,7 +89,7 @@ _CODES, _CODE_STEP = 90_000_000, 56_598_317  # the step is prime: codes repeat o
 def plan_product(seed: int, number: int, assortment: Assortment, noise: float) -> Product:
     """Plan product `number` of the catalogue `seed`, from these four values alone.
 
-    `noise` is the standard deviation of the logarithm of the price.
+    `noise` is the standard deviation of the logarithm of the price, times the category's factor.
     """
     rng = random.Random(f"catalens/{seed}/product/{number}")
     kind = rng.choices(assortment.kinds, [kind.popularity for kind in assortment.kinds])[0]
@@ -93,7 +103,7 @@ def plan_product(seed: int, number: int, assortment: Assortment, noise: float) -
         code=str(10_000_000 + (number * _CODE_STEP + seed * 7_919) % _CODES),
         look=Look(kind.name, colour, pattern, trim),
         category=kind.category,
-        price=float(round(expected * rng.lognormvariate(0.0, noise))),
+        price=float(round(expected * rng.lognormvariate(0.0, noise * assortment.noise.get(kind.category, 1.0)))),
         expected_price=float(expected),
         photographs=rng.choices((1, 2, 3, 4), (65, 22, 9, 4))[0],
     )

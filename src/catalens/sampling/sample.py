@@ -70,6 +70,8 @@ def sample_catalog(
         "noise": noise,
         "fractions": dict(fractions),
     }
+    if assortment.noise:
+        provenance["noise_by_category"] = True
     prices: list[tuple[float, float]] = []
     with CatalogWriter(out, SAMPLE_ROLES, provenance) as writer:
         for done, row in enumerate(draw_catalog(rows, seed, assortment, workers, noise, facts=True), start=1):
