@@ -85,6 +85,8 @@ class Gallery(NamedTuple):
     cards: list[Card]
 
 
+TOP, POSSIBLE = 3, 0.01
+"""Categories that are told with their probabilities, and the least probability of a second one."""
 Runs = Sequence[ScoredRow]
 """A row as each run scored it; identity, truth and picture are the same in all."""
 Options = list[tuple[str, Callable[[Runs], bool]]]
@@ -228,9 +230,17 @@ def _value(field: FieldSpec, row: ScoredRow) -> Value:
         sign = "" if share > 100 else "+" if float(value) > float(truth) else "\u2212"
         off = f"{sign}{percent(share)}"
     sure = percent(row.confidence[name]) if name in row.confidence else ""
-    bounds = " and ".join(map(number, row.intervals.get(name, ())))
+    beside = " and ".join(map(number, row.intervals.get(name, ())))
+    beside = f"between {beside}" if beside else _others(row, name)
     right = None if truth is None else is_right(field, row)
-    return Value(_text(field, value), right, off, sure, bounds, marked)
+    return Value(_text(field, value), right, off, sure, beside, marked)
+
+
+def _others(row: ScoredRow, name: str) -> str:
+    """Next likeliest categories, with their probabilities, where they are not out of the question."""
+    known = row.distributions[name].top(TOP)[1:] if name in row.distributions else ()
+    others = [f"{shown(value, 40)} {percent(share)}" for value, share in known if share >= POSSIBLE]
+    return f"else {', '.join(others)}" if others else ""
 
 
 def _answer(row: ScoredRow) -> tuple[str, str]:
