@@ -47,6 +47,8 @@ class KeyValues:
     def __init__(self, rows: int, length: int) -> None:
         self.rows, self.length, self.visible = rows, length, length
         self.slots: torch.Tensor | None = None
+        self.pool: Any = None
+        """Memory of the graphs that write here."""
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @property
@@ -85,6 +87,7 @@ class KeyValues:
                 new[:, :, : self.length] = old
             self._layers[number] = (wider[0], wider[1])
         self.length = self.visible = length
+        self.pool = None  # the graphs are of no use any more, and it goes with them
 
     # What transformers' models ask of a cache
 
@@ -166,8 +169,10 @@ class Step:
                 self._pass()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # other threads may pin memory meanwhile; no two graphs of a cache run at once, so that they share theirs
+        with torch.cuda.graph(graph, pool=self.cache.pool, capture_error_mode="thread_local"):
             self._logits = self._pass()
+        self.cache.pool = graph.pool()
         return graph
 
 
