@@ -115,7 +115,7 @@ def test_equal_pictures_are_answered_once_and_no_picture_twice(run, recipe, draw
                 writer.add(split, catalog.rows("test")[number // 2]["image"], f"P{number}", values)
     recipe = changed(recipe, image_use=True).model_copy(update={"catalog": str(run.parent / "twice")})
     found = evaluate(run, recipe).metrics
-    free, constrained, blank = asked
+    free, constrained, blank = asked[-3:]  # the run may be calibrated before
     assert len(free) == len(set(free)) == len(constrained) == 3
     assert len(blank) == len(set(blank)) == len({one.pictures[0].size for one in free})
     assert picture in map(bytes, free)
