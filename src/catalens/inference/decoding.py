@@ -16,7 +16,7 @@ Shapes: B rows, W tokens that a step takes of each, L slots, V vocabulary, h hea
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +107,8 @@ class KeyValues:
 class Step:
     """One pass of W tokens of each of B rows through the model, in place: `load`, then `run`.
 
-    `captured` replays a CUDA graph from the second run on. Raises RuntimeError where memory does not suffice.
+    The model's attention is torch's, `sdpa`. `captured` records a CUDA graph in the first run, and replays it. Raises
+    RuntimeError where memory does not suffice.
     """
 
     def __init__(self, model: Any, cache: KeyValues, rows: int, width: int, captured: bool = False) -> None:
@@ -149,14 +150,13 @@ class Step:
         if self._masked:
             seen = torch.arange(cache.visible, device=device) <= slots[:, None, :, None]  # [B, 1, W, L]
         cache.slots = slots
-        with _masked_attention(self.model.config) if self._masked else nullcontext():
-            logits = self.model(
-                input_ids=ids,
-                attention_mask=seen,
-                position_ids=torch.minimum(slots, start + count - 1),  # padding may not reach the longrope switch
-                past_key_values=cache,
-                use_cache=True,
-            ).logits  # [B, W, V]
+        logits = self.model(
+            input_ids=ids,
+            attention_mask=seen,
+            position_ids=torch.minimum(slots, start + count - 1),  # padding may not reach the longrope switch
+            past_key_values=cache,
+            use_cache=True,
+        ).logits  # [B, W, V]
         last = (count - 1).clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1])  # [B, 1, V]
         return logits.gather(1, last)[:, 0].float()
 
@@ -177,17 +177,14 @@ class Step:
 
 
 @contextmanager
-def _masked_attention(config: Any) -> Iterator[None]:
-    """Leave attention to torch where the kernel takes no mask of slots."""
+def _torch_attention(config: Any) -> Iterator[None]:
+    """Leave the decoder's attention to torch, whose kernels take a mask of slots, and need none for prompts."""
     chosen = config._attn_implementation
-    if "flash" not in str(chosen):
-        yield
-        return
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = {"": "sdpa"}  # of this one alone, not of the tower's
     try:
         yield
     finally:
-        config._attn_implementation = chosen
+        config._attn_implementation = {"": chosen}
 
 
 @dataclass(eq=False)
@@ -238,11 +235,6 @@ class Decoder:
         self.cache: KeyValues | None = None
         self._steps: dict[tuple[int, int], Step] = {}
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the cache."""
-        return self.cache.nbytes if self.cache else 0
-
     def release(self) -> None:
         """Give the memory back."""
         self.cache = None
@@ -259,18 +251,21 @@ class Decoder:
             for row in rows:
                 row.matcher = self.constraint.start()
                 self._take(row, self.constraint.forced(row.matcher))
+        with _torch_attention(self.model.config):
+            self._write(rows)
+        return [self._completion(row) for row in rows]
+
+    def _write(self, rows: list[_Row]) -> None:
         batch, fed = rows, False
         while self._anyone(rows):
             alive = [row for row in batch if not row.done] or batch[:1]
             if not fed or any(self._crosses(row) for row in alive):
-                fed = True
-                batch = alive
+                batch, fed = alive, True
                 logits = self._prefill(batch)
             else:
                 batch = self._compacted(batch, alive)
                 logits = self._step(batch, self._turn(alive))
             self._choose(batch, logits)
-        return [self._completion(row) for row in rows]
 
     def _prefill(self, batch: Sequence[_Row]) -> torch.Tensor:
         """Feed everything of rows anew; scores [B, V] of what comes next."""
