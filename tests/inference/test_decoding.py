@@ -101,7 +101,7 @@ class Operators(TorchDispatchMode):
 @pytest.mark.parametrize("width", [1, 8])
 @torch.no_grad()
 def test_a_step_takes_nothing_from_the_host_and_gives_it_nothing(model, width):
-    """Or no graph of it could be recorded: no tensor of Python's numbers, no number of a tensor, no shape by values."""
+    """Or no graph of it could be recorded: no tensor of numbers, no number of a tensor, no shape by values."""
     rows = ids(model)
     step = Step(model, prefilled(model, rows, 64), len(rows), width)
     step.load([[7]] * len(rows), [len(row) for row in rows])
