@@ -55,8 +55,9 @@ bench: setup ## the cookbook's and the original's way against ours, on the same 
 	$(BIN)/python benchmarks/original.py
 	$(BIN)/python benchmarks/inference.py
 
-bench-gpu: setup ## the full-size model on this GPU: pictures a second, utilisation, memory, profile
+bench-gpu: setup ## the full-size model on this GPU: pictures a second, utilisation, memory, profile; steps of answers
 	$(BIN)/python benchmarks/gpu.py --profile
+	$(BIN)/python benchmarks/inference.py --steps
 
 full-size: setup ## one LoRA step of the full-size model on this CPU (minutes, 15 GB)
 	$(BIN)/python benchmarks/full_size.py

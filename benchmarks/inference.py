@@ -2,12 +2,17 @@
 
 All ways write about the same drawn pictures in one run; where a batch changes an answer, the program ends with an
 error. `tokens` is what a mean answer has, `steps` how many passes through the model it took after the prompt's.
+
+`--steps` measures single steps of a model with random weights instead: from Python, and on a GPU, where the sizes are
+the official ones, replayed as a CUDA graph.
 """
 
 import argparse
 from collections.abc import Mapping
 
 import numpy as np
+import torch
+from random_models import SMALL, official_config, random_model
 from rich.console import Console
 from rich.table import Table
 from rounds import ratio, take_turns
@@ -15,10 +20,12 @@ from rounds import ratio, take_turns
 from catalens.checkpoint import load_run, load_untrained
 from catalens.config import PromptSpec
 from catalens.examples import answer_space
-from catalens.inference import Completion, Generator
+from catalens.inference import Completion, Generator, KeyValues, Step
 from catalens.sampling import draw_catalog
 
 TOGETHER = 64
+ROWS, WIDTHS, PROMPT, REPEATS = (1, 8, 32), (1, 8), 817, 20
+"""Of single steps: batch sizes, tokens of a row, tokens before them (a picture of 4 crops), steps in a round."""
 WAYS = {
     "one at a time, free": (1, False),
     "one at a time, constrained": (1, True),
@@ -32,7 +39,11 @@ def main() -> None:
     parser.add_argument("--run", help="a finished run in place of the tiny model as it ships")
     parser.add_argument("--rows", type=int, default=256, help="pictures")
     parser.add_argument("--rounds", type=int, default=5, help="rounds, after one that warms up")
+    parser.add_argument("--steps", action="store_true", help="measure single steps of random weights")
     options = parser.parse_args()
+    if options.steps:
+        _measure_steps(options.rounds)
+        return
     rows = list(draw_catalog(options.rows, seed=0))
     run = load_run(options.run) if options.run else load_untrained()
     space = run.space
@@ -67,6 +78,36 @@ def main() -> None:
     console.print(table)
     cost = ratio(times[f"batches of {TOGETHER}, constrained"], times[f"batches of {TOGETHER}, free"])
     console.print(f"constrained against free, in batches: {cost.median:.2f} times the time ({cost.range})")
+
+
+@torch.no_grad()
+def _measure_steps(rounds: int) -> None:
+    gpu = torch.cuda.is_available()
+    sizes, dtype, device = ({}, torch.bfloat16, "cuda") if gpu else (SMALL, torch.float32, "cpu")
+    model = random_model(official_config(**sizes), dtype, device).eval()
+    table = Table(title=f"ms a step behind {PROMPT} tokens, {torch.cuda.get_device_name() if gpu else 'CPU'}")
+    for column in ("rows", "tokens a row", "from Python", "replayed", "times as fast"):
+        table.add_column(column, justify="right")
+    for count in ROWS:
+        cache = KeyValues(count, 960)
+        ids = torch.randint(10, 32000, (count, PROMPT), device=device)
+        places = torch.arange(PROMPT, device=device)[None]
+        model(input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        for width in WIDTHS:
+            steps = {"from Python": Step(model, cache, count, width)}
+            if gpu:
+                steps["replayed"] = Step(model, cache, count, width, captured=True)
+
+            def run(name: str, steps: Mapping[str, Step] = steps, count: int = count, width: int = width) -> None:
+                for _ in range(REPEATS):
+                    steps[name].load([[7] * width] * count, [PROMPT] * count)
+                    steps[name].run().argmax(-1).tolist()
+
+            times = take_turns({name: lambda name=name: run(name) for name in steps}, rounds, REPEATS)
+            medians = [f"{one.median:.2f}" for one in times.values()]
+            gain = f"{ratio(*times.values()).median:.2f}" if gpu else ""
+            table.add_row(str(count), str(width), medians[0], medians[1] if gpu else "", gain)
+    Console(width=118).print(table)
 
 
 def _compare(written: Mapping[str, list[Completion]]) -> None:

@@ -83,7 +83,9 @@ def test_the_interval_is_that_of_crepes(seed):
     bounds = np.array([found.bounds("price", value) for value in values.tolist()], float)
     np.testing.assert_allclose(bounds, expected, rtol=1e-6)
     covered = (expected[:, 0] <= truths) & (truths <= expected[:, 1])
-    assert interval_coverage(truths, *bounds.T)["value"] == pytest.approx(covered.mean(), abs=0.006)  # on the bound itself
+    assert interval_coverage(truths, *bounds.T)["value"] == pytest.approx(
+        covered.mean(), abs=0.006
+    )  # on the bound itself
 
 
 def test_texts_are_alike_as_mlperf_has_it_for_brands():

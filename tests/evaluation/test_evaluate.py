@@ -102,9 +102,9 @@ def test_a_split_that_the_memory_cannot_hold_is_evaluated_all_the_same(result, r
 
 def test_equal_pictures_are_answered_once_and_no_picture_twice(run, recipe, drawn, monkeypatch):
     asked = []
-    write = Generator.generate
+    write = Generator._generate
     monkeypatch.setattr(
-        Generator, "generate", lambda self, pictures, *args: asked.append(pictures) or write(self, pictures)
+        Generator, "_generate", lambda self, queries, *args: asked.append(queries) or write(self, queries, *args)
     )
     catalog = Catalog(drawn)
     picture = catalog.rows("test")[0]["image"]
@@ -115,7 +115,7 @@ def test_equal_pictures_are_answered_once_and_no_picture_twice(run, recipe, draw
                 writer.add(split, catalog.rows("test")[number // 2]["image"], f"P{number}", values)
     recipe = changed(recipe, image_use=True).model_copy(update={"catalog": str(run.parent / "twice")})
     found = evaluate(run, recipe).metrics
-    free, constrained, blank = asked
+    free, constrained, blank = asked[-3:]  # the run may be calibrated before
     assert len(free) == len(set(free)) == len(constrained) == 3
     assert len(blank) == len(set(blank)) == len({one.pictures[0].size for one in free})
     assert picture in map(bytes, free)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from catalens.checkpoint import load_model, load_processor
 from catalens.config import PromptSpec
@@ -83,6 +84,34 @@ def test_a_step_gives_what_a_pass_without_cache_gives_whatever_its_rows_take(mod
     cache.select([1, 1])
     fed = [list(fed[1]), list(fed[1])]
     check(2, ids(model, (2, 1), seed=5))  # one row went on in two ways
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("width", [1, 8])
+@torch.no_grad()
+def test_a_step_takes_nothing_from_the_host_and_gives_it_nothing(model, width):
+    """Or no graph of it could be recorded: no tensor of numbers, no number of a tensor, no shape by values."""
+    rows = ids(model)
+    step = Step(model, prefilled(model, rows, 64), len(rows), width)
+    step.load([[7]] * len(rows), [len(row) for row in rows])
+    with Operators() as ran:
+        step.run()
+    assert "scatter_" in ran.names
+    assert not ran.names & {"lift_fresh", "_local_scalar_dense", "nonzero", "_unique2", "masked_select"}
+    with Operators() as control:
+        torch.tensor([1.0, 2.0]).sum().item()
+    assert {"lift_fresh", "_local_scalar_dense"} <= control.names
 
 
 class Captured(Step):

@@ -320,3 +320,14 @@ def test_batches_do_not_mix_sides_of_the_longrope_switch(crossing, pictures):
     short = Generator(crossing, load_processor("tiny", num_crops=CROPS), PromptSpec(), 8, 4)
     batches = indices(short, [Query((one,), PromptSpec().question) for one in (wide, *pictures, wide)])
     assert sorted(batches, key=len) == [[0, 8], [1, 2, 3, 4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_answers_are_written_with_torchs_attention_whatever_the_model_has(pictures, attention):
+    other = load_model("tiny", attention=attention)
+    tower = other.config.vision_config
+    written = generator(other, 4).generate(pictures)
+    assert [one.pieces for one in written] == [
+        one.pieces for one in generator(load_model("tiny"), 4).generate(pictures)
+    ]
+    assert (other.config._attn_implementation, tower._attn_implementation) == (attention, attention)

@@ -1,5 +1,6 @@
 """From what was written to what is read: scores by field, confidences, review."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 
@@ -113,6 +114,8 @@ def test_a_run_reads_in_the_space_of_its_catalogue_and_learns_what_it_is_sure_of
     predictor = load_predictor(run, accept_error={"title": 0.5})
     predictions = predictor.predict([*(row["image"] for row in rows), b"<svg/>"])
     assert predictor.calibrated
+    lengths = json.loads((run / "best" / "answers.json").read_text())["answer_tokens"]
+    assert 0 < predictor.generator.answer_tokens == lengths < 48
     assert all(one.values and one.values["category3_code"] in categories for one in predictions[:-1])
     assert all(0 <= share <= 1 for one in predictions[:-1] for share in one.confidence.values())
     assert predictions[-1].error

@@ -155,15 +155,7 @@ def test_the_median_is_written_and_the_mode_is_what_is_written_token_by_token(mo
     schema = answer_space(PromptSpec(), ROWS)
     greedy = writer(model, processor, PromptSpec(), schema, estimate=None).generate(PICTURES)
     mode = writer(model, processor, PromptSpec(), schema, estimate="mode").generate(PICTURES)
-    same = 0
-    for one, other in zip(greedy, mode, strict=True):
-        assert other.distributions.keys() == {"category3_code"}
-        values = [parse_answer(PromptSpec(), each.text, "<|end|>").values or {} for each in (one, other)]
-        assert values[0]["title"] == values[1]["title"]
-        if values[0]["category3_code"] == values[1]["category3_code"]:  # the likeliest may begin with another token
-            same += 1
-            assert one.text == other.text
-    assert same
+    assert greedy == mode
     for answer in writer(model, processor, PromptSpec(), schema).generate(PICTURES):
         values = parse_answer(PromptSpec(), answer.text, "<|end|>").values
         assert values is not None

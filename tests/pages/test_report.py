@@ -18,7 +18,7 @@ from playwright.sync_api import Page
 
 from catalens.config import REFERENCE_FIELDS, FieldSpec
 from catalens.evaluation.baselines import majority
-from catalens.metrics import primary, score
+from catalens.metrics import metrics_of, primary, score
 from catalens.pages import charts, confidence, groups, is_right, review, rows_of, scores, write_report
 from catalens.pages.gallery import MOST_ROWS, SIDE, gallery
 from catalens.predictions import ScoredRow
@@ -173,13 +173,16 @@ def test_verdict_and_scores_are_those_of_the_metrics():
     names = ["This model", "Before fine-tuning", "Nearest neighbour", "Majority"]
     assert [row["name"] for row in table] == [*names, "Blanked pictures", "Shuffled pictures"]
     exact, mae = metrics["model"]["fields"]["title"]["exact"], metrics["model"]["fields"]["full_price"]["mae"]
-    cells = table[0]["cells"]
-    assert cells[1]["value"] == f"{100 * exact['value']:.1f}\u00a0%"
-    assert cells[1]["interval"] == f"{100 * exact['low']:.1f}\u2013{100 * exact['high']:.1f}"
-    assert cells[1]["best"]
-    assert cells[5]["value"] == f"{mae['value']:.3g}", "no percentage"
+    columns = [*metrics_of("answer")]
+    columns += [f"{f.column}.{name}" for f in REFERENCE_FIELDS for name in metrics_of(f.kind)]
+    cells = dict(zip(columns, table[0]["cells"], strict=True))
+    assert cells["title.exact"]["value"] == f"{100 * exact['value']:.1f}\u00a0%"
+    assert cells["title.exact"]["interval"] == f"{100 * exact['low']:.1f}\u2013{100 * exact['high']:.1f}"
+    assert cells["title.exact"]["best"]
+    assert cells["full_price.mae"]["value"] == f"{mae['value']:.3g}", "no percentage"
     assert table[2]["cells"][0] == {"value": "\u2013", "interval": "", "best": False}, "it writes no answers"
-    assert scores.noise_floor(metrics, REFERENCE_FIELDS) == ["", "", "", "", "", "", "5.4\u00a0%", ""]
+    floor = dict(zip(columns, scores.noise_floor(metrics, REFERENCE_FIELDS), strict=True))
+    assert {name: text for name, text in floor.items() if text} == {"full_price.mdape": "5.4\u00a0%"}
 
 
 def test_a_model_that_is_given_texts_is_not_said_to_read_from_the_picture_alone():

@@ -39,7 +39,7 @@ class NumberSpec(Frozen):
 
     estimate: Literal["median", "mean", "mode"] = "median"
     """Number that is written: the median of the model's distribution, which errs least on average; the value nearest
-    to its mean; or the mode, which is what the model writes token by token."""
+    to its mean; or the mode: everything is what the model writes token by token, as in earlier versions."""
     within: str | float = "10%"
     """Largest error of a number that counts as right: a share of the truth such as `10%`, or in the field's unit."""
 

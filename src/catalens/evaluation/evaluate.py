@@ -235,7 +235,8 @@ class ValidationScorer:
         some = sampled(validation.rows, self.recipe.training.validation_rows)
         rows = ScoringRows(encoder, validation.roles, some, self.recipe)
         size, longest = spec.batch_size, spec.max_new_tokens
-        writer = Generator(model, encoder.processor, encoder.prompt, size, longest, cache=images)
+        room = max(validation.answer_lengths())
+        writer = Generator(model, encoder.processor, encoder.prompt, size, longest, cache=images, answer_tokens=room)
         return rows, writer, writer.generate(rows.queries)
 
 

@@ -30,7 +30,7 @@ from catalens.distributions import Distribution, Estimate
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.inference.growth import TreePass, grow
 from catalens.inference.records import Completion
-from catalens.inference.steps import KeyValues, Step
+from catalens.inference.steps import KeyValues, Step, torch_attention
 from catalens.inference.trees import Choices, Forest, Turn
 from catalens.model import Family, ImageInputs
 
@@ -100,11 +100,6 @@ class Decoder:
         self._steps: dict[tuple[int, int], Step] = {}
         self._tree: TreePass | None = None
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the cache."""
-        return self.cache.nbytes if self.cache else 0
-
     def release(self) -> None:
         """Give the memory back."""
         self.cache = self._tree = None
@@ -122,6 +117,11 @@ class Decoder:
             for row in rows:
                 row.matcher = self.constraint.start()
                 self._take(row, self.constraint.forced(row.matcher))
+        with torch_attention(self.model.config):
+            self._write(rows)
+        return [self._completion(row) for row in rows]
+
+    def _write(self, rows: list[_Row]) -> None:
         batch, fed = rows, False
         while self._anyone(rows):
             alive = [row for row in batch if not row.done] or batch[:1]
@@ -129,14 +129,12 @@ class Decoder:
                 self._grow(batch, alive)
                 continue
             if not fed or any(self._crosses(row) for row in alive):
-                fed = True
-                batch = alive
+                batch, fed = alive, True
                 logits = self._prefill(batch)
             else:
                 batch = self._compacted(batch, alive)
                 logits = self._step(batch, self._turn(alive))
             self._choose(batch, logits)
-        return [self._completion(row) for row in rows]
 
     def _prefill(self, batch: Sequence[_Row]) -> torch.Tensor:
         """Feed everything of rows anew; scores [B, V] of what comes next."""

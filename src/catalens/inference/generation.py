@@ -168,7 +168,7 @@ class Generator:
                 mine = work([queries[i] for i in indices], lambda done: on_progress(done * state.num_processes))
         finally:
             self.model.train(was_training)
-            if self.decoder.nbytes > KEPT * self._memory:
+            if self.decoder.cache and self.decoder.cache.nbytes > KEPT * self._memory:
                 self.decoder.release()
         everyones = gather_object(mine)  # one process after the other
         return [made for n in range(share) for made in everyones[n::share]][: len(queries)]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from catalens.inference.steps import KeyValues, Pass, masked_attention
+from catalens.inference.steps import KeyValues, Pass
 from catalens.inference.trees import QUANTILES, Branch, Forest
 
 
@@ -48,14 +48,13 @@ class TreePass(Pass):
     def forward(self) -> torch.Tensor:
         """Give the scores [B, W, V] of what comes after each token."""
         self.cache.slots = self._slots
-        with masked_attention(self.model.config):
-            return self.model(
-                input_ids=self._ids,
-                attention_mask=self._seen,
-                position_ids=self._positions,
-                past_key_values=self.cache,
-                use_cache=True,
-            ).logits
+        return self.model(
+            input_ids=self._ids,
+            attention_mask=self._seen,
+            position_ids=self._positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits
 
 
 def grow(known: TreePass | None, decoder: Grower, forest: Forest, rows: Sequence[int], fed: Sequence[int]) -> Any:

@@ -8,7 +8,7 @@ Shapes: B rows, W tokens that a pass takes of each, L slots, V vocabulary, h hea
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class KeyValues:
     def __init__(self, rows: int, length: int) -> None:
         self.rows, self.length, self.visible = rows, length, length
         self.slots: torch.Tensor | None = None
+        self.pool: Any = None
+        """Memory of the graphs that write here."""
         self._layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @property
@@ -62,6 +64,7 @@ class KeyValues:
                 new[:, :, : self.length] = old
             self._layers[number] = (wider[0], wider[1])
         self.length = self.visible = length
+        self.pool = None  # the graphs are of no use any more, and it goes with them
 
     # What transformers' models ask of a cache
 
@@ -81,7 +84,8 @@ class KeyValues:
 class Pass:
     """One pass of W tokens of each of B rows through the model, over inputs that stand still: load them, then `run`.
 
-    `captured` replays a CUDA graph from the second run on. Raises RuntimeError where memory does not suffice.
+    The model's attention is torch's, `sdpa`. `captured` records a CUDA graph in the first run, and replays it. Raises
+    RuntimeError where memory does not suffice.
     """
 
     def __init__(self, model: Any, cache: KeyValues, rows: int, width: int, captured: bool = False) -> None:
@@ -116,8 +120,10 @@ class Pass:
                 self.forward()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # other threads may pin memory meanwhile; no two graphs of a cache run at once, so that they share theirs
+        with torch.cuda.graph(graph, pool=self.cache.pool, capture_error_mode="thread_local"):
             self._logits = self.forward()
+        self.cache.pool = graph.pool()
         return graph
 
 
@@ -148,27 +154,23 @@ class Step(Pass):
         if self._masked:
             seen = torch.arange(cache.visible, device=device) <= slots[:, None, :, None]  # [B, 1, W, L]
         cache.slots = slots
-        with masked_attention(self.model.config) if self._masked else nullcontext():
-            logits = self.model(
-                input_ids=ids,
-                attention_mask=seen,
-                position_ids=torch.minimum(slots, start + count - 1),  # padding may not reach the longrope switch
-                past_key_values=cache,
-                use_cache=True,
-            ).logits  # [B, W, V]
+        logits = self.model(
+            input_ids=ids,
+            attention_mask=seen,
+            position_ids=torch.minimum(slots, start + count - 1),  # padding may not reach the longrope switch
+            past_key_values=cache,
+            use_cache=True,
+        ).logits  # [B, W, V]
         last = (count - 1).clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1])  # [B, 1, V]
         return logits.gather(1, last)[:, 0].float()
 
 
 @contextmanager
-def masked_attention(config: Any) -> Iterator[None]:
-    """Leave attention to torch where the kernel takes no mask of slots."""
+def torch_attention(config: Any) -> Iterator[None]:
+    """Leave the decoder's attention to torch, whose kernels take a mask of slots, and need none for prompts."""
     chosen = config._attn_implementation
-    if "flash" not in str(chosen):
-        yield
-        return
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = {"": "sdpa"}  # of this one alone, not of the tower's
     try:
         yield
     finally:
-        config._attn_implementation = chosen
+        config._attn_implementation = {"": chosen}

@@ -265,9 +265,6 @@ class Forest:
 def choices_of(
     constraint: Constraint, prompt: PromptSpec, closed: Collection[str], estimate: Estimate
 ) -> list[Choices]:
-    """Give the fields of an answer whose values grow on trees, in order: `closed` ones, and numbers not by mode."""
-    return [
-        Choices(constraint, prompt, spec)
-        for spec in prompt.fields
-        if (spec.kind == "number" and estimate != "mode") or spec.column in closed
-    ]
+    """Give the fields of an answer whose values grow on trees, in order: numbers and `closed` ones; by mode none."""
+    grown = [] if estimate == "mode" else prompt.fields
+    return [Choices(constraint, prompt, spec) for spec in grown if spec.kind == "number" or spec.column in closed]
