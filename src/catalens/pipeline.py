@@ -90,4 +90,4 @@ def _recipe_of(run: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(run) / "recipe.yaml"
     if not path.is_file():
         raise CheckpointError(f"{run} is not a run (no recipe.yaml): give the folder that `catalens train` made")
-    return load_recipe(path, overrides)
+    return load_recipe(path, overrides, resolved=True)

@@ -161,7 +161,7 @@ class Evaluation:
         home = run.resolve().parent if direct else run
         if not (home / "recipe.yaml").is_file():
             raise CheckpointError(f"{run} is not a run (no recipe.yaml): give the folder that `catalens train` made")
-        recipe = load_recipe(home / "recipe.yaml")
+        recipe = load_recipe(home / "recipe.yaml", resolved=True)
         other = split not in (None, recipe.evaluation.split)
         folder = run if direct else run / (f"evaluation-{split}" if other else "evaluation")
         try:

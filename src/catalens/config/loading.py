@@ -26,9 +26,10 @@ RETIRED = {
 """Keys of version 0.1 that are read over, and why."""
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), resolved: bool = False) -> Recipe:
     """Read a recipe and apply `key.key=value` overrides, whose values are read as YAML.
 
+    One that is `resolved`, of a run, says everything, or is of an earlier version: numbers were read by their mode.
     Raises RecipeError with one sentence that names the file, the key and the fix.
     """
     try:
@@ -40,7 +41,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     data = _read_yaml(text, str(path))
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping such as `catalog: catalogs/demo`")
-    return make_recipe(data, overrides, source=str(path))
+    earlier = {"number": {"estimate": "mode"}} if resolved else {}
+    return make_recipe(earlier | data, overrides, source=str(path))
 
 
 def make_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
