@@ -12,11 +12,12 @@
       reference.parquet                                   validation rows, their pictures, what the run made of them
       equality.json                                       the certificate: what was compared, how far it differs
 
-A target is a module with three functions, chosen in `export.target_of`:
+A target is a module with these functions, chosen in `export.target_of`:
 
     write(run: checkpoint.Run, folder: Path) -> str       writes its files; gives the key of `certificate.TOLERANCES`
     calibration(run, folder, progress)                    of what was written, or None
     load(folder: Path) -> certificate.Runtime             the exported thing in its own runtime
+    lacking() -> str | None                               why that cannot be had here; may be left out
 
 A runtime is called with the reference's rows and gives a `certificate.Trace` of each: a sample of the pixels (by
 `sample_pixels`), token ids of the prompt, logits of the first token of the answer before any constraint, the greedy

@@ -180,7 +180,8 @@ the question is `{prompt.question}`, the form of the answer is in `prompt.json`;
 
 
 def _equality(certificate: Certificate) -> str:
-    lines = "\n".join(certificate.lines()[: len(certificate.checks) + len(certificate.accuracy)])
+    shown = len(certificate.checks) + bool(certificate.unchecked) + len(certificate.accuracy)
+    lines = "\n".join(certificate.lines()[:shown])
     return f"""## Equal to the run
 
 The export against the run that it was made from, on {certificate.rows} validation rows (`equality.json`):

@@ -14,6 +14,7 @@ HOMES = {
     "photos": "are_photos predict_photos",
     "predictor": "field_scores load_predictor Predictor question_inputs",
     "records": "Completion csv_cell FieldScore Outcome record_schema",
+    "vllm": "Local open_vllm read_settings Server VllmGenerator",
 }
 """Public names by module."""
 __getattr__, __all__ = exports(__name__, HOMES)

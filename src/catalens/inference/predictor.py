@@ -29,11 +29,11 @@ from catalens.predictions import Prediction
 if TYPE_CHECKING:
     from catalens.inference.calibration import Calibration
 
-Engine = Literal["torch", "onnx"]
+Engine = Literal["torch", "onnx", "vllm"]
 
 
 class Writer(Protocol):
-    """Writer of answers about pictures, and the chat that it writes in: a `Generator`, or an `OnnxGenerator`."""
+    """Writer of answers about pictures, and the chat that it writes in: the generator of an engine."""
 
     @property
     def family(self) -> ChatTemplate:
@@ -119,19 +119,29 @@ def load_predictor(
     accept_error: Mapping[str, float] | float | None = None,
     free_categories: bool = False,
     engine: str | None = None,
+    server: str | None = None,
 ) -> Predictor:
     """Load the predictor of a finished run, or of the model that ships with catalens where `run` is None.
 
     `accept_error` is the share of wrong values that is borne among those not marked for review, for all columns or
     by column. Decoding is constrained: every answer parses, and categories are the catalogue's, unless
     `free_categories`, which no calibration covers. An export for ONNX Runtime is run by the engine `onnx`, without
-    torch and a picture at a time. Raises CheckpointError where it is no finished run or export, RecipeError where an
-    option does not fit.
+    torch and a picture at a time; one for vLLM by the engine `vllm`, in this process, or by the vLLM that listens at
+    the URL `server`. Raises CheckpointError where it is no finished run or export, RecipeError where an option does
+    not fit, InferenceError where a server cannot be reached.
     """
     from catalens.inference.calibration import load_calibration
 
-    folder = None if run is None else Path(run)
-    if engine_of(folder, engine) == "onnx":
+    folder, certified = None if run is None else Path(run), True
+    ran = engine_of(folder, engine, server)
+    if ran == "vllm":
+        from catalens.inference.vllm import is_certified, open_vllm
+
+        if folder is None:
+            raise RecipeError("--engine vllm needs an export: give the folder that `catalens export --to vllm` made")
+        writer, prompt = open_vllm(folder, free_categories, server)
+        certified = is_certified(folder)
+    elif ran == "onnx":
         from catalens.inference.onnx import open_export
 
         if folder is None:
@@ -150,14 +160,22 @@ def load_predictor(
         raise RecipeError(f"--accept-error names {unknown[0]!r}: the fields are {', '.join(columns)}")
     if targets and free_categories:
         raise RecipeError("--accept-error holds for the catalogue's own categories: leave it out")
-    calibration = None if folder is None or free_categories else load_calibration(folder, prompt)
+    covered = folder is not None and certified and not free_categories
+    calibration = load_calibration(folder, prompt) if folder and covered else None
     return Predictor(writer, prompt, calibration, targets)
 
 
-def engine_of(run: Path | None, engine: str | None = None) -> Engine:
-    """Give what runs a model: the engine that is named, or `onnx` of an export for it, else `torch`."""
-    if engine not in (None, "torch", "onnx"):
-        raise RecipeError(f"--engine {engine}: the choices are torch, onnx")
+def engine_of(run: Path | None, engine: str | None = None, server: str | None = None) -> Engine:
+    """Give what runs a model: the engine that is named, `vllm` at a server, `onnx` of an export for it, else `torch`.
+
+    An export for vLLM is a model for torch too: vLLM runs it where it is asked for.
+    """
+    if engine not in (None, "torch", "onnx", "vllm"):
+        raise RecipeError(f"--engine {engine}: the choices are torch, onnx, vllm")
+    if server is not None:
+        if engine not in (None, "vllm"):
+            raise RecipeError(f"--server is for --engine vllm, not {engine}: leave one of them out")
+        return "vllm"
     if engine is None:
         return "onnx" if run is not None and (run / ONNX).is_file() else "torch"
     return engine
