@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,9 +110,12 @@ class VllmGenerator:
             self.tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
             config = json.loads((folder / "config.json").read_bytes())
             self.tiler = Tiler.of(json.loads((folder / "preprocessor_config.json").read_bytes()))
-            size = int(config["vocab_size"])
+            size, slot = int(config["vocab_size"]), self.tokenizer.token_to_id(IMAGE_TOKEN)
+            if slot is None:
+                raise ValueError(f"its tokenizer has no {IMAGE_TOKEN}")
         except Exception as error:  # tokenizers raises bare ones
             raise CheckpointError(f"{folder} cannot be read ({first_line(error)}): export the run again") from error
+        self.slot: int = slot
         self.vocabulary = Vocabulary(self.tokenizer, size, self.family)
         self.constraint = Constraint(self.vocabulary, prompt, schema, free_categories)
         first, _, rules = self.constraint.grammar.partition("\n")
@@ -144,10 +148,10 @@ class VllmGenerator:
             pictures = [self.tiler.hd_transform(open_picture(bytes(picture))) for picture in query.pictures]
         except PictureError as error:
             return error
-        text, slot = self.family.chat(query.question, len(pictures)), self.tokenizer.token_to_id(IMAGE_TOKEN)
+        text = self.family.chat(query.question, len(pictures))
         counts = [self.tiler.image_tokens((one.height, one.width)) for one in pictures]
         short, prompt = (
-            tokenize(lambda piece: self.tokenizer.encode(piece).ids, text, slots, slot)
+            tokenize(lambda piece: self.tokenizer.encode(piece).ids, text, slots, self.slot)
             for slots in ([1] * len(pictures), counts)
         )
         return Asked(pictures, query.question, short, prompt)
@@ -182,17 +186,17 @@ class Local:
             os.environ.setdefault(name, value)
         try:
             import torch
-            import vllm  # pyright: ignore[reportMissingImports]
+
+            self._vllm: Any = import_module("vllm")
         except ImportError as error:
             fix = "`make vllm-env` makes an environment that has it; or give --server URL"
             raise RecipeError(f"--engine vllm needs {error.name}, which is not installed here: {fix}") from error
-        self._vllm: Any = vllm
         arguments = {name.replace("-", "_"): value for name, value in settings.items() if name not in SERVER_ONLY}
         if not torch.cuda.is_available():  # where it would compile for minutes, and take most of the memory
             arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": KV_BYTES}
         self.max_tokens = settings["max-model-len"]
         try:
-            self.llm: Any = vllm.LLM(str(folder), disable_log_stats=True, **arguments | options)
+            self.llm: Any = self._vllm.LLM(str(folder), disable_log_stats=True, **arguments | options)
         except Exception as error:  # whatever it raises, of memory or of files
             raise CheckpointError(f"vLLM cannot load {folder} ({first_line(error)}): export the run again") from error
 
@@ -363,7 +367,7 @@ def _data_url(picture: Image.Image) -> str:
 
 
 def _message(error: urllib.error.HTTPError) -> str:
-    """Why a server refuses, in one line of what it says."""
+    """Take the reason out of a refusal, in one line."""
     try:
         told = json.loads(error.read())
         told = told.get("error", told)

@@ -1,5 +1,8 @@
 """Phi-3-Vision for transformers 5, no remote code; importing this registers the Auto classes."""
 
+from importlib import import_module
+from typing import Any
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoProcessor
 
 from .configuration import Phi3VConfig
@@ -17,9 +20,8 @@ AutoModelForCausalLM.register(Phi3VConfig, Phi3VForCausalLM)
 
 def register_in_vllm() -> None:
     """Give vLLM our class in the place of its own; an entry point by which each of its processes begins."""
-    from vllm import ModelRegistry  # pyright: ignore[reportMissingImports]
-
-    ModelRegistry.register_model(Phi3VForCausalLM.__name__, f"{__name__}.vllm:VllmPhi3V")
+    registry: Any = import_module("vllm").ModelRegistry
+    registry.register_model(Phi3VForCausalLM.__name__, f"{__name__}.vllm:VllmPhi3V")
 
 
 __all__ = [
