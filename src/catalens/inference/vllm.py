@@ -16,6 +16,7 @@ import json
 import os
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -184,19 +185,23 @@ class Local:
         settings = read_settings(folder)
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
-        try:
-            import torch
+        with warnings.catch_warnings():  # of what it imports
+            warnings.simplefilter("ignore")
+            try:
+                import torch
 
-            self._vllm: Any = import_module("vllm")
-        except ImportError as error:
-            fix = "`make vllm-env` makes an environment that has it; or give --server URL"
-            raise RecipeError(f"--engine vllm needs {error.name}, which is not installed here: {fix}") from error
+                self._vllm: Any = import_module("vllm")
+            except ImportError as error:
+                fix = "`make vllm-env` makes an environment that has it; or give --server URL"
+                raise RecipeError(f"--engine vllm needs {error.name}, which is not installed here: {fix}") from error
         arguments = {name.replace("-", "_"): value for name, value in settings.items() if name not in SERVER_ONLY}
         if not torch.cuda.is_available():  # where it would compile for minutes, and take most of the memory
             arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": KV_BYTES}
         self.max_tokens = settings["max-model-len"]
         try:
-            self.llm: Any = self._vllm.LLM(str(folder), disable_log_stats=True, **arguments | options)
+            self.llm: Any = self._vllm.LLM(
+                str(folder), disable_log_stats=True, use_tqdm_on_load=False, **arguments | options
+            )
         except Exception as error:  # whatever it raises, of memory or of files
             raise CheckpointError(f"vLLM cannot load {folder} ({first_line(error)}): export the run again") from error
 

@@ -33,7 +33,7 @@ KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 class ImageUrl(BaseModel):
-    """Where a picture is: a data: URL, or one to fetch where the server allows it."""
+    """Address of a picture: a data: URL, or one to fetch where the server allows it."""
 
     url: str
 
