@@ -33,7 +33,7 @@ from catalens.cli import app
 from catalens.config import PromptSpec
 from catalens.errors import CheckpointError, InferenceError, RecipeError
 from catalens.examples import Query
-from catalens.exporting import Certificate, check, target_of
+from catalens.exporting import Certificate, check, renew_equality, target_of
 from catalens.inference import Generator, Local, Server, open_vllm
 
 HERE = importlib.util.find_spec("vllm") is not None
@@ -206,6 +206,16 @@ def test_a_server_answers_as_the_run(adapted, certified, photos):
 
 
 @pytest.mark.integration
+def test_pictures_are_in_memory_some_at_a_time(adapted, certified, photos, monkeypatch):
+    monkeypatch.setattr("catalens.inference.vllm.CHUNK", 2)
+    with fake_vllm(adapted) as (address, _):
+        generator, progress = load_predictor(certified, server=address).generator, []
+        written = generator.generate([*photos[:3], b"none", *photos[3:5]], progress.append)
+    assert progress == [1, 2, 3, 5, 6]  # what is no picture asks nobody
+    assert apart(native(adapted).generate(photos[:5]), [*written[:3], *written[4:]]) < 1e-4
+
+
+@pytest.mark.integration
 def test_confidences_are_not_calibrated_without_a_certificate(adapted, certified):
     Certificate("vllm", "fp32", 8, [], unchecked="not here").save(certified)
     with fake_vllm(adapted) as (address, _):
@@ -322,9 +332,13 @@ def test_vllm_answers_as_the_run(adapted, exported, photos):
 def test_a_certificate_that_was_left_open_is_made_by_the_check(exported, tmp_path):
     folder = tmp_path / "open"
     shutil.copytree(exported, folder)
-    Certificate("vllm", "fp32", 8, [], unchecked="not here").save(folder)
+    left_open = Certificate("vllm", "fp32", 8, [], unchecked="not here")
+    renew_equality(folder, Certificate.load(folder), left_open)
+    left_open.save(folder)
+    assert "not checked: not here" in (folder / "README.md").read_text()
     assert check(folder).passed
     assert Certificate.load(folder).passed
+    assert (folder / "README.md").read_text() == (exported / "README.md").read_text()
     assert {one.name for one in Certificate.load(folder).checks} == {
         "pixels", "ids", "logits", "answers", "log_probability"
     }  # fmt: skip

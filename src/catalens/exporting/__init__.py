@@ -28,7 +28,7 @@ from catalens.lazy import exports
 
 HOMES = {
     "certificate": "Certificate Check ReferenceRow Runtime Tolerance TOLERANCES Trace compare sample_pixels",
-    "card": "licence_of write_card",
+    "card": "licence_of renew_equality write_card",
     "export": "check export Exported target_of",
     "onnx_writer": "write_graphs",
     "hub": "publish Published push",

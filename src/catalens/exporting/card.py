@@ -59,6 +59,13 @@ def write_card(run: Path, folder: Path, name: str | None = None) -> str:
     return text
 
 
+def renew_equality(folder: Path, old: Certificate, new: Certificate) -> None:
+    """Tell of another certificate in an export's card."""
+    with atomic(folder / CARD) as aside:
+        text = (folder / CARD).read_text(encoding="utf-8")
+        aside.write_text(text.replace(_equality(old), _equality(new)), encoding="utf-8")
+
+
 def read_metrics(run: Path) -> Mapping[str, Any] | None:
     """Read `metrics.json` of a run's evaluation, None where there is none; CheckpointError where it is damaged."""
     path = run / "evaluation" / "metrics.json"

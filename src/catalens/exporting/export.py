@@ -125,8 +125,11 @@ def check(folder: Path | str, console: Console | None = None) -> Certificate:
     folder = Path(folder)
     with bars(console or Console(stderr=True)) as progress:
         certificate = _certify(folder, progress)
-    if certificate.passed and (folder / CERTIFICATE).is_file() and Certificate.load(folder).unchecked:
+    if certificate.passed and (folder / CERTIFICATE).is_file() and (before := Certificate.load(folder)).unchecked:
+        from catalens.exporting.card import renew_equality
+
         with writing(folder, CheckpointError, "make it writable, and give the same command again"):
+            renew_equality(folder, before, certificate)
             certificate.save(folder)
     return certificate
 

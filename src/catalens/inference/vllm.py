@@ -17,9 +17,10 @@ import os
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -45,6 +46,8 @@ SECONDS = 600.0
 """For one answer of a server, its wait in the queue included."""
 KV_BYTES = 4 * 2**30
 """For keys and values on a CPU: a row of 4,096 tokens of the published model takes 3.2 GB in fp32."""
+CHUNK = 256
+"""Rows whose pictures are in memory together."""
 REQUESTS = 64
 """At a time; vLLM gathers them."""
 QUIET = {
@@ -131,17 +134,23 @@ class VllmGenerator:
         Raises InferenceError where the server cannot be reached, or serves something else.
         """
         queries = [one if isinstance(one, Query) else Query((one,), self._question) for one in asked]
+        completions: list[Completion] = []
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            prepared = list(threads.map(self.prepare, queries))
+            for start in range(0, len(queries), CHUNK):
+                prepared = list(threads.map(self.prepare, queries[start : start + CHUNK]))
+                completions += self._write(prepared, lambda done, before=start: on_progress(before + done))
+        return completions
+
+    def _write(
+        self, prepared: Sequence[Asked | PictureError], on_progress: Callable[[int], None]
+    ) -> Iterator[Completion]:
         short = [one for one in prepared if isinstance(one, Asked) and self._fits(one)]
         written = iter(self.backend.write(short, self.grammar, self.constraint.max_new_tokens, on_progress))
-        completions = []
         for one in prepared:
             if isinstance(one, PictureError):
-                completions.append(Completion(error=f"picture {one}"))
+                yield Completion(error=f"picture {one}")
             else:
-                completions.append(self._completion(one, next(written) if self._fits(one) else None))
-        return completions
+                yield self._completion(one, next(written) if self._fits(one) else None)
 
     def prepare(self, query: Query) -> Asked | PictureError:
         """Read the pictures of a query, and tokenize its question."""
@@ -225,7 +234,10 @@ class Local:
             {"prompt_token_ids": list(one.short), "multi_modal_data": {"image": list(one.pictures)}} for one in asked
         ]
         sampling = self._vllm.SamplingParams(temperature=0.0, max_tokens=longest, **how)
-        return self.llm.generate(prompts, sampling, use_tqdm=False) if prompts else []
+        try:
+            return self.llm.generate(prompts, sampling, use_tqdm=False) if prompts else []
+        except Exception as error:  # whatever it raises
+            raise InferenceError(f"vLLM failed ({first_line(error)}): give fewer rows, or --engine torch") from error
 
 
 class Server:
@@ -313,7 +325,7 @@ class Server:
                 fix = f"put its key into {KEY}"
             reason = f"HTTP {error.code}: {_message(error)}"
             raise InferenceError(f"the server at {self.address} refuses {path} ({reason}): {fix}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             reason = first_line(getattr(error, "reason", None) or error)
             raise InferenceError(f"the server at {self.address} gives no answer ({reason}): {fix}") from error
 

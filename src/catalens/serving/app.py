@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -41,7 +41,7 @@ from catalens.inference.predictor import Predictor
 from catalens.predictions import Prediction
 from catalens.preparing.fetch import Network
 from catalens.serving.batching import Batcher, PredictorError, QueueFullError
-from catalens.serving.chat import Chat, chat_schema, models, refusal
+from catalens.serving.chat import add_chat_routes
 from catalens.serving.page import ModelCard, policy_of, render_index
 from catalens.serving.requests import (
     JSON,
@@ -167,15 +167,6 @@ class Service:
             self._requests.labels(str(status)).inc()
             self._seconds.observe(time.perf_counter() - started)
 
-    async def chat(self, request: Request) -> Response:
-        """Answer a chat of OpenAI's API; refusals have its form."""
-        asked = Chat(self.name, self.predictor.prompt)
-        try:
-            answer = await self.predict(request, asked.read)
-            return answer if isinstance(answer, Response) else asked.response(answer.predictions[0].model_dump())
-        except HTTPException as refused:
-            return refusal(refused)
-
     async def _predict(self, request: Request, read: ReadBody | None) -> Answer:
         check_caller(request, self.settings)
         if not self.ready:
@@ -276,23 +267,7 @@ def _add_routes(app: FastAPI, service: Service, index: str) -> None:
         read has its own `error`."""
         return await service.predict(request)
 
-    @app.post(
-        "/v1/chat/completions",
-        dependencies=locked,
-        openapi_extra={"requestBody": {"required": True, "content": {JSON: {"schema": chat_schema()}}}},
-        summary="Read the pictures of a product, for clients of OpenAI's API",
-    )
-    async def chat(request: Request) -> Response:
-        """The answer as the model writes it, or a JSON object of its values; `prediction` has the confidences."""
-        return await service.chat(request)
-
-    @app.get("/v1/models", dependencies=locked, summary="The model, for clients of OpenAI's API")
-    def list_models(request: Request) -> Response:
-        try:
-            check_caller(request, service.settings)
-        except HTTPException as refused:
-            return refusal(refused)
-        return JSONResponse(models(service.name, service.started))
+    add_chat_routes(app, service, locked)
 
     @app.get(
         "/metrics",

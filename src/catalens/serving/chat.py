@@ -15,17 +15,20 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field, ValidationError
 
 from catalens.config import PromptSpec
 from catalens.errors import PromptError
 from catalens.examples import render_answer
-from catalens.serving.requests import Product, Received, decoded, refuse_skeleton
+from catalens.serving.requests import JSON, Product, Received, check_caller, decoded, refuse_skeleton
+
+if TYPE_CHECKING:
+    from catalens.serving.app import Service
 
 DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.IGNORECASE)
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -148,13 +151,36 @@ def refusal(refused: HTTPException) -> Response:
     return JSONResponse({"error": error}, status, refused.headers)
 
 
-def models(name: str, created: int) -> dict[str, Any]:
-    """List the one model."""
-    one = {"id": name, "object": "model", "created": created, "owned_by": "catalens"}
-    return {"object": "list", "data": [one]}
+def add_chat_routes(app: FastAPI, service: "Service", locked: Sequence[Any]) -> None:
+    """Add the two routes of OpenAI's API to the app; `locked` are the dependencies that describe the token."""
+
+    @app.post(
+        "/v1/chat/completions",
+        dependencies=locked,
+        openapi_extra={"requestBody": {"required": True, "content": {JSON: {"schema": _schema()}}}},
+        summary="Read the pictures of a product, for clients of OpenAI's API",
+    )
+    async def chat(request: Request) -> Response:
+        """The answer as the model writes it, or a JSON object of its values; `prediction` has the confidences."""
+        asked = Chat(service.name, service.predictor.prompt)
+        try:
+            answer = await service.predict(request, asked.read)
+            return answer if isinstance(answer, Response) else asked.response(answer.predictions[0].model_dump())
+        except HTTPException as refused:
+            return refusal(refused)
+
+    @app.get("/v1/models", dependencies=locked, summary="The model, for clients of OpenAI's API")
+    def models(request: Request) -> Response:
+        """A list of one."""
+        try:
+            check_caller(request, service.settings)
+        except HTTPException as refused:
+            return refusal(refused)
+        one = {"id": service.name, "object": "model", "created": service.started, "owned_by": "catalens"}
+        return JSONResponse({"object": "list", "data": [one]})
 
 
-def chat_schema() -> dict[str, Any]:
+def _schema() -> dict[str, Any]:
     """Describe a body for OpenAPI, without references."""
     schema = ChatBody.model_json_schema()
     known = schema.pop("$defs")
