@@ -10,7 +10,9 @@ import pytest
 from hostile import HTML, Hostile, jpeg, pixel_bomb
 from served import FakePredictor, expected, serving, until
 
+from catalens import Catalog, load_predictor
 from catalens.config import PromptSpec
+from catalens.examples import parse_answer
 
 JPEG = jpeg(1)
 QUESTION = PromptSpec().question
@@ -83,6 +85,17 @@ def test_several_pictures_are_of_one_product():
     with serving(Together()) as server:
         answer = server.request("POST", "/v1/chat/completions", json=body(messages=message(JPEG, jpeg(2))))
         assert answer.json()["prediction"]["fields"]["title"]["value"] == expected(JPEG)["title"]
+
+
+@pytest.mark.integration
+def test_the_model_that_ships_here_answers_as_to_predict(drawn):
+    photo = bytes(next(iter(Catalog(drawn).batches("test", ["image"])))[0]["image"])
+    with serving(load_predictor()) as server, client(server) as asked:
+        answer = asked.chat.completions.create(model="fake", messages=message(photo))
+        told = server.post(photo).json()["predictions"][0]
+    assert (answer.model_extra or {})["prediction"]["fields"]["title"]["value"] == told["fields"]["title"]["value"]
+    read = parse_answer(PromptSpec(), f"{answer.choices[0].message.content}<|end|>", "<|end|>")
+    assert read.values == {column: field["value"] for column, field in told["fields"].items()}
 
 
 def test_the_token_is_the_clients_key():
