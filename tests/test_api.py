@@ -16,7 +16,7 @@ FUNCTIONS = {
     "check": "catalog recipe out progress",
     "evaluate": "run split rows overrides console",
     "export": "run to out precision rows reference catalog console",
-    "load_predictor": "run batch_size accept_error free_categories engine",
+    "load_predictor": "run batch_size accept_error free_categories engine server",
     "load_recipe": "path overrides",
     "make_recipe": "data overrides source",
     "mimic": "out like rows seed fractions workers progress",

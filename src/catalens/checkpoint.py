@@ -45,6 +45,8 @@ logging.getLogger("transformers.integrations.bitsandbytes").setLevel(logging.ERR
 ASSETS = Path(str(files("catalens"))) / "assets"
 TINY = ASSETS / "tiny"
 DEMO_RECIPE = ASSETS / "demo.yaml"
+LAYOUTS = ("merged", "vllm")
+"""Exports that are models in the official layout."""
 SHARD = "5GB"
 """Largest file of weights, as the official models have them."""
 
@@ -174,12 +176,12 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool
     """Load the best model of a run, adapters merged, ready to write; CheckpointError where it is no finished run.
 
     It computes in the precision of the recipe, unless `dtype` is given. Without `weights` the model is None. A merged
-    export is loaded as a run, in its own precision.
+    export, and one for vLLM, which is merged too, is loaded as a run, in its own precision.
     """
     folder = Path(folder)
     best = model_folder(folder)
     exported = read_export(folder) if best == folder else None
-    if exported and exported["to"] != "merged":
+    if exported and exported["to"] not in LAYOUTS:
         raise CheckpointError(f"{folder} is an export to {exported['to']}: give the run itself, or a merged export")
     if not (best / "prompt.json").is_file():
         raise CheckpointError(

@@ -18,8 +18,12 @@ from catalens.errors import CatalensError, CatalogError, CheckpointError
 
 EXPORT = "export.json"
 """File that makes a folder an export: of which run, for what, in which precision."""
+CERTIFICATE = "equality.json"
+"""File of an export: how far its answers are from those of the run."""
 ONNX = "onnx.json"
 """File of an export for ONNX Runtime: sizes of its graphs."""
+VLLM = "vllm.yaml"
+"""File of an export for vLLM: the flags of its server."""
 
 
 @contextmanager

@@ -14,8 +14,9 @@ Shapes: S crop side, (H, W) HD size in pixels, h = H/S, w = W/S.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,22 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 WHITE = (255, 255, 255)
 IMAGE_TOKEN = "<|image|>"
 IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- (bos_token if loop.first else "") + "<|" + message["role"] + "|>\\n" -}}
+{%- if message["content"] is string -%}
+{{- message["content"] -}}
+{%- else -%}
+{%- for part in message["content"] if part["type"] != "text" -%}
+{{- ("" if loop.first else "\\n") + "<|image|>" + bos_token -}}
+{%- endfor -%}
+{%- for part in message["content"] if part["type"] == "text" -%}{{- part["text"] -}}{%- endfor -%}
+{%- endif -%}
+{{- "<|end|>" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "<|assistant|>\\n" -}}{%- endif -%}
+"""
+"""The chat in Jinja, pictures first, for who tokenizes it in one go: each piece after a picture begins with `<s>`."""
 CUBIC = -0.75
 """Coefficient of the bicubic interpolation, torch's."""
 
@@ -38,6 +55,7 @@ class Chat:
 
     image_tag = "<|image_1|>"
     end_token = "<|end|>"
+    chat_template = CHAT_TEMPLATE
 
     def chat(self, question: str, images: int = 1) -> str:
         """Render a question about so many images, which stand before it, up to where the answer begins."""
@@ -79,6 +97,13 @@ class Tiler:
     patch_size: int = 14
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """Make that of a `preprocessor_config.json`; KeyError, TypeError where fields are missing or wrong."""
+        sizes = {name: int(fields[name]) for name in ("crop_size", "patch_size") if name in fields}
+        mean, std = (tuple(map(float, fields[name])) for name in ("image_mean", "image_std"))
+        return cls(int(fields["num_crops"]), mean=mean, std=std, **sizes)
 
     def hd_size(self, width: int, height: int) -> Size:
         """HD size (H, W) in pixels of a picture of `width` x `height`, padding included."""

@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -190,6 +191,63 @@ def test_an_export_that_is_killed_leaves_nothing_that_looks_whole(run, tmp_path,
     assert not (tmp_path / "out").exists()
     assert catalens.export(run, "merged", tmp_path / "out", rows=2).certificate.passed
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from catalens.exporting import Certificate
+import catalens
+
+def kill(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+moment, run, out = sys.argv[1:]
+usual = {"rename": Path.rename, "unlink": Path.unlink, "chmod": Path.chmod}
+
+def half(certificate, folder):
+    (folder / "equality.json").write_text('{"format": 1, "to": "mer')
+    kill()
+
+def renamed(path, target):
+    moment == "before the rename" and kill()
+    usual["rename"](path, target)
+    kill()
+
+def unlinked(path, missing_ok=False):
+    usual["unlink"](path, missing_ok)
+    path.name == ".export" and not missing_ok and kill()
+
+if moment == "half a certificate":
+    Certificate.save = half
+elif moment == "without its mark":
+    Path.unlink = unlinked
+elif moment == "before the card":
+    Path.replace = kill
+else:
+    Path.rename = renamed
+catalens.export(run, "merged", out, rows=2)
+"""
+"""Kills itself at a moment that no clock would meet."""
+
+
+@pytest.mark.parametrize(
+    "moment", ["half a certificate", "before the card", "without its mark", "before the rename", "after the rename"]
+)
+def test_an_export_that_is_killed_at_its_end_is_there_whole_or_not_at_all(run, tmp_path, moment):
+    out, script = tmp_path / "there" / "out", tmp_path / "killed.py"
+    script.write_text(KILLED)
+    process = start(script, moment, run, out)
+    process.join(240)
+    assert process.exitcode == -signal.SIGKILL
+    if moment == "after the rename":
+        assert check(out).passed
+        with pytest.raises(CheckpointError, match="exists already"):
+            catalens.export(run, "merged", out, rows=2)
+    else:
+        assert not out.exists()
+        assert catalens.export(run, "merged", out, rows=2).certificate.passed
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
 def test_two_exports_into_one_place_are_refused(run, tmp_path):

@@ -21,7 +21,9 @@ def export(
     run: Annotated[Path | None, typer.Argument(help="Folder of a finished run.")] = None,
     to: Annotated[
         str,
-        typer.Option(help="merged: the official layout; hub: the same, pushed to --repo; onnx: needs no torch."),
+        typer.Option(
+            help="merged: the official layout; hub: the same, pushed to --repo; vllm: for vLLM; onnx: needs no torch."
+        ),
     ] = "merged",
     precision: Annotated[str | None, typer.Option(help="Of --to onnx: fp32 by default, int8 or int4.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder; exports/<run>-<to> by default.")] = None,
@@ -44,7 +46,8 @@ def export(
 ) -> None:
     """Write a run for other programs, and prove that it answers there as it does here.
 
-    Every export ends with a certificate, equality.json; one that does not pass is not written, and exit code 9.
+    Every export ends with a certificate, equality.json; one that does not pass is not written, and exit code 9. One
+    for vLLM is checked where vLLM is installed, else later, by --check.
     """
     from catalens.exporting.export import check as check_export
     from catalens.exporting.export import export as export_run

@@ -40,6 +40,15 @@ if TYPE_CHECKING:
     from catalens.progress import Progress
 
 
+Engine = Annotated[
+    str | None,
+    typer.Option(help="torch; onnx or vllm for an export of that name. By default onnx for its export, else torch."),
+]
+Server = Annotated[
+    str | None, typer.Option(help="URL of a vLLM that serves the export, in the place of one in this process.")
+]
+
+
 @app.command(
     epilog="Example:  catalens predict runs/demo photo.jpg another.png\n\n"
     "Example:  catalens predict runs/demo shop.csv --image photo_url --out predictions.parquet"
@@ -79,9 +88,8 @@ def predict(
     sheet: Sheet = None,
     config: Config = None,
     user_agent: UserAgent = None,
-    engine: Annotated[
-        str | None, typer.Option(help="torch, or onnx for an export of --to onnx; told from the folder by default.")
-    ] = None,
+    engine: Engine = None,
+    server: Server = None,
 ) -> None:
     """Read pictures with a finished run: fields, confidences, and what a person should look at, or an `error`.
 
@@ -93,14 +101,15 @@ def predict(
 
     bearable, how = share_of(max_bad), {"accept_error": accept_error_of(accept_error)}
     how |= {"free_categories": free_categories}
-    ran = engine_of(run, engine)
-    load = partial(catalens.load_predictor, run, batch_size=batch_size, engine=ran, **how)
+    ran = engine_of(run, engine, server)
+    load = partial(catalens.load_predictor, run, batch_size=batch_size, engine=ran, server=server, **how)
+    how |= {"engine": ran} if ran == "vllm" else {}  # the folder may be run by torch as well
     plain = not any((image, id, split, image_root, encoding, delimiter, quote, sheet, config, overwrite, raw))
     if ran == "onnx" and out is None and plain and are_photos(sources):
         outcome = _predicted(partial(predict_photos, sources, load), None)
     else:
         outcome = _predict_sources(run, sources, load, how, flags, out)
-    _report(outcome, out, bearable)
+    _report(outcome, out, bearable, _calibrating(run, ran))
 
 
 def _predict_sources(
@@ -137,12 +146,17 @@ def _predicted(work: "Callable[[Callable[[str], object], Progress], Outcome]", o
         return work(partial(print, end="", file=stdout, flush=True), progress)
 
 
-def _report(outcome: "Outcome", out: Path | None, bearable: float) -> None:
+def _calibrating(run: Path | None, engine: str) -> str:
+    """Name the command after which confidences are calibrated."""
+    return f"`catalens export --check {run}` where vLLM is installed" if engine == "vllm" else "`catalens evaluate`"
+
+
+def _report(outcome: "Outcome", out: Path | None, bearable: float, calibrating: str) -> None:
     """Print what came of all pictures; exit where a larger share failed than is bearable."""
     if out is not None:
         say(f"{out}: {outcome.total:,} rows, {outcome.to_review:,} to review")
     if not outcome.calibrated:
-        say("not calibrated: confidences are the model's own, and --accept-error marks all; run `catalens evaluate`")
+        say(f"not calibrated: confidences are the model's own, and --accept-error marks all; run {calibrating}")
     if not outcome.failed:
         return
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in outcome.reasons.most_common(10))
@@ -178,11 +192,14 @@ def serve(
         Path | None, typer.Option(help="File with the token that clients send; else CATALENS_TOKEN.")
     ] = None,
     accept_error: AcceptError = None,
+    engine: Engine = None,
+    server: Server = None,
 ) -> None:
-    """Answer POST /v1/predict, and show a page to drop photos on, at http://127.0.0.1:8000.
+    """Answer POST /v1/predict and /v1/chat/completions, and show a page to drop photos on, at http://127.0.0.1:8000.
 
     SIGTERM or Ctrl-C finishes what was accepted, then ends; a second one ends at once.
     """
+    from catalens.inference.predictor import engine_of
     from catalens.serving.app import create_app
     from catalens.serving.page import read_card
     from catalens.serving.requests import ServeSettings
@@ -191,10 +208,13 @@ def serve(
     token = read_token(token_file)
     settings = from_flags(ServeSettings, locals() | {"hosts": names_for(host, token)})
     listening = open_socket(host, port)
-    predictor = catalens.load_predictor(run, batch_size=batch_size, accept_error=accept_error_of(accept_error))
+    ran = engine_of(run, engine, server)
+    predictor = catalens.load_predictor(
+        run, batch_size=batch_size, accept_error=accept_error_of(accept_error), engine=ran, server=server
+    )
     card = read_card(run)
     print(address_of(listening), flush=True)
     if accept_error and not predictor.calibrated:
-        say("not calibrated: --accept-error marks every value for review; run `catalens evaluate` on a run")
+        say(f"not calibrated: --accept-error marks every value for review; run {_calibrating(run, ran)}")
     say(f"serving {card.name}; Ctrl-C finishes what was accepted and ends")
     run_server(create_app(predictor, settings, card), listening)

@@ -12,11 +12,13 @@
       reference.parquet                                   validation rows, their pictures, what the run made of them
       equality.json                                       the certificate: what was compared, how far it differs
 
-A target is a module with three functions, chosen in `export.target_of`:
+A target is a module with these functions, chosen in `export.target_of`:
 
     write(run: checkpoint.Run, folder: Path) -> str       writes its files; gives the key of `certificate.TOLERANCES`
     calibration(run, folder, progress)                    of what was written, or None
     load(folder: Path) -> certificate.Runtime             the exported thing in its own runtime
+    lacking() -> str | None                               why that cannot be had here; may be left out
+    reading(run) -> config.NumberSpec                     how it reads numbers; left out, as the run does
 
 A runtime is called with the reference's rows and gives a `certificate.Trace` of each: a sample of the pixels (by
 `sample_pixels`), token ids of the prompt, logits of the first token of the answer before any constraint, the greedy
@@ -27,7 +29,7 @@ from catalens.lazy import exports
 
 HOMES = {
     "certificate": "Certificate Check ReferenceRow Runtime Tolerance TOLERANCES Trace compare sample_pixels",
-    "card": "licence_of write_card",
+    "card": "licence_of renew_equality write_card",
     "export": "check export Exported target_of",
     "onnx_writer": "write_graphs",
     "hub": "publish Published push",

@@ -60,6 +60,13 @@ def write_card(run: Path, folder: Path, name: str | None = None) -> str:
     return text
 
 
+def renew_equality(folder: Path, old: Certificate, new: Certificate) -> None:
+    """Tell of another certificate in an export's card."""
+    with atomic(folder / CARD) as aside:
+        text = (folder / CARD).read_text(encoding="utf-8")
+        aside.write_text(text.replace(_equality(old), _equality(new)), encoding="utf-8")
+
+
 def read_metrics(run: Path) -> Mapping[str, Any] | None:
     """Read `metrics.json` of a run's evaluation, None where there is none; CheckpointError where it is damaged."""
     path = run / "evaluation" / "metrics.json"
@@ -181,7 +188,8 @@ the question is `{prompt.question}`, the form of the answer is in `prompt.json`;
 
 
 def _equality(certificate: Certificate) -> str:
-    lines = "\n".join(certificate.lines()[: len(certificate.checks) + len(certificate.accuracy)])
+    shown = len(certificate.checks) + bool(certificate.unchecked) + len(certificate.accuracy)
+    lines = "\n".join(certificate.lines()[:shown])
     return f"""## Equal to the run
 
 The export against the run that it was made from, on {certificate.rows} validation rows (`equality.json`):

@@ -21,13 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from catalens.errors import CheckpointError
+from catalens.files import CERTIFICATE
 
-CERTIFICATE, REFERENCE = "equality.json", "reference.parquet"
+REFERENCE = "reference.parquet"
 FORMAT = 1
 PIXELS = 4096
 """Values of a row's pixels that are compared, spread over all tiles."""
 SHOWN = 10
 """Differences that are kept."""
+SCORED = ("vllm",)
+"""Targets whose runtime tells log-probabilities in the place of logits, which are compared as such."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Trace:
     ids: Sequence[int]
     """Of the prompt, the slots of the pictures included."""
     logits: NDArray[np.float32]
-    """Of the first token of the answer, [V], before any constraint."""
+    """Of the first token of the answer, [V], before any constraint; of a target of SCORED log-probabilities."""
     answer: str
     """Greedy and constrained, with its end token."""
     log_probability: float
@@ -137,15 +140,18 @@ class Certificate:
     """By column: share of right values of the run and of the export."""
     differences: Sequence[Mapping[str, str]] = ()
     """Rows whose ids or answers differ: id, run, export."""
+    unchecked: str | None = None
+    """Why nothing was compared, and how it can be."""
 
     @property
     def passed(self) -> bool:
-        """Tell whether every check passed."""
-        return bool(self.rows) and all(check.passed for check in self.checks)
+        """Tell whether every check was made, and passed."""
+        return bool(self.rows) and self.unchecked is None and all(check.passed for check in self.checks)
 
     def lines(self) -> list[str]:
         """Say every check and what differs."""
         told = [check.line(self.rows) for check in self.checks]
+        told += [f"not checked: {self.unchecked}"] if self.unchecked else []
         told += [
             f"     {name}: {one['run']:.1%} right, {one['export']:.1%} exported"
             for name, one in self.accuracy.items()
@@ -165,7 +171,7 @@ class Certificate:
             values = json.loads((folder / CERTIFICATE).read_bytes())
             checks = [Check(**one) for one in values["checks"]]
             known = {name: values[name] for name in ("to", "precision", "rows", "accuracy", "differences")}
-            return cls(checks=checks, **known)
+            return cls(checks=checks, unchecked=values.get("unchecked"), **known)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / CERTIFICATE} cannot be read: export the run again") from error
 
@@ -189,10 +195,13 @@ def compare(
     """Certify the traces of a run and of its export, in this order; `accuracy` is of the same rows."""
     tolerance, pairs = TOLERANCES[precision], list(zip(*traces, strict=True))
     same = [(a, b) for a, b in pairs if a.answer == b.answer]
+    first = [(a.logits, b.logits) for a, b in pairs]
+    if to in SCORED:
+        first = [(_log_softmax(a), _log_softmax(b)) for a, b in first]
     checks = [
         Check("pixels", _largest([_apart(a.pixels, b.pixels) for a, b in pairs]), tolerance.pixels),
         Check("ids", _share([list(a.ids) != list(b.ids) for a, b in pairs]), 0.0),
-        Check("logits", _largest([_apart(a.logits, b.logits) for a, b in pairs]), tolerance.logits),
+        Check("logits", _largest([_apart(*logits) for logits in first]), tolerance.logits),
         Check("answers", _share([a.answer != b.answer for a, b in pairs]), tolerance.answers),
         Check(
             "log_probability",
@@ -216,6 +225,11 @@ def _apart(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     if one.shape != other.shape:
         return math.inf
     return float(np.abs(one.astype(float) - other.astype(float)).max(initial=0.0))
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    highest = logits - logits.max(initial=-np.inf)
+    return highest - np.log(np.exp(highest).sum())
 
 
 def _largest(values: Sequence[float]) -> float | None:

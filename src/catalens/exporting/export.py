@@ -28,7 +28,7 @@ from catalens.exporting.certificate import (
     load_reference,
     save_reference,
 )
-from catalens.files import EXPORT, locked, model_folder, read_export, sync, writing
+from catalens.files import CERTIFICATE, EXPORT, locked, model_folder, read_export, sync, writing
 from catalens.progress import Progress, bars
 from catalens.tolerance import TEN_PER_CENT, Tolerance
 
@@ -61,8 +61,12 @@ def target_of(to: str) -> ModuleType:
             from catalens.exporting import onnx
 
             return onnx
+        case "vllm":
+            from catalens.exporting import vllm
+
+            return vllm
         case _:
-            raise RecipeError(f"--to {to}: the choices are merged, onnx, and hub with --repo")
+            raise RecipeError(f"--to {to}: the choices are merged, onnx, vllm, and hub with --repo")
 
 
 def export(
@@ -102,9 +106,9 @@ def export(
         save_reference(aside, asked, _trace(NativeRuntime(loaded), asked, "the run", progress))
         del loaded
         _free_memory()
-        certificate = _certify(aside, progress)
+        certificate = _certify(aside, progress, lacking_of(target))
         certificate.save(aside)
-        if not certificate.passed:
+        if not certificate.passed and not certificate.unchecked:
             raise CheckError(_refusal(certificate, f"{out} is not written"))
         write_card(run, aside, out.resolve().name)
         if not reference:
@@ -113,12 +117,22 @@ def export(
 
 
 def check(folder: Path | str, console: Console | None = None) -> Certificate:
-    """Repeat the check of an export on this machine, against what its run answered; `equality.json` stays as it is.
+    """Repeat the check of an export on this machine, against what its run answered.
 
-    Raises CheckpointError where it is no export or has no reference; whether it passed, the certificate says.
+    `equality.json` stays as it is, but for one that could not be checked where it was made: it is written anew.
+    Raises CheckpointError where it is no export or has no reference, RecipeError where its runtime is not installed;
+    whether it passed, the certificate says.
     """
+    folder = Path(folder)
     with bars(console or Console(stderr=True)) as progress:
-        return _certify(Path(folder), progress)
+        certificate = _certify(folder, progress)
+    if certificate.passed and (folder / CERTIFICATE).is_file() and (before := Certificate.load(folder)).unchecked:
+        from catalens.exporting.card import renew_equality
+
+        with writing(folder, CheckpointError, "make it writable, and give the same command again"):
+            renew_equality(folder, before, certificate)
+            certificate.save(folder)
+    return certificate
 
 
 def reference_rows(run: "Run", count: int, catalog: Path | str | None = None) -> list[ReferenceRow]:
@@ -178,7 +192,7 @@ def _write(
         "content": model_hash(folder),
         "catalog": run.versions.get("catalog"),
         "catalens": version("catalens"),
-        "number": run.recipe.number.model_dump(),
+        "number": (target.reading(run) if hasattr(target, "reading") else run.recipe.number).model_dump(),
         "evaluation": {name: getattr(spec, name) for name in ("batch_size", "max_new_tokens", "interval")},
     }
     (folder / EXPORT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -197,12 +211,19 @@ def _trace(runtime: Any, rows: Sequence[ReferenceRow], name: str, progress: Prog
     return runtime(rows, lambda done: progress(name, done, len(rows)))
 
 
-def _certify(folder: Path, progress: Progress) -> Certificate:
-    """Hold an export against its reference."""
+def lacking_of(target: ModuleType) -> str | None:
+    """Say why the runtime of a target cannot run here; None where it can, as all but vLLM's can that write."""
+    return target.lacking() if hasattr(target, "lacking") else None
+
+
+def _certify(folder: Path, progress: Progress, lacking: str | None = None) -> Certificate:
+    """Hold an export against its reference; where the runtime is `lacking`, the certificate says so."""
     from catalens.config import PromptSpec
 
     about = read_export(folder)
     rows, expected = load_reference(folder)
+    if lacking:
+        return Certificate(about["to"], about["precision"], len(rows), [], unchecked=lacking)
     traces = expected, _trace(target_of(about["to"]).load(folder), rows, "the export", progress)
     prompt = PromptSpec.model_validate_json((folder / "prompt.json").read_bytes())
     within = Tolerance.parse((about.get("number") or {}).get("within", "10%"))

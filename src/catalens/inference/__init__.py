@@ -17,6 +17,7 @@ HOMES = {
     "records": "Completion csv_cell FieldScore Outcome record_schema",
     "steps": "KeyValues Step",
     "trees": "Choices Forest QUANTILES Turn choices_of",
+    "vllm": "Local open_vllm read_settings Server VllmGenerator",
 }
 """Public names by module."""
 __getattr__, __all__ = exports(__name__, HOMES)

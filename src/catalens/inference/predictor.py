@@ -30,11 +30,11 @@ from catalens.tolerance import TEN_PER_CENT, Tolerance
 if TYPE_CHECKING:
     from catalens.inference.calibration import Calibration
 
-Engine = Literal["torch", "onnx"]
+Engine = Literal["torch", "onnx", "vllm"]
 
 
 class Writer(Protocol):
-    """Writer of answers about pictures, and the chat that it writes in: a `Generator`, or an `OnnxGenerator`."""
+    """Writer of answers about pictures, and the chat that it writes in: the generator of an engine."""
 
     @property
     def family(self) -> ChatTemplate:
@@ -125,34 +125,43 @@ def load_predictor(
     accept_error: Mapping[str, float] | float | None = None,
     free_categories: bool = False,
     engine: str | None = None,
+    server: str | None = None,
 ) -> Predictor:
     """Load the predictor of a finished run, or of the model that ships with catalens where `run` is None.
 
     `accept_error` is the share of wrong values that is borne among those not marked for review, for all columns or
     by column. Decoding is constrained: every answer parses, and categories are the catalogue's, unless
     `free_categories`, which no calibration covers. An export for ONNX Runtime is run by the engine `onnx`, without
-    torch and a picture at a time. Raises CheckpointError where it is no finished run or export, RecipeError where an
-    option does not fit.
+    torch and a picture at a time; one for vLLM by the engine `vllm`, in this process, or by the vLLM that listens at
+    the URL `server`. Raises CheckpointError where it is no finished run or export, RecipeError where an option does
+    not fit, InferenceError where a server cannot be reached.
     """
     from catalens.inference.calibration import load_calibration
 
     folder = None if run is None else Path(run)
-    if engine_of(folder, engine) == "onnx":
+    covered, ran = not free_categories, engine_of(folder, engine, server)
+    if ran != "torch" and folder is None:
+        raise RecipeError(f"--engine {ran} needs an export: give the folder that `catalens export --to {ran}` made")
+    number = NumberSpec(estimate="mode")
+    if folder and ran != "torch" and (told := read_export(folder).get("number")):
+        number = NumberSpec.model_validate(told)  # those of earlier versions say nothing
+    if folder and ran == "vllm":
+        from catalens.inference.vllm import is_certified, open_vllm
+
+        writer, prompt = open_vllm(folder, free_categories, server)
+        calibration = load_calibration(folder, prompt) if covered and is_certified(folder) else None
+    elif folder and ran == "onnx":
         from catalens.inference.onnx import open_export
 
-        if folder is None:
-            raise RecipeError("--engine onnx needs an export: give the folder that `catalens export --to onnx` made")
-        # exports of earlier versions say nothing: their numbers were read so
-        number = NumberSpec.model_validate(read_export(folder).get("number", {"estimate": "mode"}))
         writer, prompt = open_export(folder, free_categories, number.estimate)
-        calibration = None if free_categories else load_calibration(folder, prompt)
+        calibration = load_calibration(folder, prompt) if covered else None
     else:
         from catalens.checkpoint import load_run, load_untrained
         from catalens.inference.generation import Generator
 
-        loaded = load_untrained() if run is None else load_run(run)
+        loaded = load_untrained() if folder is None else load_run(folder)
         prompt, longest = loaded.prompt, loaded.recipe.evaluation.max_new_tokens
-        calibration = None if folder is None or free_categories else load_calibration(folder, prompt)
+        calibration = load_calibration(folder, prompt) if folder and covered else None
         number = calibration.number if calibration else loaded.recipe.number
         writer = Generator(
             loaded.model,
@@ -173,10 +182,17 @@ def load_predictor(
     return Predictor(writer, prompt, calibration, targets, number)
 
 
-def engine_of(run: Path | None, engine: str | None = None) -> Engine:
-    """Give what runs a model: the engine that is named, or `onnx` of an export for it, else `torch`."""
-    if engine not in (None, "torch", "onnx"):
-        raise RecipeError(f"--engine {engine}: the choices are torch, onnx")
+def engine_of(run: Path | None, engine: str | None = None, server: str | None = None) -> Engine:
+    """Give what runs a model: the engine that is named, `vllm` at a server, `onnx` of an export for it, else `torch`.
+
+    An export for vLLM is a model for torch too: vLLM runs it where it is asked for.
+    """
+    if engine not in (None, "torch", "onnx", "vllm"):
+        raise RecipeError(f"--engine {engine}: the choices are torch, onnx, vllm")
+    if server is not None:
+        if engine not in (None, "vllm"):
+            raise RecipeError(f"--server is for --engine vllm, not {engine}: leave one of them out")
+        return "vllm"
     if engine is None:
         return "onnx" if run is not None and (run / ONNX).is_file() else "torch"
     return engine

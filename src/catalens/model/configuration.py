@@ -7,11 +7,10 @@ The official file leaves the vision tower implicit (CLIP ViT-L/14 at 336 pixels)
 a dict overrides single values, so a tiny model of the same architecture is only another config.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, Phi3Config
-from transformers.configuration_utils import SubConfigSpec
 
 # CLIP ViT-L/14 at 336 pixels, the tower of every published Phi-3-Vision.
 CLIP_VIT_L_14_336: dict[str, Any] = {
@@ -48,7 +47,9 @@ class Phi3VConfig(Phi3Config):
     """
 
     model_type = "phi3_v"
-    sub_configs_defaults = {"vision_config": SubConfigSpec(CLIPVisionConfig)}
+    sub_configs_defaults: ClassVar[Any] = {"vision_config": CLIPVisionConfig}
+    # its name before transformers 5.23
+    sub_configs: ClassVar[Any] = sub_configs_defaults  # pyright: ignore[reportIncompatibleMethodOverride]
 
     vision_config: dict | CLIPVisionConfig | None = None
     image_token_id: int = 32044

@@ -63,7 +63,8 @@ class ModelSizes:
 class Family(Protocol):
     """Vision-language models of one architecture, with their processors.
 
-    `image_tag` stands for the first image in a chat and `end_token` ends an answer; `whole_modules` can be trained in
+    `image_tag` stands for the first image in a chat and `end_token` ends an answer; `chat_template` is the chat in
+    Jinja; `whole_modules` can be trained in
     full beside adapters, each with its part; `full_precision` modules are not quantised; `layer_classes` are sharded
     one by one; `tables`, parts of names, are embeddings and heads, which are no matrices that transform. Processors
     load by `AutoProcessor` and have the family's `model_type`.
@@ -88,6 +89,7 @@ class Family(Protocol):
     model_class: Any
     image_tag: str
     end_token: str
+    chat_template: str
     full_precision: Sequence[str]
     whole_modules: Mapping[str, Part]
     layer_classes: Sequence[str]

@@ -52,7 +52,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         image_std: Sequence[float] = CLIP_STD,
         **kwargs: Any,
     ) -> None:
-        for name in ("num_img_tokens", "do_convert_rgb", "auto_map", "image_processor_type"):
+        for name in ("num_img_tokens", "do_convert_rgb", "auto_map", "image_processor_type", "processor_class"):
             kwargs.pop(name, None)  # what the official file adds, and what is derived or fixed here
         super().__init__(**kwargs)
         if crop_size < 1 or patch_size < 1 or crop_size % (2 * patch_size):
@@ -63,6 +63,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.num_img_tokens = (crop_size // patch_size // 2) ** 2
+        self.processor_class = "Phi3VProcessor"  # by which others find the whole processor
 
     def cutter(self, num_crops: int | None = None) -> Tiler:
         """Make the cutter of pictures, into so many crops at most where `num_crops` is given."""

@@ -2,6 +2,7 @@
 
     POST /v1/predict     products -> {"predictions": [{"fields": {"title": {"value": "Red Tote Bag", "confidence":
                                       0.97, "needs_review": false}, ...}, "needs_review": false, "error": null}], ...}
+    POST /v1/chat/completions, GET /v1/models   the same for clients of OpenAI's API
     GET  /               the page: drop photos, look, correct, download
     GET  /healthz        200 while the process lives
     GET  /readyz         200 while pictures are accepted, else 503
@@ -40,6 +41,7 @@ from catalens.inference.predictor import Predictor
 from catalens.predictions import Prediction
 from catalens.preparing.fetch import Network
 from catalens.serving.batching import Batcher, PredictorError, QueueFullError
+from catalens.serving.chat import add_chat_routes
 from catalens.serving.page import ModelCard, policy_of, render_index
 from catalens.serving.requests import (
     JSON,
@@ -48,6 +50,7 @@ from catalens.serving.requests import (
     Asked,
     PictureSource,
     ProductSource,
+    ReadBody,
     Received,
     RequestReader,
     ServeSettings,
@@ -119,7 +122,8 @@ class Service:
         """Set when the server is to end: nothing new is accepted."""
         self.in_flight = 0
         """Requests for predictions that are not answered yet."""
-        self.predictor, self._name = predictor, name
+        self.predictor, self.name = predictor, name
+        self.started = int(time.time())
         self._reader = RequestReader(settings, network, predictor.prompt.inputs)
         self._requests = Counter("catalens_requests", "Requests for predictions", ["status"], registry=self.registry)
         self._pictures = Counter("catalens_pictures", "Pictures answered", ["outcome"], registry=self.registry)
@@ -138,12 +142,15 @@ class Service:
         """True while pictures are accepted."""
         return self.batcher.alive and not self.draining
 
-    async def predict(self, request: Request) -> Answer | Response:
-        """Answer a request for predictions, and count it; HTTPException where it is refused."""
+    async def predict(self, request: Request, read: ReadBody | None = None) -> Answer | Response:
+        """Answer a request for predictions, and count it; HTTPException where it is refused.
+
+        `read` reads a body of another form than ours.
+        """
         started, status = time.perf_counter(), 500
         self.in_flight += 1
         try:
-            answer = await self._predict(request)
+            answer = await self._predict(request, read)
             status = 200
             return answer
         except HTTPException as refused:
@@ -160,11 +167,11 @@ class Service:
             self._requests.labels(str(status)).inc()
             self._seconds.observe(time.perf_counter() - started)
 
-    async def _predict(self, request: Request) -> Answer:
+    async def _predict(self, request: Request, read: ReadBody | None) -> Answer:
         check_caller(request, self.settings)
         if not self.ready:
             raise later(503, "the server is ending: ask another, or come back")
-        async with self._reader.products(request) as products:
+        async with self._reader.products(request, read) as products:
             try:
                 futures = self.batcher.submit([(self._query(one), one.pixels) for one in products if not one.failure])
             except QueueFullError as full:
@@ -173,7 +180,7 @@ class Service:
             answers = [
                 self._answer(one, None if one.failure else next(outcomes), len(products) == 1) for one in products
             ]
-        return Answer(predictions=answers, calibrated=self.predictor.calibrated, model=self._name)
+        return Answer(predictions=answers, calibrated=self.predictor.calibrated, model=self.name)
 
     def _query(self, one: Asked) -> bytes | Query:
         pictures = [picture.data for picture in one.pictures]
@@ -259,6 +266,8 @@ def _add_routes(app: FastAPI, service: Service, index: str) -> None:
         """Fields with confidences, one entry a picture in the order asked; a picture among several that cannot be
         read has its own `error`."""
         return await service.predict(request)
+
+    add_chat_routes(app, service, locked)
 
     @app.get(
         "/metrics",

@@ -135,6 +135,10 @@ class Product(NamedTuple):
     texts: Mapping[str, str] = {}
 
 
+ReadBody = Callable[[bytes, int], Sequence[Product]]
+"""Reads the products of a body, so many pictures at most; HTTPException where it has another form."""
+
+
 class Asked(NamedTuple):
     """A product of a request, its pictures received."""
 
@@ -179,14 +183,15 @@ class RequestReader:
         self._fetching = asyncio.Semaphore(BODIES_HELD)
 
     @asynccontextmanager
-    async def products(self, request: Request) -> AsyncIterator[list[Asked]]:
-        """Read the products of a request, whose bytes count as held until it is answered.
+    async def products(self, request: Request, read: ReadBody | None = None) -> AsyncIterator[list[Asked]]:
+        """Read the products of a request, whose bytes count as held until it is answered; a body of JSON by `read`.
 
         Raises HTTPException 400, 408, 413, 415, 422 or 429; starlette's ClientDisconnect.
         """
         kind = parse_options_header(request.headers.get("content-type", ""))[0].decode("latin-1").lower()
-        if kind not in (MULTIPART, JSON) or request.headers.get("content-encoding", "identity") != "identity":
-            raise HTTPException(415, f"send pictures as {MULTIPART} or {JSON}, uncompressed")
+        kinds = (MULTIPART, JSON) if read is None else (JSON,)
+        if kind not in kinds or request.headers.get("content-encoding", "identity") != "identity":
+            raise HTTPException(415, f"send pictures as {' or '.join(kinds)}, uncompressed")
         held, limit, seconds = 0, self._settings.max_pictures, self._settings.timeout
 
         def hold(size: int) -> None:
@@ -203,7 +208,8 @@ class RequestReader:
                     if kind == MULTIPART:
                         products = await form_products(request.headers, body, limit, self._inputs)
                     else:
-                        products = json_products(b"".join([chunk async for chunk in body]), limit)
+                        whole = b"".join([chunk async for chunk in body])
+                        products = (read or json_products)(whole, limit)
             except TimeoutError as error:
                 raise HTTPException(408, f"the body did not come within {seconds:g} s: send it faster") from error
             _refuse_texts(products, self._inputs)
@@ -342,8 +348,7 @@ async def form_products(
 
 def json_products(body: bytes, limit: int) -> list[Product]:
     """Read bytes and URLs of a JSON body; HTTPException 413 beyond `limit` pictures, 422 where it is none."""
-    if sum(map(len, body.split(b'"')[::2])) > SKELETON:
-        raise HTTPException(422, 'not of the form {"pictures": [{"base64": "..."}]}: see /openapi.json')
+    refuse_skeleton(body, '{"pictures": [{"base64": "..."}]}')
     try:
         asked = PredictBody.model_validate_json(body)
     except ValidationError as error:
@@ -356,11 +361,18 @@ def json_products(body: bytes, limit: int) -> list[Product]:
     return [Product([_source(one) for one in product.pictures], product.texts) for product in products]
 
 
+def refuse_skeleton(body: bytes, form: str) -> None:
+    """Raise HTTPException 422 for JSON with too much besides its strings, before it is parsed."""
+    if sum(map(len, body.split(b'"')[::2])) > SKELETON:
+        raise HTTPException(422, f"not of the form {form}: see /openapi.json")
+
+
 def _source(source: PictureSource) -> Received | str:
-    return source.url if source.url is not None else _decoded(source.base64 or "")
+    return source.url if source.url is not None else decoded(source.base64 or "")
 
 
-def _decoded(text: str) -> Received:
+def decoded(text: str) -> Received:
+    """Decode a picture in base64."""
     try:
         return Received(base64.b64decode(text, validate=True))
     except ValueError:
