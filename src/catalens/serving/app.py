@@ -61,6 +61,8 @@ from catalens.serving.requests import (
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 PICTURES = (1, 2, 4, 8, 16, 32, 64)
 LINGER = 2.0  # seconds in which what a refused client still sends is thrown away, so that it gets to read the answer
+TOP = 3
+"""Likeliest categories that are told."""
 GONE = 499  # nginx's status for a client that left; nobody receives it, it is counted
 DESCRIPTION = yaml.safe_load((Path(__file__).parents[1] / "assets" / "openapi.yaml").read_text(encoding="utf-8"))
 """Requests, and reasons for no answer by status, as `/openapi.json` describes them."""
@@ -92,10 +94,24 @@ class NumberAnswer(FieldAnswer):
     high: float | None
 
 
+class Likely(BaseModel, use_attribute_docstrings=True):
+    """A value that the picture may show."""
+
+    value: str
+    probability: float
+    """By the model, not calibrated."""
+
+
+class CategoryAnswer(FieldAnswer):
+    """A category out of a closed set, with the likeliest ones of it; they are missing where categories are free."""
+
+    likeliest: list[Likely]
+
+
 class PictureAnswer(BaseModel, use_attribute_docstrings=True):
     """One picture."""
 
-    fields: dict[str, NumberAnswer | FieldAnswer]
+    fields: dict[str, NumberAnswer | CategoryAnswer | FieldAnswer]
     """By column; empty where there is an error."""
     needs_review: bool
     """True where any field does, or there is an error."""
@@ -297,7 +313,7 @@ def _add_routes(app: FastAPI, service: Service, index: str) -> None:
 
 def answer_of(prompt: PromptSpec, prediction: Prediction) -> PictureAnswer:
     """Put a prediction into the form of the API."""
-    fields: dict[str, NumberAnswer | FieldAnswer] = {}
+    fields: dict[str, NumberAnswer | CategoryAnswer | FieldAnswer] = {}
     for spec in prompt.fields if prediction.values is not None else ():
         column = spec.column
         values = {
@@ -305,9 +321,14 @@ def answer_of(prompt: PromptSpec, prediction: Prediction) -> PictureAnswer:
             "confidence": prediction.confidence.get(column),
             "needs_review": column in prediction.needs_review,
         }
-        low, high = prediction.intervals.get(column, (None, None))
-        number = spec.kind == "number"
-        fields[column] = NumberAnswer(**values, low=low, high=high) if number else FieldAnswer(**values)
+        if spec.kind == "number":
+            low, high = prediction.intervals.get(column, (None, None))
+            fields[column] = NumberAnswer(**values, low=low, high=high)
+        elif known := prediction.distributions.get(column):
+            likeliest = [Likely(value=str(value), probability=share) for value, share in known.top(TOP)]
+            fields[column] = CategoryAnswer(**values, likeliest=likeliest)
+        else:
+            fields[column] = FieldAnswer(**values)
     return PictureAnswer(fields=fields, needs_review=prediction.for_a_person, error=prediction.error)
 
 

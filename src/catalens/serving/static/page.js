@@ -173,7 +173,10 @@ function fieldOf(photo, field, answer) {
     const short = (number) => String(Number(number.toPrecision(4)));
     const range = answer.low == null ? "" : ` · ${short(answer.low)} to ${short(answer.high)}`;
     const percent = Math.min(99, Math.round(100 * answer.confidence));
-    known.place.append(element("p", { className: "sure" }, bar, `${percent} % sure${range}`));
+    const shown = (answer.likeliest ?? []).slice(1).filter((one) => one.probability >= 0.01);
+    const others = shown.map((one) => `${one.value} ${Math.round(100 * one.probability)} %`);
+    const rest = others.length ? ` · else ${others.join(", ")}` : "";
+    known.place.append(element("p", { className: "sure" }, bar, `${percent} % sure${range}${rest}`));
   }
   return known.place;
 }
