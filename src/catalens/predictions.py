@@ -39,14 +39,14 @@ class Prediction:
     """By column: the probability that the value is right (a number: within the tolerance of the run)."""
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """By number column: bounds that hold the truth as often as the calibration promises; absent without one."""
-    distributions: Mapping[str, Distribution] = field(default_factory=dict)
-    """By column of numbers and closed sets of categories: what the model holds possible; not kept on disk."""
     needs_review: tuple[str, ...] = ()
     """Columns that a person should look at."""
     answer: str = ""
     """Text as the model wrote it."""
     error: str | None = None
     """Reason why there are no values."""
+    distributions: Mapping[str, Distribution] = field(default_factory=dict)
+    """By column of numbers and closed sets of categories: what the model holds possible; not kept on disk."""
 
     @property
     def for_a_person(self) -> bool:

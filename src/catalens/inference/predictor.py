@@ -115,7 +115,7 @@ class Predictor:
             if threshold is None or confidence[column] < threshold
         )
         known = completion.distributions
-        return Prediction(answer.values, confidence, intervals, known, unsure, completion.text)
+        return Prediction(answer.values, confidence, intervals, unsure, completion.text, distributions=known)
 
 
 def load_predictor(
