@@ -90,6 +90,25 @@ def test_an_export_answers_as_its_run(adapted, exported, photos):
 
 
 @onnx
+def test_values_grow_on_the_same_trees(exported, adapted, photos):
+    loaded = load_run(adapted)
+    ours = Generator(loaded.model, loaded.processor, loaded.prompt, 8, 64, loaded.space, estimate="median").generate(
+        photos
+    )
+    theirs = open_export(exported, estimate="median")[0].generate(photos)
+    assert apart(ours, theirs) < 1e-4
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.distributions.keys() == other.distributions.keys() == {"category3_code", "full_price"}, one
+        assert one.distributions["full_price"] == other.distributions["full_price"]
+        for (value, share), (again, told) in zip(
+            *(each.distributions["category3_code"].top(3) for each in (one, other)), strict=True
+        ):
+            assert value == again
+            assert share == pytest.approx(told, abs=1e-4)
+    assert load_predictor(exported).generator.estimate == "median"
+
+
+@onnx
 def test_the_check_of_an_export_can_be_repeated(exported):
     certificate = check(exported)
     assert certificate.passed

@@ -29,12 +29,12 @@ from catalens.examples import AnswerSchema, Query, complete_question
 from catalens.files import ONNX
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.inference.records import Completion
-from catalens.inference.trees import Choices, Forest, Found, Turn, choices_of
+from catalens.inference.trees import QUANTILES, Choices, Forest, Found, Turn, choices_of
 from catalens.tiling import Chat, Floats, Tiler, tokenize
 
 Precision = Literal["fp32", "int8", "int4"]
 TREE_BYTES = 2**28
-"""Memory that the caches of branches may take which are grown together."""
+"""Memory that the caches of branches may take that are grown together."""
 
 
 class Description(Frozen):
@@ -163,25 +163,32 @@ class OnnxGenerator:
     def _grown(
         self, choices: Choices, matcher: Any, text: bytes, logits: Floats, cache: tuple[int, Sequence[Any]]
     ) -> Found:
-        """Grow the tree of a value over a cache: a level is a batch of all branches, each with all of its tokens."""
+        """Grow the tree of a value over a cache: a level feeds all tokens of its branches, many branches together.
+
+        The runtime's attention takes one token at a time of several rows, any number of one row: a large cache is not
+        repeated.
+        """
         assert self.estimate is not None
         forest = Forest(choices, [matcher], [choices.opened(text) or b""])
         forest.grow(lambda branches, tokens: logits[None, tokens])
+        none = np.zeros((0, self.about.hidden), np.float32)
         length, past = cache
         keys = [value.numpy() for value in past]
-        together = max(1, TREE_BYTES // max(1, sum(value.nbytes for value in keys)))
-        none = np.zeros((0, self.about.hidden), np.float32)
+        repeats = QUANTILES * sum(value.nbytes for value in keys) <= TREE_BYTES
         while forest.growing:
             rows: list[Floats] = [logits] * len(forest.growing)
-            for count in {len(branch.tokens) for branch in forest.growing}:
+            for count in {len(branch.tokens) for branch in forest.growing} if repeats else ():
                 same = [n for n, branch in enumerate(forest.growing) if len(branch.tokens) == count]
-                for some in (same[n : n + together] for n in range(0, len(same), together)):
-                    repeated = [self._wrap(np.repeat(value, len(some), axis=0)) for value in keys]
-                    ids = [forest.growing[n].tokens for n in some]
-                    for n, own in zip(some, self._feed(ids, none, (length, repeated))[0], strict=True):
-                        rows[n] = own
-            scores = np.stack(rows)
-            forest.grow(lambda branches, tokens: scores[branches][:, tokens])  # noqa: B023
+                own = length, [self._wrap(np.repeat(value, len(same), axis=0)) for value in keys]
+                scores = np.empty(0, np.float32)
+                for place in range(count):
+                    scores, own = self._feed([forest.growing[n].tokens[place : place + 1] for n in same], none, own)
+                for n, found in zip(same, scores, strict=True):
+                    rows[n] = found
+            if not repeats:
+                rows = [self._feed([branch.tokens], none, cache)[0][0] for branch in forest.growing]
+            level = np.stack(rows)
+            forest.grow(lambda branches, tokens: level[branches][:, tokens])  # noqa: B023
         return forest.found(self.estimate)[0]
 
     def _ended(self, tokens: Sequence[int]) -> int:

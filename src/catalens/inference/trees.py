@@ -84,16 +84,23 @@ class Choices:
 
     def __init__(self, constraint: Constraint, prompt: PromptSpec, spec: FieldSpec) -> None:
         self.constraint, self.prompt, self.spec = constraint, prompt, spec
-        following = [*prompt.fields[prompt.fields.index(spec) + 1 :], None][0]
+        place = prompt.fields.index(spec)
+        following = [*prompt.fields[place + 1 :], None][0]
+        self._labels = [
+            f"{', ' if n else ''}{one.label}:".encode() for n, one in enumerate(prompt.fields[: place + 1])
+        ]
         self._ending = f", {following.label}:".encode() if following else None
         self._known: dict[bytes, tuple[NDArray[np.intp], list[Choice]]] = {}
 
     def opened(self, text: bytes) -> bytes | None:
         """Cut what an answer so far has after the field's label; None where that does not stand yet."""
-        first = self.spec == self.prompt.fields[0]
-        label = f"{self.spec.label}:" if first else f", {self.spec.label}:"
-        before, found, rest = text.partition(label.encode())
-        return rest if found and not (first and before.strip()) else None
+        at = 0
+        for label in self._labels:  # one after the other: a value may hold the label of a later field
+            place = text.find(label, at)
+            if place < 0:
+                return None
+            at = place + len(label)
+        return text[at:]
 
     def begins(self, rest: bytes) -> bool:
         """Tell whether a value is yet to come after what stands behind its label."""
