@@ -9,6 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import engines
 import full_size
 import gpu
 import memory
@@ -161,3 +162,22 @@ def test_an_adapter_without_a_gradient_is_named():
     stuck.grad = torch.tensor([float("nan"), 1.0])
     with pytest.raises(SystemExit, match="no finite number"):
         full_size.check_adapters({"layers.0.lora_A": stuck}, {"layers.0.lora_A": torch.zeros(2)})
+
+
+@pytest.mark.integration
+def test_engines_are_compared_answer_by_answer(
+    run: Path, drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    kept = tmp_path / "torch.json"
+    command = ["engines.py", str(run), "--catalog", str(drawn), "--rows", "3"]
+    monkeypatch.setattr(sys, "argv", [*command, "--keep", str(kept)])
+    engines.main()
+    monkeypatch.setattr(sys, "argv", [*command, "--like", str(kept)])
+    with pytest.raises(SystemExit) as ended:
+        engines.main()
+    assert not ended.value.code
+    assert "; 3 of 3 answers as in torch.json, log-probabilities 0 apart at most" in capsys.readouterr().out
+    kept.write_text(kept.read_text().replace("Price: ", "Price: 1", 1))
+    with pytest.raises(SystemExit) as ended:
+        engines.main()
+    assert ended.value.code

@@ -194,6 +194,8 @@ class Local:
         settings = read_settings(folder)
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
+        self.max_tokens = settings["max-model-len"]
+        arguments = {name.replace("-", "_"): value for name, value in settings.items() if name not in SERVER_ONLY}
         with warnings.catch_warnings():  # of what it imports
             warnings.simplefilter("ignore")
             try:
@@ -203,16 +205,14 @@ class Local:
             except ImportError as error:
                 fix = "`make vllm-env` makes an environment that has it; or give --server URL"
                 raise RecipeError(f"--engine vllm needs {error.name}, which is not installed here: {fix}") from error
-        arguments = {name.replace("-", "_"): value for name, value in settings.items() if name not in SERVER_ONLY}
-        if not torch.cuda.is_available():  # where it would compile for minutes, and take most of the memory
-            arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": KV_BYTES}
-        self.max_tokens = settings["max-model-len"]
-        try:
-            self.llm: Any = self._vllm.LLM(
-                str(folder), disable_log_stats=True, use_tqdm_on_load=False, **arguments | options
-            )
-        except Exception as error:  # whatever it raises, of memory or of files
-            raise CheckpointError(f"vLLM cannot load {folder} ({first_line(error)}): export the run again") from error
+            if not torch.cuda.is_available():  # where it would compile for minutes, and take most of the memory
+                arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": KV_BYTES}
+            arguments |= {"disable_log_stats": True, "use_tqdm_on_load": False}
+            try:
+                self.llm: Any = self._vllm.LLM(str(folder), **arguments | options)
+            except Exception as error:  # whatever it raises, of memory or of files
+                reason = first_line(error)
+                raise CheckpointError(f"vLLM cannot load {folder} ({reason}): export the run again") from error
 
     def write(
         self, asked: Sequence[Asked], grammar: str, longest: int, on_progress: Callable[[int], None]
