@@ -137,6 +137,9 @@ class Patches:
         seen = model.see(self.collate(images)["tiles"].to(model.device, dtype)).cpu()
         return [replace(image, pixels=None, features=own[None]) for image, own in zip(images, seen, strict=True)]
 
+    def pixel_values(self, images):
+        return self.collate(images)["tiles"]
+
     def collate(self, images):
         if images[0].features is not None:
             return {"seen": torch.cat([image.features for image in images])}

@@ -20,7 +20,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from catalens.catalog.pictures import Encoded, Picture, open_picture, picture_size
+from catalens.catalog.pictures import Encoded, Picture, PictureFacts, open_picture
 from catalens.catalog.storage import Catalog, Pictures, Roles
 from catalens.config import PromptSpec
 from catalens.errors import (
@@ -208,15 +208,15 @@ def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = 
     """Read the rows of a split that are of use, and the reasons against the others.
 
     The one reader of all stages, so that they have the same rows: text and its tokens read back, the pictures decode,
-    as `images.look` has it where there are `images`. Raises CatalogError as `Catalog.batches`, and where the question
+    by the facts that the catalogue keeps of these very bytes, else by trying. Raises CatalogError as `Catalog.batches`, and where the question
     names a column that the catalogue does not have; and TooManyBadRowsError where more than `MAX_BAD` of the rows are
     of no use; those that have no field of the prompt do not count, unless there are no others.
     """
-    roles, prompt, look = catalog.card.roles, encoder.prompt, images.look if images else open_picture
+    roles, prompt = catalog.card.roles, encoder.prompt
     found, number, empty = Examples(encoder, roles, images), 0, 0
     stored = {column: Pictures(catalog, split, column) for column in roles.images}
     kept = [roles.id, *(field.column for field in prompt.fields)]
-    columns = [*roles.images, *kept, *readable_inputs(prompt, catalog)]
+    columns = [*roles.images, *roles.facts, *kept, *readable_inputs(prompt, catalog)]
     for row in (row for batch in catalog.batches(split, columns) for row in batch):
         number += 1
         empty += not fields_of(prompt, row)
@@ -224,10 +224,10 @@ def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = 
         pictures = []
         try:
             answer_ids = encoder.answer_ids(row, name)
-            for column in roles.images:
+            for column, facts in zip(roles.images, roles.facts, strict=True):
                 if (data := row[column]) or column == roles.image:
-                    look(data)
-                    digest, size = hashlib.sha256(data).digest(), picture_size(data)
+                    digest = hashlib.sha256(data).digest()
+                    size = _decodable_size(data, digest, row[facts])
                     pictures.append(Picture(stored[column], number - 1, digest, size))
         except PromptError as error:
             found.bad.append(str(error))
@@ -240,6 +240,15 @@ def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = 
         reasons = "; ".join(found.bad[:3])
         raise TooManyBadRowsError(f"{len(found.bad)} of {number} {split} rows cannot be used: {reasons}")
     return found
+
+
+def _decodable_size(data: bytes, digest: bytes, facts: PictureFacts | None) -> tuple[int, int]:
+    """Width and height of a picture, which is decoded only where `facts` are of other bytes; PictureError."""
+    if facts is None or facts.sha256 != digest.hex():
+        return open_picture(data).size
+    if facts.size is None:
+        raise PictureError(facts.reason)
+    return facts.size
 
 
 def readable_inputs(prompt: PromptSpec, catalog: Catalog) -> list[str]:

@@ -69,7 +69,8 @@ class Survey(Scan):
                 )
             except (PromptError, PictureError):
                 return  # as in training, which names it
-            self.costs.append(Needs(len(example["input_ids"]), len(example["images"][0].pixels)))
+            tiles = self._encoder.family.num_tiles(self._encoder.processor, example["images"][0].hd_size)
+            self.costs.append(Needs(len(example["input_ids"]), tiles))
 
     @property
     def needs(self) -> Needs | None:

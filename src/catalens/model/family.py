@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from catalens.tiling import Chat, Size
+from catalens.tiling import CLIP_MEAN, CLIP_STD, Chat, Size
 
 from .configuration import Phi3VConfig
 from .modeling import Phi3VForCausalLM, Phi3VModel, unused_parameter_names
-from .processing import Phi3VImageProcessor, Phi3VProcessor
+from .processing import Phi3VImageProcessor, Phi3VProcessor, normalised_crops, raw_crops
 
 Part = Literal["vision", "projector", "embeddings", "text"]
 """Group of a model's modules that is frozen, adapted or trained together."""
@@ -38,7 +38,7 @@ class ImageInputs:
     hd_size: Size
     """(H, W)."""
     pixels: torch.Tensor | None = None
-    """[C, 3, S, S]."""
+    """As the family's model takes them, so that they travel as they are."""
     features: torch.Tensor | None = None
     """[C, m, m, F]."""
 
@@ -77,6 +77,7 @@ class Family(Protocol):
     token_ids: tokenize a chat, with slots for images of these sizes.
     encode_image: cut an image into tiles.
     encode_features: run the vision tower on the pixels of images, cast to `dtype`; features come back on the CPU.
+    pixel_values: normalise the pixels of images, [C, 3, S, S] of all of them.
     collate: batch images, all with pixels or all with features, as keyword arguments of the model.
     part_of: give the part of a parameter or module by its name, with or without the prefixes of wrappers.
     unused_parameter_names: list the parameters that never run.
@@ -101,6 +102,7 @@ class Family(Protocol):
     def token_ids(self, processor: Any, text: str, hd_sizes: Sequence[Size]) -> list[int]: ...
     def encode_image(self, processor: Any, image: Image.Image) -> ImageInputs: ...
     def encode_features(self, model: Any, images: Sequence[ImageInputs], dtype: torch.dtype) -> list[ImageInputs]: ...
+    def pixel_values(self, images: Sequence[ImageInputs]) -> torch.Tensor: ...
     def collate(self, images: Sequence[ImageInputs]) -> dict[str, torch.Tensor]: ...
     def part_of(self, name: str) -> Part: ...
     def unused_parameter_names(self, model: nn.Module) -> list[str]: ...
@@ -140,17 +142,32 @@ class Phi3V(Chat):
         return processor.tokenize(text, hd_sizes)
 
     def encode_image(self, processor: Phi3VProcessor, image: Image.Image) -> ImageInputs:
-        encoded = processor.image_processor(image, return_tensors="pt")
-        height, width = encoded["image_sizes"][0].tolist()
-        return ImageInputs((height, width), encoded["pixel_values"])
+        images = processor.image_processor
+        if (*images.image_mean, *images.image_std) != (*CLIP_MEAN, *CLIP_STD):  # which the model normalises by
+            encoded = images(image, return_tensors="pt")
+            height, width = encoded["image_sizes"][0].tolist()
+            return ImageInputs((height, width), encoded["pixel_values"])
+        hd = images.cutter().hd_transform(image)
+        return ImageInputs((hd.height, hd.width), raw_crops(hd, images.crop_size))
 
     @torch.no_grad()
     def encode_features(self, model: Any, images: Sequence[ImageInputs], dtype: torch.dtype) -> list[ImageInputs]:
         inner = next(module for module in model.modules() if isinstance(module, Phi3VModel))
-        pixels = self.collate(images)["pixel_values"].to(inner.device, dtype)
-        features = inner.vision_embed_tokens.crop_features(pixels).cpu()
-        own = features.split([len(image.pixels) for image in images if image.pixels is not None])
+        pixels = self._normalised(self.collate(images)["pixel_values"].to(inner.device), images)
+        features = inner.vision_embed_tokens.crop_features(pixels.to(dtype)).cpu()
+        own = features.split([1 + h * w for h, w in self._grids(images, pixels.shape[-1])])
         return [replace(image, pixels=None, features=f.clone()) for image, f in zip(images, own, strict=True)]
+
+    def pixel_values(self, images: Sequence[ImageInputs]) -> torch.Tensor:
+        return self._normalised(self.collate(images)["pixel_values"], images)
+
+    def _normalised(self, pixels: torch.Tensor, images: Sequence[ImageInputs]) -> torch.Tensor:
+        return (
+            normalised_crops(pixels, self._grids(images, pixels.shape[-1])) if pixels.dtype == torch.uint8 else pixels
+        )
+
+    def _grids(self, images: Sequence[ImageInputs], side: int) -> list[tuple[int, int]]:
+        return [(height // side, width // side) for height, width in (image.hd_size for image in images)]
 
     def collate(self, images: Sequence[ImageInputs]) -> dict[str, torch.Tensor]:
         parts = {

@@ -34,6 +34,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration import Phi3VConfig
 from .generation import PictureGenerationMixin, positions_of
 from .loss import LanguageHead
+from .processing import normalised_crops
 
 IGNORED = -100
 
@@ -194,7 +195,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
         """Picture embeddings [picture tokens, H], in the order of the pictures.
 
         Args:
-            pixel_values: [C, 3, S, S].
+            pixel_values: [C, 3, S, S], or uint8 [C - N, 3, S, S] without the global crops (`normalised_crops`).
             image_sizes: [N, 2], the HD sizes (H, W).
             crop_features: [C, m, m, F] from `vision_embed_tokens.crop_features`, in place of `pixel_values`.
 
@@ -203,16 +204,17 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
         """
         if image_sizes is None:
             raise ValueError("image_sizes is missing: pass it with pixel_values, as the processor gives both")
-        if crop_features is None:
-            if pixel_values is None:
-                raise ValueError("pixel_values is missing: pass it with image_sizes, as the processor gives both")
-            crop_features = self.vision_embed_tokens.crop_features(pixel_values)
-        grids = self.grids(image_sizes)
-        crops, given = sum(1 + h * w for h, w in grids), crop_features.shape[0]
-        if crops != given:
+        pictures, grids = pixel_values if crop_features is None else crop_features, self.grids(image_sizes)
+        if pictures is None:
+            raise ValueError("pixel_values is missing: pass it with image_sizes, as the processor gives both")
+        raw, given = pictures.dtype == torch.uint8, pictures.shape[0]
+        if (crops := sum(h * w + (not raw) for h, w in grids)) != given:
             raise ValueError(
                 f"image_sizes need {crops} crops but {given} are given: pass both as the processor gives them"
             )
+        if crop_features is None:
+            pixels = normalised_crops(pictures, grids) if raw else pictures
+            crop_features = self.vision_embed_tokens.crop_features(pixels)
         return self.vision_embed_tokens(crop_features, grids)
 
     def grids(self, image_sizes: torch.Tensor) -> list[tuple[int, int]]:
