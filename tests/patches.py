@@ -105,6 +105,7 @@ class Patches:
         {"model.embed_tokens": "embeddings", "lm_head": "embeddings", "bridge": "projector"}
     )
     layer_classes = ("LlamaDecoderLayer",)
+    training_attention = "sdpa"
     tables = frozenset({"embed_tokens", "lm_head"})
 
     def chat(self, question, images=1):

@@ -127,8 +127,10 @@ def test_a_batch_is_padded_to_its_longest_row_and_holds_real_tiles_only(encoder,
     batch = Collator(encoder.family, encoder.tokenizer.pad_token_id)(examples)
     lengths = [len(example["input_ids"]) for example in examples]
     assert batch["input_ids"].shape == batch["labels"].shape == (6, max(lengths))
-    assert batch["attention_mask"].sum(1).tolist() == lengths
-    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
+    assert "attention_mask" not in batch  # no token sees the padding on its right
+    for labels, places, length in zip(batch["labels"], batch["position_ids"], lengths, strict=True):
+        assert places.tolist() == [*range(length), *[0] * (max(lengths) - length)]
+        assert (labels[length:] == IGNORED).all()
     tiles = [encoder.family.num_tiles(encoder.processor, example["images"][0].hd_size) for example in examples]
     assert batch["pixel_values"].shape[0] == sum(tiles) - 6
     assert batch["pixel_values"].dtype == torch.uint8

@@ -54,7 +54,8 @@ class Setup:
         """Read a recipe."""
         frozen = spec.resolved_parts["vision"].train == "frozen"
         dropout = spec.lora.dropout > 0
-        return cls(spec.method, frozen, spec.lora.rank, dropout, checkpointing, cached_features, spec.compile)
+        compiled = spec.compile is True or (spec.compile == "auto" and not spec.fsdp)  # as on a GPU
+        return cls(spec.method, frozen, spec.lora.rank, dropout, checkpointing, cached_features, compiled)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,21 @@
 """What trains, by part: what is asked for happens, and what cannot happen is an error."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from catalens.checkpoint import TINY, load_model, load_run
-from catalens.config import PARTS, LoraSpec, PartsSpec, TrainingSpec
+from catalens.catalog import Catalog
+from catalens.checkpoint import TINY, load_model, load_processor, load_run
+from catalens.config import PARTS, LoraSpec, PartsSpec, PromptSpec, TrainingSpec
+from catalens.data import Collator, Encoder, load_examples
 from catalens.errors import RecipeError, TrainingError
+from catalens.features import FeatureCache
 from catalens.model import REFERENCE
-from catalens.training import OptimizerPair, check_gradients, coverage, make_optimizer, prepare_parts
+from catalens.training import OptimizerPair, check_gradients, coverage, make_optimizer, prepare_parts, uncast_adapters
 from catalens.training.train import train
 
 QKV = "model.layers.0.self_attn.qkv_proj"
@@ -231,3 +236,49 @@ def test_the_specs_have_the_defaults_that_the_methods_say():
     ]
     assert PartsSpec.model_validate({"vision": "frozen"}).vision is not None
     assert LoraSpec().targets == ()
+
+
+def test_adapters_cast_no_activations_and_have_the_same_gradients(drawn):
+    """Under autocast they compute in its type: their fp32 weights are cast, and what goes through them is not."""
+    encoder = Encoder(load_processor("tiny"), PromptSpec())
+    rows = load_examples(Catalog(drawn), encoder, "train", FeatureCache(encoder, features=False))
+    batch = Collator(encoder.family, encoder.tokenizer.pad_token_id)([rows[index] for index in range(4)])
+    asked, gradients, casts = spec(method="lora", precision="bf16"), [], []
+    for context in (nullcontext, uncast_adapters):
+        torch.manual_seed(0)
+        model = prepare_parts(load_model("tiny", torch.bfloat16), asked).train()
+        for name, weight in model.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(weight, 0, 0.02)
+        within = context() if context is nullcontext else context(model, asked)
+        with Casts() as counted, within, torch.autocast("cpu", torch.bfloat16):
+            model(**batch).loss.backward()
+        casts.append(counted.activations)
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    norms = 2 * len(model.base_model.model.model.layers) + 1
+    assert casts[1] <= 4 * norms + 4  # each to fp32 and back in both directions; what is left is of the angles
+    assert casts[0] - casts[1] >= 2 * len(coverage(model, asked)["text"].adapted)
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], rtol=1e-2) for name in gradients[0])
+    assert all(weight.dtype == torch.float32 for weight in gradients[1].values())
+
+
+def test_a_frozen_tower_in_bf16_computes_in_bf16():
+    model = load_model("tiny", torch.bfloat16).requires_grad_(False)
+    pixels = torch.randn(2, 3, model.config.crop_size, model.config.crop_size)
+    with Casts() as counted, torch.autocast("cpu", torch.bfloat16):
+        features = model.model.vision_embed_tokens.crop_features(pixels)
+    assert features.dtype == torch.bfloat16
+    assert counted.activations == 0
+    wide = load_model("tiny").model.vision_embed_tokens.crop_features(pixels)
+    assert (features.float() - wide).norm() / wide.norm() < 0.02
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts of tensors [B, T, width] between floating-point types."""
+
+    activations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].ndim == 3 and args[0].is_floating_point():
+            self.activations += 1
+        return func(*args, **(kwargs or {}))

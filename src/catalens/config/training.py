@@ -69,12 +69,13 @@ class TrainingSpec(Frozen):
     """Passes over the training split."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many optimizer steps, whatever the epochs say."""
-    batch_size: int = Field(default=8, ge=1)
-    """Rows in one forward pass on one device."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Rows in one forward pass on one device; `auto`: 8, and on a GPU those of an optimizer step, which are 8 times
+    `gradient_accumulation`, in as few passes as its memory allows."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """In place of `batch_size`: as many rows as these tokens hold, padding included."""
     packing: bool = False
-    """Rows of a batch stand in one sequence, without padding, each seeing itself only; pays with flash attention."""
+    """Rows of a batch stand in one sequence, without padding, each seeing itself only."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Forward passes in one optimizer step."""
     optimizer: Literal["adamw", "muon", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
@@ -114,7 +115,7 @@ class TrainingSpec(Frozen):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints kept on disk, the best one always among them."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention implementation; `auto`: flash attention for bf16 weights on a GPU if it is installed, else sdpa."""
+    """Attention implementation; `auto`: causal without a mask, by torch's flash kernels where they suit."""
     feature_cache: bool | Literal["auto"] = "auto"
     """Keep the features of a frozen tower on disk, so that it sees each picture once; `auto`: where an estimate says
     that reading is quicker than computing."""
@@ -123,12 +124,17 @@ class TrainingSpec(Frozen):
     fsdp: bool = False
     """Under torchrun: shard weights, gradients and optimizer state over the processes (FSDP2) instead of copying
     them to each (DDP)."""
-    compile: bool = False
-    """torch.compile; on GPUs."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile each layer (torch.compile), for few shapes of batches; `auto`: on a GPU, but not under `fsdp`."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target that is spread over the vocabulary."""
     seed: int = 0
     """Seeds initialisation, order and dropout; on a CPU the same seed gives the same bits."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of a planned micro-batch."""
+        return 8 if self.batch_size == "auto" else self.batch_size
 
     @property
     def resolved_parts(self) -> dict[Part, PartSpec]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from catalens.tiling import CLIP_MEAN, CLIP_STD, Chat, Size
 
+from .attention import CAUSAL
 from .configuration import Phi3VConfig
 from .modeling import Phi3VForCausalLM, Phi3VModel, unused_parameter_names
 from .processing import Phi3VImageProcessor, Phi3VProcessor, normalised_crops, raw_crops
@@ -65,8 +66,9 @@ class Family(Protocol):
 
     `image_tag` stands for the first image in a chat and `end_token` ends an answer; `whole_modules` can be trained in
     full beside adapters, each with its part; `full_precision` modules are not quantised; `layer_classes` are sharded
-    one by one; `tables`, parts of names, are embeddings and heads, which are no matrices that transform. Processors
-    load by `AutoProcessor` and have the family's `model_type`.
+    one by one, and compiled; `training_attention` names the implementation to train with; `tables`, parts of names,
+    are embeddings and heads, which are no matrices that transform. Processors load by `AutoProcessor` and have the
+    family's `model_type`.
 
     chat: render a question about so many images, which stand before it, up to where the answer begins.
     hd_size: give the (H, W) of an image of `width` x `height` pixels, cut into `max_tiles`, or as the processor does;
@@ -92,6 +94,7 @@ class Family(Protocol):
     full_precision: Sequence[str]
     whole_modules: Mapping[str, Part]
     layer_classes: Sequence[str]
+    training_attention: str
     tables: Collection[str]
 
     def chat(self, question: str, images: int = 1) -> str: ...
@@ -117,6 +120,7 @@ class Phi3V(Chat):
     model_class = Phi3VForCausalLM
     full_precision: Sequence[str] = ("lm_head", "model.vision_embed_tokens")
     layer_classes: Sequence[str] = ("Phi3DecoderLayer", "CLIPEncoderLayer")
+    training_attention = CAUSAL
     tables: Collection[str] = frozenset({"embed_tokens", "lm_head", "position_embedding"})
     unused_parameter_names = staticmethod(unused_parameter_names)
     whole_modules: Mapping[str, Part] = {

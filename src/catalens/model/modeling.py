@@ -18,6 +18,7 @@ pixels, (H, W) HD size in pixels, h x w crops of a picture, m embeddings along a
 merged patch (4 x CLIP hidden size).
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -72,9 +73,15 @@ class Phi3VImageEmbedding(nn.Module):
         )
 
     def crop_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Tower features [C, m, m, F] of crops [C, 3, S, S], 2x2 patches merged; a frozen tower leaves no graph."""
-        learns = pixel_values.requires_grad or any(p.requires_grad for p in self.img_processor.parameters())
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+        """Tower features [C, m, m, F] of crops [C, 3, S, S], 2x2 patches merged; a frozen tower leaves no graph.
+
+        A frozen one in bf16 computes in bf16 throughout: under autocast its norms would be fp32, with casts around.
+        """
+        weights = list(self.img_processor.parameters())
+        learns = pixel_values.requires_grad or any(weight.requires_grad for weight in weights)
+        own = not learns and weights[0].dtype == torch.bfloat16
+        as_is = torch.autocast(weights[0].device.type, enabled=False) if own else nullcontext()
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()), as_is:
             features = self.img_processor(pixel_values)  # [C, 2m, 2m, F/4]
         features = features.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [C, m, 2, m, 2, F/4]
         return features.transpose(2, 3).flatten(3)  # [C, m, m, F]

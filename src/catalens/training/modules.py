@@ -16,13 +16,16 @@ their state in 32 bits, as bitsandbytes advises: most of their rows have a gradi
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 
 from catalens.config import Part, TrainingSpec
+from catalens.devices import compute_dtype
 from catalens.errors import RecipeError, TrainingError
 from catalens.model import Family, family_of
 
@@ -76,6 +79,41 @@ def prepare_parts(model: Any, spec: TrainingSpec) -> Any:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing trains: set a part of training.parts to adapted or full")
     return model
+
+
+def compiles(spec: TrainingSpec) -> bool:
+    """Tell whether layers are compiled, by the recipe, else by the machine."""
+    return torch.cuda.is_available() and not spec.fsdp if spec.compile == "auto" else spec.compile
+
+
+def compile_layers(model: Any) -> None:
+    """Compile each layer of the decoder for the very shapes of batches, each of the tower for any number of tiles.
+
+    Nothing may change the type of a weight from here on.
+    """
+    family = family_of(model.config.model_type)
+    # all layers of a kind share one code, of which torch keeps 8 versions by default, and then compiles no more
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # type: ignore[attr-defined]
+    for name, module in model.named_modules():
+        if type(module).__name__ in family.layer_classes:
+            module.compile(dynamic=None if family.part_of(name) == "vision" else False)
+
+
+def uncast_adapters(model: Any, spec: TrainingSpec) -> AbstractContextManager[Any]:
+    """Let autocast alone choose the type that adapters compute in, within a context.
+
+    Their weights are fp32, and PEFT casts what enters them to that: under autocast, a copy of every activation to
+    fp32 and another one back.
+    """
+    casts = isinstance(model, PeftModel) and not spec.lora.dora and compute_dtype(spec.precision) == torch.bfloat16
+    return disable_input_dtype_casting(model) if casts else nullcontext()
+
+
+def compile_seconds() -> float:
+    """Sum up what compiling has taken in this process."""
+    from torch._dynamo.utils import calculate_time_spent  # which takes a second to import
+
+    return calculate_time_spent()["total_wall_time"]
 
 
 def coverage(model: Any, spec: TrainingSpec) -> dict[Part, Coverage]:
