@@ -39,3 +39,6 @@ def test_full_fine_tuning_in_fp32_has_to_recompute():
     spec = TrainingSpec(method="full", gradient_checkpointing=False)
     assert step_memory(REFERENCE_SIZES, Setup.from_spec(spec), 817, 5).peak(1) > 80e9
     assert fit(80, (1, 817, 5), method="full") == (1, True)
+    narrow = {"method": "full", "weights": "bf16", "optimizer": "adamw_8bit"}
+    assert fit(80, (1, 817, 5), **narrow, gradient_checkpointing="auto") == (1, False)
+    assert fit(48, (1, 817, 5), **narrow) == (1, False)

@@ -15,7 +15,16 @@ from catalens.data import Collator, Encoder, load_examples
 from catalens.errors import RecipeError, TrainingError
 from catalens.features import FeatureCache
 from catalens.model import REFERENCE
-from catalens.training import OptimizerPair, check_gradients, coverage, make_optimizer, prepare_parts, uncast_adapters
+from catalens.training import (
+    OptimizerPair,
+    check_gradients,
+    check_machine,
+    coverage,
+    make_optimizer,
+    prepare_parts,
+    rounded_into,
+    uncast_adapters,
+)
 from catalens.training.train import train
 
 QKV = "model.layers.0.self_attn.qkv_proj"
@@ -282,3 +291,39 @@ class Casts(TorchDispatchMode):
         if func is torch.ops.aten._to_copy.default and args[0].ndim == 3 and args[0].is_floating_point():
             self.activations += 1
         return func(*args, **(kwargs or {}))
+
+
+def test_random_rounding_keeps_what_nearest_rounding_loses():
+    torch.manual_seed(0)
+    weight = torch.ones(100_000, dtype=torch.bfloat16)
+    for sign in (1, -1):
+        exact = torch.full((100_000,), sign * (1 + 1 / 1024))  # an eighth of the way to the next number in bf16
+        assert (exact.bfloat16() == sign).all()
+        rounded_into(weight, exact)
+        assert set(weight.unique().tolist()) == {sign, sign * (1 + 1 / 128)}
+        assert weight.float().mean().item() == pytest.approx(exact[0].item(), abs=1e-4)
+
+
+@pytest.mark.integration
+def test_matrices_in_bf16_learn_as_those_in_fp32(recipe, tmp_path):
+    losses = {}
+    for weights in ("fp32", "bf16"):
+        asked = spec(method="full", optimizer="adamw_8bit", precision="bf16", weights=weights, learning_rate=1e-3)
+        asked = asked.model_copy(update={"max_steps": 12, "num_evals": 2, "validation_rows": 0, "batch_size": 8})
+        train(recipe.model_copy(update={"training": asked}), tmp_path / weights)
+        lines = [json.loads(line) for line in (tmp_path / weights / "metrics.jsonl").read_text().splitlines()]
+        losses[weights] = [line["validation/loss"] for line in lines if "validation/loss" in line]
+    assert losses["bf16"][1] < losses["bf16"][0]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+    best, base = load_file(tmp_path / "bf16" / "best" / "model.safetensors"), load_file(TINY / "model.safetensors")
+    assert best[f"{QKV}.weight"].dtype == torch.bfloat16
+    assert best["model.embed_tokens.weight"].dtype == best["model.norm.weight"].dtype == torch.float32
+    assert not torch.equal(best[f"{QKV}.weight"], base[f"{QKV}.weight"].bfloat16())
+
+
+def test_weights_in_bf16_want_their_optimizer_and_bf16_products():
+    for wrong in ({"method": "lora", "optimizer": "adamw_8bit"}, {"method": "full"}):
+        with pytest.raises(ValueError, match="weights are bf16 for the method full with an 8-bit optimizer"):
+            spec(weights="bf16", **wrong)
+    with pytest.raises(RecipeError, match=r"training\.weights is bf16, but products are fp32 here"):
+        check_machine(spec(weights="bf16", method="full", optimizer="adamw_8bit", precision="fp32"))

@@ -82,6 +82,9 @@ class TrainingSpec(Frozen):
     """`muon` orthogonalises the update of 2-D weights (Jordan et al., 2024) and leaves the rest to AdamW; not for
     adapters. The 8-bit ones keep their state in 8 bits (bitsandbytes), that of embeddings and head in 32; `paged`
     moves it to main memory when the GPU's is short."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """Type of matrices that train in full: `bf16`, for the method `full` with an 8-bit optimizer and bf16 products,
+    takes a third of the memory, and rounds updates up or down at random. All else that trains is fp32."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate: of Muon on the 2-D weights where it is used, of AdamW otherwise."""
     adamw_learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -157,6 +160,8 @@ class TrainingSpec(Frozen):
             )
         if self.optimizer == "muon" and "adapted" in trains.values():
             raise ValueError("muon is for weights that train in full: take adamw for adapters")
+        if self.weights == "bf16" and (self.method != "full" or "8bit" not in self.optimizer):
+            raise ValueError("weights are bf16 for the method full with an 8-bit optimizer: set optimizer=adamw_8bit")
         if self.fsdp and (self.method == "qlora" or self.optimizer != "adamw"):
             raise ValueError(
                 "fsdp is for full and lora trained by adamw: leave it out, each process has its copy then"

@@ -86,5 +86,6 @@ def dry_step(model: Any, inputs: Callable[[], dict[str, Any]]) -> None:
 
 
 def _moments(model: Any) -> int:
-    """Bytes of two fp32 moments for each weight that trains; those of an 8-bit optimizer take less."""
-    return 8 * sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    """Bytes of two moments for each weight that trains: of 8 bits for those in bf16, else fp32."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return sum(weight.numel() * (2 if weight.dtype == torch.bfloat16 else 8) for weight in trained)

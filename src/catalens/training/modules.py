@@ -46,7 +46,8 @@ class Coverage:
 def prepare_parts(model: Any, spec: TrainingSpec) -> Any:
     """Freeze and adapt as the recipe says; the model itself, or one wrapped by PEFT where a part is adapted.
 
-    What the network never runs stays frozen; what trains is fp32, whatever the model's type. Raises RecipeError where
+    What the network never runs stays frozen; what trains is fp32, whatever the model's type, but for matrices where
+    the recipe says `weights: bf16`. Raises RecipeError where
     a target of LoRA matches no module of an adapted part, TrainingError where nothing would train.
     """
     parts, family = spec.resolved_parts, family_of(model.config.model_type)
@@ -74,7 +75,8 @@ def prepare_parts(model: Any, spec: TrainingSpec) -> Any:
     for name, parameter in model.named_parameters():
         if _official(name) in unused:
             parameter.requires_grad_(False)
-        elif parameter.requires_grad:  # PEFT casts its adapters only, and bf16 rounds small steps to nothing
+        elif parameter.requires_grad and not (spec.weights == "bf16" and _is_matrix(family, name, parameter)):
+            # PEFT casts its adapters only, and bf16 rounds small steps to nothing
             parameter.data = parameter.data.float()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing trains: set a part of training.parts to adapted or full")
@@ -225,9 +227,7 @@ def make_optimizer(model: Any, spec: TrainingSpec) -> torch.optim.Optimizer:
     wanted = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     rate = (muon and spec.adamw_learning_rate) or spec.learning_rate
     suits = {
-        name: spec.optimizer != "adamw"
-        and not any(part in family.tables for part in name.split("."))
-        and (p.ndim == 2 or not muon)
+        name: spec.optimizer != "adamw" and not _is_table(family, name) and (p.ndim == 2 or not muon)
         for name, p in wanted
     }
     suited = _groups(family, [pair for pair in wanted if suits[pair[0]]], spec, spec.learning_rate)
@@ -238,6 +238,44 @@ def make_optimizer(model: Any, spec: TrainingSpec) -> torch.optim.Optimizer:
     if rest:  # fused: one pass over the weights, no temporary copies
         made.append(torch.optim.AdamW(rest, lr=rate, fused=True))
     return OptimizerPair(*made) if len(made) == 2 else made[0]
+
+
+def _is_table(family: Family, name: str) -> bool:
+    return any(part in family.tables for part in name.split("."))
+
+
+def _is_matrix(family: Family, name: str, parameter: torch.Tensor) -> bool:
+    return parameter.ndim == 2 and not _is_table(family, name)
+
+
+class StochasticRounding:
+    """Mixed into an optimizer of bitsandbytes: weights in bf16 are updated in fp32, and rounded up or down at random.
+
+    Rounded to the nearest, a step below 1/512 of a weight would be lost each time; so it counts on average.
+    """
+
+    state: dict[torch.Tensor, Any]
+
+    @torch.no_grad()
+    def update_step(self, group: dict[str, Any], p: torch.Tensor, gindex: int, pindex: int) -> None:
+        """Update one weight."""
+        update: Any = super().update_step  # pyright: ignore[reportAttributeAccessIssue]
+        if p.dtype != torch.bfloat16 or p.grad is None:
+            return update(group, p, gindex, pindex)
+        exact = torch.nn.Parameter(p.detach().float())
+        exact.grad = p.grad.float()
+        self.state[exact] = self.state[p]
+        update(group, exact, gindex, pindex)
+        del self.state[exact]
+        return rounded_into(p, exact)
+
+
+@torch.no_grad()
+def rounded_into(weight: torch.Tensor, exact: torch.Tensor) -> None:
+    """Write fp32 values into a weight in bf16, each as one of its two neighbours, more often as the nearer one."""
+    bits = exact.detach().view(torch.int32)
+    noise = torch.randint_like(bits, 1 << 16)  # below the last bit that bf16 keeps
+    weight.copy_(((bits + noise) & -(1 << 16)).view(torch.float32))
 
 
 def _groups(
@@ -268,4 +306,5 @@ def _special(spec: TrainingSpec) -> Callable[..., torch.optim.Optimizer]:
         raise RecipeError(
             f"training.optimizer is {spec.optimizer}, which needs bitsandbytes: pip install 'catalens[qlora]'"
         ) from error
-    return AdamW8bit if spec.optimizer == "adamw_8bit" else PagedAdamW8bit
+    made: Any = AdamW8bit if spec.optimizer == "adamw_8bit" else PagedAdamW8bit
+    return type(made.__name__, (StochasticRounding, made), {}) if spec.weights == "bf16" else made

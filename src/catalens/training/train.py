@@ -186,9 +186,9 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
 def _trainable(recipe: Recipe) -> tuple[Any, Any]:
     """The model, and the same with gradients and adapters where the recipe wants them."""
     spec = recipe.training
-    # weights that train are fp32 under autocast; FSDP2 wants one type for all
-    frozen = spec.method != "full" and not spec.fsdp
-    dtype = compute_dtype(spec.precision) if frozen else torch.float32
+    # weights that train are fp32 under autocast, unless the recipe says otherwise; FSDP2 wants one type for all
+    narrow = (spec.method != "full" or spec.weights == "bf16") and not spec.fsdp
+    dtype = compute_dtype(spec.precision) if narrow else torch.float32
     base = load_model(recipe.model, dtype, spec.attention, spec.method == "qlora")
     if spec.attention == "auto":
         base.set_attn_implementation(family_of(base.config.model_type).training_attention)
@@ -197,6 +197,8 @@ def _trainable(recipe: Recipe) -> tuple[Any, Any]:
 
 def check_machine(spec: TrainingSpec) -> None:
     """Raise RecipeError where the recipe asks for what this machine has not."""
+    if spec.weights == "bf16" and compute_dtype(spec.precision) != torch.bfloat16:
+        raise RecipeError("training.weights is bf16, but products are fp32 here: set training.precision=bf16")
     if not torch.cuda.is_available():
         return
     if spec.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
