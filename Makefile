@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 ONNX_RUNTIME := onnxruntime==1.32.0 numpy pillow tokenizers llguidance pydantic pyyaml rich typer
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup onnx-env demo test test-slow check format parity bench bench-gpu full-size base-model torture tables
+.PHONY: help setup onnx-env demo test test-slow check format parity bench bench-gpu test-gpu full-size base-model torture tables
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,8 +55,11 @@ bench: setup ## the cookbook's and the original's way against ours, on the same 
 	$(BIN)/python benchmarks/original.py
 	$(BIN)/python benchmarks/inference.py
 
-bench-gpu: setup ## the full-size model on this GPU: pictures a second, utilisation, memory, profile
-	$(BIN)/python benchmarks/gpu.py --profile
+bench-gpu: setup ## the full-size model on this GPU: equality, training, the pipeline, answers (8 minutes)
+	$(BIN)/python benchmarks/gpu_all.py
+
+test-gpu: setup ## the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
 
 full-size: setup ## one LoRA step of the full-size model on this CPU (minutes, 15 GB)
 	$(BIN)/python benchmarks/full_size.py

@@ -47,15 +47,28 @@ def causal_attention(
     if cu_seq_lens_q is None or attention_mask is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     scale = kwargs.get("scaling")
-    if query.is_cuda and varlen_attn is not None and not kwargs.get("dropout"):
-        q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, D]
-        groups = q.shape[1] // k.shape[1]  # not every torch has it take fewer heads
-        k, v = (k, v) if groups == 1 else (states.repeat_interleave(groups, 1) for states in (k, v))
-        ends, longest = cu_seq_lens_q, max_length_q
-        out: Any = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0))
-        return out[None], None
+    flash = query.is_cuda and value.dtype in (torch.float16, torch.bfloat16) and not kwargs.get("dropout")
+    if flash and varlen_attn is not None:
+        return _all_at_once(query, key, value, cu_seq_lens_q, max_length_q, scale), None
     seen: Any = _one_by_one(query, key, value, cu_seq_lens_q, scale, kwargs.get("dropout") or 0.0)
     return seen, None
+
+
+def _all_at_once(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends: torch.Tensor,
+    longest: int,
+    scale: float | None,
+) -> torch.Tensor:
+    # autocast does not know the operator, and the rotary embedding may have left queries and keys in fp32
+    q, k, v = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))  # [T, heads, D]
+    groups = q.shape[1] // k.shape[1]  # not every torch lets keys have fewer heads
+    k, v = (k, v) if groups == 1 else (states.repeat_interleave(groups, 1) for states in (k, v))
+    assert varlen_attn is not None
+    out: Any = varlen_attn(q, k, v, ends, ends, longest, longest, scale=scale, window_size=(-1, 0))
+    return out[None]
 
 
 @torch.compiler.disable()  # how long each sample is, is known on the host
