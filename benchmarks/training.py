@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in draw_catalog(options.rows, seed=0):
         values = {"title": row.title, "category3_code": row.category3_code, "full_price": row.full_price}
         image = encoder.image(row.image)  # normalised before the clock starts, as the cookbook's are
-        image = replace(image, pixels=encoder.family.pixel_values([image]))
+        image = replace(image, pixels=encoder.family.normalised_pixels([image]))
         examples.append(encoder.example(encoder.answer_ids(values), image))
     collate = Collator(encoder.family, encoder.tokenizer.pad_token_id)
     for vocabulary in (None, options.vocabulary):

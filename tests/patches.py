@@ -138,7 +138,7 @@ class Patches:
         seen = model.see(self.collate(images)["tiles"].to(model.device, dtype)).cpu()
         return [replace(image, pixels=None, features=own[None]) for image, own in zip(images, seen, strict=True)]
 
-    def pixel_values(self, images):
+    def normalised_pixels(self, images):
         return self.collate(images)["tiles"]
 
     def collate(self, images):

@@ -134,7 +134,9 @@ def test_a_batch_is_padded_to_its_longest_row_and_holds_real_tiles_only(encoder,
     tiles = [encoder.family.num_tiles(encoder.processor, example["images"][0].hd_size) for example in examples]
     assert batch["pixel_values"].shape[0] == sum(tiles) - 6
     assert batch["pixel_values"].dtype == torch.uint8
-    assert encoder.family.pixel_values([image for one in examples for image in one["images"]]).shape[0] == sum(tiles)
+    assert encoder.family.normalised_pixels([image for one in examples for image in one["images"]]).shape[0] == sum(
+        tiles
+    )
     assert batch["image_sizes"].shape == (6, 2)
 
 
@@ -145,7 +147,7 @@ def test_a_row_that_only_fills_a_place_has_no_label(dataset):
     assert (row["labels"] != IGNORED).any()
     assert dataset.lengths()[:6] == [len(one["input_ids"]) for one in made(dataset)]
     family = dataset.encoder.family
-    assert dataset.tiles()[:6] == [len(family.pixel_values(one["images"])) for one in made(dataset)]
+    assert dataset.tiles()[:6] == [len(family.normalised_pixels(one["images"])) for one in made(dataset)]
 
 
 def test_rows_have_the_place_of_their_pictures_and_no_bytes(drawn, examples):

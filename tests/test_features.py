@@ -94,7 +94,7 @@ def test_cached_features_train_like_pictures(encoder, examples):
 
 def test_each_picture_is_seen_once_by_this_run_and_the_next(encoder, pictures, monkeypatch):
     seen, done = runs_of(monkeypatch), []
-    tiles = sum(len(encoder.family.pixel_values([encoder.image(bytes(picture))])) for picture in pictures)
+    tiles = sum(len(encoder.family.normalised_pixels([encoder.image(bytes(picture))])) for picture in pictures)
     cache_of(encoder).fill(pictures, done.append)
     assert sum(seen) == tiles
     assert done == [8, 16, 20]

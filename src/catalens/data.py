@@ -304,7 +304,7 @@ class Collator:
         return batch | images
 
     def _samples(self, lengths: Sequence[int], tokens: int) -> dict[str, Any]:
-        """Where packed samples begin and end; the last one is padding, and some are empty where shapes are fixed."""
+        """Give the ends of packed samples; the last one is padding, and some are empty where shapes are fixed."""
         longest, ends = max(lengths), [0, *accumulate(lengths)]
         if self.shapes:
             longest = max(self.shapes)

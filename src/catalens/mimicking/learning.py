@@ -64,12 +64,11 @@ class Survey(Scan):
         self.add(split, row, facts_of(self.roles, row))
         if len(self) % max(1, self.total // MEASURED) == 0:
             try:
-                example = self._encoder.example(
-                    self._encoder.answer_ids(row), self._encoder.image(row[self.roles.image])
-                )
+                image = self._encoder.image(row[self.roles.image])
+                example = self._encoder.example(self._encoder.answer_ids(row), image)
             except (PromptError, PictureError):
                 return  # as in training, which names it
-            tiles = self._encoder.family.num_tiles(self._encoder.processor, example["images"][0].hd_size)
+            tiles = self._encoder.family.num_tiles(self._encoder.processor, image.hd_size)
             self.costs.append(Needs(len(example["input_ids"]), tiles))
 
     @property

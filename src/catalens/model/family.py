@@ -79,7 +79,7 @@ class Family(Protocol):
     token_ids: tokenize a chat, with slots for images of these sizes.
     encode_image: cut an image into tiles.
     encode_features: run the vision tower on the pixels of images, cast to `dtype`; features come back on the CPU.
-    pixel_values: normalise the pixels of images, [C, 3, S, S] of all of them.
+    normalised_pixels: normalise the pixels of images, [C, 3, S, S] of all of them.
     collate: batch images, all with pixels or all with features, as keyword arguments of the model.
     part_of: give the part of a parameter or module by its name, with or without the prefixes of wrappers.
     unused_parameter_names: list the parameters that never run.
@@ -105,7 +105,7 @@ class Family(Protocol):
     def token_ids(self, processor: Any, text: str, hd_sizes: Sequence[Size]) -> list[int]: ...
     def encode_image(self, processor: Any, image: Image.Image) -> ImageInputs: ...
     def encode_features(self, model: Any, images: Sequence[ImageInputs], dtype: torch.dtype) -> list[ImageInputs]: ...
-    def pixel_values(self, images: Sequence[ImageInputs]) -> torch.Tensor: ...
+    def normalised_pixels(self, images: Sequence[ImageInputs]) -> torch.Tensor: ...
     def collate(self, images: Sequence[ImageInputs]) -> dict[str, torch.Tensor]: ...
     def part_of(self, name: str) -> Part: ...
     def unused_parameter_names(self, model: nn.Module) -> list[str]: ...
@@ -162,7 +162,7 @@ class Phi3V(Chat):
         own = features.split([1 + h * w for h, w in self._grids(images, pixels.shape[-1])])
         return [replace(image, pixels=None, features=f.clone()) for image, f in zip(images, own, strict=True)]
 
-    def pixel_values(self, images: Sequence[ImageInputs]) -> torch.Tensor:
+    def normalised_pixels(self, images: Sequence[ImageInputs]) -> torch.Tensor:
         return self._normalised(self.collate(images)["pixel_values"], images)
 
     def _normalised(self, pixels: torch.Tensor, images: Sequence[ImageInputs]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What fits a GPU's memory: forward passes of a step, by an estimate, and then by trying the longest one.
+"""Fitting a step into the memory of a GPU: its forward passes, by an estimate, and then by trying the longest one.
 
 rows of a step    16                                          the recipe's: they never change
 passes            1 of 16, 2 of 8, 4 of 4, 8 of 2, 16 of 1    the fewest that fit
