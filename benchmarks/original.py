@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = official_config(**SIZES[options.size])
     models = {
         ours: prepare_parts(random_model(config, torch.float32, device(), attention), SPEC).train()
-        for ours, attention in ((False, "eager"), (True, "sdpa"))
+        for ours, attention in ((False, "eager"), (True, REFERENCE.training_attention))
     }
     optimizers = {ours: make_optimizer(model, SPEC) for ours, model in models.items()}
     rows: dict[str, list[dict[str, Any]]] = {}

@@ -14,7 +14,7 @@ import torch
 
 from catalens.catalog import open_picture
 from catalens.data import IGNORED
-from catalens.model import ImageInputs, Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
+from catalens.model import REFERENCE, ImageInputs, Phi3VConfig, Phi3VForCausalLM, Phi3VImageProcessor
 from catalens.sampling import draw_catalog
 
 SMALL: dict[str, Any] = {
@@ -56,7 +56,7 @@ def random_model(
     config: Phi3VConfig,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
-    attention: str = "sdpa",
+    attention: str = REFERENCE.training_attention,
     seed: int = 0,
 ) -> Phi3VForCausalLM:
     """A model with random weights, filled in place: its memory is that of the weights, its time about 4 s a GB."""

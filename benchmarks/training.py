@@ -26,6 +26,7 @@ from catalens.checkpoint import load_model, load_processor
 from catalens.config import PartSpec, PartsSpec, PromptSpec, TrainingSpec
 from catalens.data import IGNORED, Collator, Encoder
 from catalens.devices import device
+from catalens.model import REFERENCE
 from catalens.sampling import draw_catalog
 from catalens.training import make_optimizer, prepare_parts
 
@@ -93,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     examples = []
     for row in draw_catalog(options.rows, seed=0):
         values = {"title": row.title, "category3_code": row.category3_code, "full_price": row.full_price}
-        examples.append(encoder.example(encoder.answer_ids(values), encoder.image(row.image)))
+        image = encoder.image(row.image)  # normalised before the clock starts, as the cookbook's are
+        image = replace(image, pixels=encoder.family.normalised_pixels([image]))
+        examples.append(encoder.example(encoder.answer_ids(values), image))
     collate = Collator(encoder.family, encoder.tokenizer.pad_token_id)
     for vocabulary in (None, options.vocabulary):
         wanted = dict.fromkeys([*ways().values(), *map(without, LEVERS)])
@@ -116,6 +119,7 @@ def _runner(
         learning_rate=1e-6,
     )
     model: Any = load_model(options.model)
+    model.set_attn_implementation("sdpa" if way.padded_to else REFERENCE.training_attention)
     if vocabulary:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
     model = prepare_parts(model, spec).train()
@@ -143,9 +147,13 @@ def _runner(
 def _prepared(batch: dict[str, torch.Tensor], way: Way, model: Any, pad_id: int) -> dict[str, torch.Tensor]:
     """The batch, padded to the way's length, with features in place of pixels where they are cached."""
     batch = dict(batch)
+    if way.padded_to:  # the cookbook's batches have a mask, ours none
+        batch["attention_mask"] = (batch.pop("position_ids") > 0).long()
+        batch["attention_mask"][:, 0] = 1
     room = max(0, way.padded_to - batch["input_ids"].shape[1])
     for key, value in (("input_ids", pad_id), ("attention_mask", 0), ("labels", IGNORED)):
-        batch[key] = F.pad(batch[key], (0, room), value=value)
+        if key in batch:
+            batch[key] = F.pad(batch[key], (0, room), value=value)
     if way.cached:
         with torch.no_grad():
             batch["crop_features"] = model.model.vision_embed_tokens.crop_features(batch.pop("pixel_values"))

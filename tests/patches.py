@@ -105,6 +105,7 @@ class Patches:
         {"model.embed_tokens": "embeddings", "lm_head": "embeddings", "bridge": "projector"}
     )
     layer_classes = ("LlamaDecoderLayer",)
+    training_attention = "sdpa"
     tables = frozenset({"embed_tokens", "lm_head"})
 
     def chat(self, question, images=1):
@@ -136,6 +137,9 @@ class Patches:
     def encode_features(self, model, images, dtype):
         seen = model.see(self.collate(images)["tiles"].to(model.device, dtype)).cpu()
         return [replace(image, pixels=None, features=own[None]) for image, own in zip(images, seen, strict=True)]
+
+    def normalised_pixels(self, images):
+        return self.collate(images)["tiles"]
 
     def collate(self, images):
         if images[0].features is not None:

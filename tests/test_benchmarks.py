@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import engines
 import full_size
 import gpu
+import gpu_all
 import memory
 import original
 import training
@@ -98,25 +99,41 @@ def test_original(capsys: pytest.CaptureFixture[str]):
 def test_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     pytest.importorskip("bitsandbytes")
     small = ["--num-crops", "1", "--largest-batch", "2", "--steps", "1", "--profile"]
-    gpu.main(["--size", "tiny", *small, "--out", str(tmp_path)])
+    gpu.main(["--size", "tiny", *small, "--methods", "lora", "qlora", "full", "--out", str(tmp_path)])
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    found = {(r["method"], r["cached"], r["checkpointing"], r["batch"]) for r in records}
-    assert len(found) == len(records) == 16  # lora, lora cached, qlora, full; checkpointing or not; batches 1 and 2
+    assert [(record["method"], record["batch"]) for record in records] == [
+        (method, batch) for method in ("lora", "qlora", "full") for batch in (1, 2)
+    ]
     assert all(record["images_per_second"] > 0 < record["mfu"] for record in records)
-    printed = capsys.readouterr().out
-    assert "lora, cached features" in printed
+    assert "lora" in capsys.readouterr().out
     assert "aten::" in (tmp_path / "profile.txt").read_text()
 
 
-def test_what_does_not_fit_is_written_down_and_ends_the_doubling():
+@pytest.mark.integration
+def test_everything_for_a_gpu_runs_to_its_end_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    documented = gpu_all.DOCS.read_text()
+    gpu_all.main(["--tiny", "--rows", "60", "--out", str(tmp_path)])
+    report = (tmp_path / "report.md").read_text()
+    assert "Failed" not in report
+    assert report.count("\n### ") == 4
+    assert "| logits, packed | 0.0e+00 |" in report
+    assert "What trains under lora is of torch.float32." in report
+    assert "`evaluate`, 16 rows" not in report or "0 errors" in report
+    assert "All of it took" in capsys.readouterr().out
+    assert gpu_all.DOCS.read_text() == documented  # of the full size only
+    assert all(documented.count(marker) == 1 for marker in gpu_all.MARKERS)
+
+
+def test_what_does_not_fit_is_written_down_and_halved():
     def figures(batch: int) -> gpu.Record:
-        if batch == 4:
+        if batch >= 6:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return {"images_per_second": 1.0}
 
-    records = list(gpu.doubled(figures, largest=64))
-    assert records[-1] == {"batch": 4, "failed": "out of memory"}
-    assert [record["batch"] for record in records] == [1, 2, 4]
+    records = list(gpu.halved(figures, largest=13))
+    assert [record["batch"] for record in records] == [1, 13, 6, 3]
+    assert records[1] == {"batch": 13, "failed": "out of memory"}
+    assert list(gpu.halved(lambda batch: figures(9), largest=8)) == [{"batch": 1, "failed": "out of memory"}]
 
 
 def test_a_method_that_fails_does_not_lose_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -1,12 +1,14 @@
 import io
 import pickle
+from dataclasses import replace
 from itertools import groupby, product
 
 import pytest
 import torch
 from PIL import Image
 
-from catalens.catalog import Catalog, CatalogWriter, Roles, open_picture
+from catalens import data
+from catalens.catalog import Catalog, CatalogWriter, Roles, open_picture, picture_facts
 from catalens.checkpoint import load_processor
 from catalens.config import PromptSpec
 from catalens.data import IGNORED, Collator, Encoder, Examples, load_examples
@@ -125,9 +127,16 @@ def test_a_batch_is_padded_to_its_longest_row_and_holds_real_tiles_only(encoder,
     batch = Collator(encoder.family, encoder.tokenizer.pad_token_id)(examples)
     lengths = [len(example["input_ids"]) for example in examples]
     assert batch["input_ids"].shape == batch["labels"].shape == (6, max(lengths))
-    assert batch["attention_mask"].sum(1).tolist() == lengths
-    assert (batch["labels"][batch["attention_mask"] == 0] == IGNORED).all()
-    assert batch["pixel_values"].shape[0] == sum(len(example["images"][0].pixels) for example in examples)
+    assert "attention_mask" not in batch  # no token sees the padding on its right
+    for labels, places, length in zip(batch["labels"], batch["position_ids"], lengths, strict=True):
+        assert places.tolist() == [*range(length), *[0] * (max(lengths) - length)]
+        assert (labels[length:] == IGNORED).all()
+    tiles = [encoder.family.num_tiles(encoder.processor, example["images"][0].hd_size) for example in examples]
+    assert batch["pixel_values"].shape[0] == sum(tiles) - 6
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert encoder.family.normalised_pixels([image for one in examples for image in one["images"]]).shape[0] == sum(
+        tiles
+    )
     assert batch["image_sizes"].shape == (6, 2)
 
 
@@ -137,7 +146,8 @@ def test_a_row_that_only_fills_a_place_has_no_label(dataset):
     assert torch.equal(filler["input_ids"], row["input_ids"])
     assert (row["labels"] != IGNORED).any()
     assert dataset.lengths()[:6] == [len(one["input_ids"]) for one in made(dataset)]
-    assert dataset.tiles()[:6] == [len(one["images"][0].pixels) for one in made(dataset)]
+    family = dataset.encoder.family
+    assert dataset.tiles()[:6] == [len(family.normalised_pixels(one["images"])) for one in made(dataset)]
 
 
 def test_rows_have_the_place_of_their_pictures_and_no_bytes(drawn, examples):
@@ -201,6 +211,19 @@ def test_rows_that_are_of_no_use_are_named(catalog, titles):
     assert [row["code"] for row in found.rows] == [f"P{n}" for n in range(38)]
     assert bad[0].startswith("test row 39 (P38): field 'title' holds the special token '<|end|>'")
     assert bad[1].startswith("test row 40 (HURT): picture not a picture in one of JPEG")
+
+
+def test_pictures_are_decoded_only_where_the_catalogue_does_not_know_them(tmp_path, titles, monkeypatch):
+    buffer, tried = io.BytesIO(), []
+    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    known = picture_facts(buffer.getvalue())
+    with CatalogWriter(tmp_path / "catalog", Roles(id="code", fields={"title": "text"}), {}) as writer:
+        writer.add("test", buffer.getvalue(), "KNOWN", {"title": "Bag"}, known)
+        writer.add("test", buffer.getvalue(), "OTHER", {"title": "Hat"}, replace(known, sha256="0" * 64, width=9))
+    monkeypatch.setattr(data, "open_picture", lambda found: tried.append(found) or open_picture(found))
+    found = load_examples(Catalog(tmp_path / "catalog"), titles, "test")
+    assert [one.size for one in found.pictures] == [(8, 8)] * 2
+    assert len(tried) == 1
 
 
 def test_too_many_of_no_use_are_an_error(catalog, titles):

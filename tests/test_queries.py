@@ -178,7 +178,7 @@ def test_lengths_and_costs_count_every_picture(several: Path):
     encoder = Encoder(load_processor("tiny"), recipe_of(several, "What is shown?", 1).prompt)
     examples = load_examples(Catalog(several), encoder, "train", FeatureCache(encoder, features=False))
     assert examples.lengths()[:3] == [len(examples[n]["input_ids"]) for n in range(3)]
-    assert examples.tiles()[:3] == [sum(len(image.pixels) for image in examples[n]["images"]) for n in range(3)]
+    assert examples.tiles()[:3] == [len(encoder.family.normalised_pixels(examples[n]["images"])) for n in range(3)]
     view = catalens.check(several, recipe_of(several, "What is shown?", 1)).view
     own = encoder.processor.image_processor.num_crops
     mean = sum(examples.lengths()) / len(examples)

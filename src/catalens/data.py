@@ -13,14 +13,15 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from catalens.catalog.pictures import Encoded, Picture, open_picture, picture_size
+from catalens.catalog.pictures import Encoded, Picture, PictureFacts, open_picture
 from catalens.catalog.storage import Catalog, Pictures, Roles
 from catalens.config import PromptSpec
 from catalens.errors import (
@@ -211,15 +212,16 @@ def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = 
     """Read the rows of a split that are of use, and the reasons against the others.
 
     The one reader of all stages, so that they have the same rows: text and its tokens read back, the pictures decode,
-    as `images.look` has it where there are `images`. Raises CatalogError as `Catalog.batches`, and where the question
-    names a column that the catalogue does not have; and TooManyBadRowsError where more than `MAX_BAD` of the rows are
-    of no use; those that have no field of the prompt do not count, unless there are no others.
+    by the facts that the catalogue keeps of these very bytes, else by trying.
+    Raises CatalogError as `Catalog.batches`, and where the question names a column that the catalogue does not have;
+    and TooManyBadRowsError where more than `MAX_BAD` of the rows are of no use; those without any field of the prompt
+    do not count, unless there are no others.
     """
-    roles, prompt, look = catalog.card.roles, encoder.prompt, images.look if images else open_picture
+    roles, prompt = catalog.card.roles, encoder.prompt
     found, number, empty = Examples(encoder, roles, images), 0, 0
     stored = {column: Pictures(catalog, split, column) for column in roles.images}
     kept = [roles.id, *(field.column for field in prompt.fields)]
-    columns = [*roles.images, *kept, *readable_inputs(prompt, catalog)]
+    columns = [*roles.images, *roles.facts, *kept, *readable_inputs(prompt, catalog)]
     for row in (row for batch in catalog.batches(split, columns) for row in batch):
         number += 1
         empty += not fields_of(prompt, row)
@@ -227,10 +229,10 @@ def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = 
         pictures = []
         try:
             answer_ids = encoder.answer_ids(row, name)
-            for column in roles.images:
+            for column, facts in zip(roles.images, roles.facts, strict=True):
                 if (data := row[column]) or column == roles.image:
-                    look(data)
-                    digest, size = hashlib.sha256(data).digest(), picture_size(data)
+                    digest = hashlib.sha256(data).digest()
+                    size = _decodable_size(data, digest, row[facts])
                     pictures.append(Picture(stored[column], number - 1, digest, size))
         except PromptError as error:
             found.bad.append(str(error))
@@ -243,6 +245,15 @@ def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = 
         reasons = "; ".join(found.bad[:3])
         raise TooManyBadRowsError(f"{len(found.bad)} of {number} {split} rows cannot be used: {reasons}")
     return found
+
+
+def _decodable_size(data: bytes, digest: bytes, facts: PictureFacts | None) -> tuple[int, int]:
+    """Width and height of a picture, which is decoded only where `facts` are of other bytes; PictureError."""
+    if facts is None or facts.sha256 != digest.hex():
+        return open_picture(data).size
+    if facts.size is None:
+        raise PictureError(facts.reason)
+    return facts.size
 
 
 def readable_inputs(prompt: PromptSpec, catalog: Catalog) -> list[str]:
@@ -258,33 +269,48 @@ def readable_inputs(prompt: PromptSpec, catalog: Catalog) -> list[str]:
 
 
 class Collator:
-    """Examples -> one batch, padded on the right to its longest row, or packed.
+    """Examples -> one batch, padded on the right to its longest row, or packed into one row.
 
-    Gives `input_ids`, `labels` [B, T] and what the family makes of the rows' images, all with pixels or all with
-    features, if there are any. Padded batches have an `attention_mask` [B, T]. Packed ones are a single row of all
-    tokens, [1, sum of T]; in place of the mask they have `position_ids` that start afresh with each example, which is
-    what keeps attention within it.
+    Gives `input_ids`, `labels` and `position_ids` [B, T], and what the family makes of the rows' images, all with
+    pixels or all with features, if there are any. There is no mask: no token sees what stands to its right, and every
+    token of padding is a sample of its own by its position 0. Packed batches have B = 1 and positions that start
+    afresh with each example; `cu_seq_lens_q` [samples + 1] says where, and `max_length_q` how long one may be.
+    `shapes`, by `batches.shapes_of`, are the only ones that batches then have: the rows B of each number of tokens T.
     """
 
-    def __init__(self, family: Family, pad_id: int, packed: bool = False) -> None:
-        self.family, self.pad_id, self.packed = family, pad_id, packed
+    def __init__(
+        self, family: Family, pad_id: int, packed: bool = False, shapes: Mapping[int, int] | None = None
+    ) -> None:
+        self.family, self.pad_id, self.packed, self.shapes = family, pad_id, packed, dict(shapes or {})
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make the batch."""
         ids = [example["input_ids"] for example in examples]
         labels = [example["labels"] for example in examples]
         seen = [image for example in examples for image in example.get("images", ())]
         images = self.family.collate(seen) if seen else {}
+        lengths = [len(row) for row in ids]
+        needed = sum(lengths) if self.packed else max(lengths)
+        tokens = min((size for size in self.shapes if size >= needed), default=needed)
+        places = [torch.arange(length) for length in lengths]
+        texts = {"input_ids": (ids, self.pad_id), "labels": (labels, IGNORED), "position_ids": (places, 0)}
         if self.packed:
-            return {
-                "input_ids": torch.cat(ids)[None],
-                "position_ids": torch.cat([torch.arange(len(row)) for row in ids])[None],
-                "labels": torch.cat(labels)[None],
-                **images,
-            }
-        return {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_id),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-            "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-            **images,
+            texts = {name: ([torch.cat(rows)], fill) for name, (rows, fill) in texts.items()}
+        rows = 1 if self.packed else self.shapes.get(tokens, len(ids))
+        batch: dict[str, Any] = {
+            name: F.pad(whole, (0, tokens - whole.shape[1], 0, max(0, rows - len(whole))), value=fill)
+            for name, (some, fill) in texts.items()
+            for whole in [pad_sequence(some, batch_first=True, padding_value=fill)]
         }
+        if self.packed:
+            batch |= self._samples(lengths, tokens)
+        return batch | images
+
+    def _samples(self, lengths: Sequence[int], tokens: int) -> dict[str, Any]:
+        """Give the ends of packed samples; the last one is padding, and some are empty where shapes are fixed."""
+        longest, ends = max(lengths), [0, *accumulate(lengths)]
+        if self.shapes:
+            longest = max(self.shapes)
+            ends += [tokens] * (max(self.shapes.values()) + 2 - len(ends))
+        both = {"cu_seq_lens": torch.tensor(ends, dtype=torch.int32), "max_length": longest}
+        return {f"{name}_{of}": value for name, value in both.items() for of in "qk"}

@@ -34,6 +34,14 @@ def processes() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def gpu_memory() -> int | None:
+    """Bytes of the GPU's memory that are free or ours already; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    free, _ = torch.cuda.mem_get_info(device())
+    return free + torch.cuda.memory_reserved(device())
+
+
 def broadcast(decision: bool) -> bool:
     """Take the first process's decision in all: clocks and disks differ between them."""
     taken: Any = broadcast_tensor(torch.tensor(decision, device=processes().device))

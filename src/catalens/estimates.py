@@ -48,13 +48,17 @@ class Setup:
     """The frozen tower's features are read instead of computed."""
     compiled: bool = False
     """Layers are compiled, which keeps the inputs of the norms only."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """Of matrices that train in full; in bf16 their moments are of 8 bits."""
 
     @classmethod
     def from_spec(cls, spec: TrainingSpec, checkpointing: bool = False, cached_features: bool = False) -> Self:
         """Read a recipe."""
         frozen = spec.resolved_parts["vision"].train == "frozen"
         dropout = spec.lora.dropout > 0
-        return cls(spec.method, frozen, spec.lora.rank, dropout, checkpointing, cached_features, spec.compile)
+        compiled = spec.compile is True or (spec.compile == "auto" and not spec.fsdp)  # as on a GPU
+        rank = spec.lora.rank
+        return cls(spec.method, frozen, rank, dropout, checkpointing, cached_features, compiled, spec.weights)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,9 @@ def step_memory(sizes: ModelSizes, setup: Setup, tokens: float, tiles: float) ->
     if setup.method == "full":
         trained = total - (parameters["tower"] if setup.frozen_tower else 0)
         weights, states = 4 * total, (12 if setup.checkpointing else 14) * trained
+        if setup.weights == "bf16":
+            tables = parameters["embeddings"]
+            weights, states = 2 * total + 2 * tables, 4 * trained + 10 * tables
     elif setup.method == "lora":
         weights, states = 2 * total, 18 * adapters
     else:

@@ -15,7 +15,9 @@ import json
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import torch
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.utils.data import get_worker_info
 
 from catalens.data import Encoded, Encoder, Picture
 from catalens.devices import broadcast, processes
@@ -35,6 +38,8 @@ from catalens.progress import bars
 SHARD_BYTES = 256 * 2**20
 TOGETHER = 8
 """Pictures that the tower sees at once, and that the estimate measures."""
+AHEAD = 4
+"""Times as many that are decoded meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,9 @@ class Estimate:
 class FeatureCache:
     """Images by their pictures: features, or decoded pictures where there are none.
 
-    In memory they take at most `room` bytes; `add` and `look` keep what fits, and calling never does, so that workers
-    of a loader share what is there. Where processes are not forked a copy has nothing in memory, and no model. After
-    `open` features of a frozen tower are on disk, too: `fill` computes those that are missing.
+    In memory they take at most `room` bytes; calling and `add` keep what fits, but in a worker of a loader, each of
+    which would have a copy of its own. Where processes are not forked a copy has nothing in memory, and no model.
+    After `open` features of a frozen tower are on disk, too: `fill` computes those that are missing.
     """
 
     def __init__(self, encoder: Encoder, room: int = 2**30, features: bool = True) -> None:
@@ -99,26 +104,24 @@ class FeatureCache:
         return digest in self.kept or digest.hex() in self._shards
 
     def __call__(self, picture: Encoded) -> ImageInputs:
-        """Give what is kept, or on disk, else decode; PictureError where it is no picture."""
+        """Give what is kept, or on disk, else decode and keep it; PictureError where it is no picture."""
         digest = _digest(picture)
         if kept := self.kept.get(digest):
             return kept
         if isinstance(picture, Picture) and (path := self._shards.get(digest.hex())):
             features = self._tensor(path, digest.hex())
             return ImageInputs(self.encoder.hd_size(picture.size), features=features)
-        return self.encoder.image(bytes(picture))
+        image = self.encoder.image(bytes(picture))
+        if get_worker_info() is None and not self.features:
+            self.add(picture, image)
+        return image
 
     def add(self, picture: Encoded, image: ImageInputs) -> None:
         """Keep an image in memory, while there is room."""
         size = sum(tensor.nbytes for tensor in (image.pixels, image.features) if tensor is not None)
-        if size <= self.room:
-            self.kept[_digest(picture)] = image
+        if size <= self.room and (digest := _digest(picture)) not in self.kept:
+            self.kept[digest] = image
             self.room -= size
-
-    def look(self, data: bytes) -> None:
-        """Believe a picture whose features are there, decode any other and keep it; PictureError where it is none."""
-        if data not in self:
-            self.add(data, self.encoder.image(data))
 
     # On disk
 
@@ -183,19 +186,33 @@ class FeatureCache:
         self, pictures: Sequence[Picture], on_progress: Callable[[int], None]
     ) -> Iterator[dict[str, torch.Tensor]]:
         shard: dict[str, torch.Tensor] = {}
-        for start in range(0, len(pictures), TOGETHER):
-            # after a kill the same pictures share a pass again, and have the same bits
-            some = pictures[start : start + TOGETHER]
-            missing = {name: one for one in some if (name := one.digest.hex()) not in self._shards}
-            if missing:
-                images = [self.kept.get(one.digest) or self.encoder.image(bytes(one)) for one in missing.values()]
-                shard |= zip(missing, self._run(images), strict=True)
-            on_progress(min(start + TOGETHER, len(pictures)))
-            if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
-                yield shard
-                shard = {}
+        # after a kill the same pictures share a pass again, and have the same bits
+        groups = [pictures[start : start + TOGETHER] for start in range(0, len(pictures), TOGETHER)]
+        done = 0
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for group, missing, images in self._decoded(groups, pool):
+                if missing:
+                    shard |= zip(missing, self._run([image.result() for image in images]), strict=True)
+                done += len(group)
+                on_progress(done)
+                if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
+                    yield shard
+                    shard = {}
         if shard:
             yield shard
+
+    def _decoded(
+        self, groups: Sequence[Sequence[Picture]], pool: Executor
+    ) -> Iterator[tuple[Sequence[Picture], list[str], list[Future[ImageInputs]]]]:
+        """Groups with the names and images of their missing pictures, decoded while the tower sees those before."""
+        waiting: deque[tuple[Sequence[Picture], list[str], list[Future[ImageInputs]]]] = deque()
+        for group in groups:
+            missing = {name: one for one in group if (name := one.digest.hex()) not in self._shards}
+            images = [pool.submit(lambda one=one: self.encoder.image(bytes(one))) for one in missing.values()]
+            waiting.append((group, [*missing], images))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft()
+        yield from waiting
 
     def _run(self, images: Sequence[ImageInputs]) -> list[torch.Tensor]:
         with torch.autocast(self._model.device.type, self.dtype, enabled=self.dtype != torch.float32):

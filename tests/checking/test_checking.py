@@ -493,7 +493,7 @@ def test_tokens_are_those_that_training_makes(tmp_path):
             for row in Catalog(tmp_path / "shop").rows("train")
         ]
         assert cost.epoch_tokens == sum(len(example["input_ids"]) for example in made)
-        assert cost.crops == np.mean([len(example["images"][0].pixels) for example in made])
+        assert cost.crops == np.mean([len(encoder.family.normalised_pixels(example["images"])) for example in made])
 
 
 def test_without_the_model_on_disk_it_says_so_and_estimates(tmp_path):

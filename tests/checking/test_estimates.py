@@ -220,7 +220,8 @@ def test_a_setup_is_read_from_a_recipe():
         "qlora", True, 8, True, checkpointing=True, compiled=True
     )
     full = TrainingSpec(method="full")
-    assert Setup.from_spec(full, cached_features=True) == Setup("full", False, dropout=False, cached_features=True)
+    assert Setup.from_spec(full, cached_features=True) == Setup("full", False, 16, False, False, True, compiled=True)
+    assert not Setup.from_spec(TrainingSpec(compile=False)).compiled
 
 
 SETUPS = st.builds(

@@ -7,6 +7,7 @@ from patches import Patches, save_patches
 from rich.console import Console
 
 import catalens
+from catalens.checkpoint import load_processor
 from catalens.model import family as families
 from catalens.model import family_of, unused_parameter_names
 
@@ -38,7 +39,7 @@ def test_tokens_are_those_of_the_processor(family, model, processor, pictures):
 def test_a_batch_of_images_is_that_of_the_processor(family, model, processor, pictures, form):
     images = [family.encode_image(processor, picture) for picture in pictures]
     for image in images:
-        assert len(image.pixels) == family.num_tiles(processor, image.hd_size)
+        assert len(family.normalised_pixels([image])) == family.num_tiles(processor, image.hd_size)
     whole = processor.image_processor(pictures)
     if form == "features":
         images = family.encode_features(model, images, model.dtype)
@@ -46,9 +47,34 @@ def test_a_batch_of_images_is_that_of_the_processor(family, model, processor, pi
         with torch.no_grad():
             whole["crop_features"] = model.model.vision_embed_tokens.crop_features(whole.pop("pixel_values"))
     batch = family.collate(images)
+    if form == "pixels":
+        assert batch["pixel_values"].dtype == torch.uint8
+        batch["pixel_values"] = family.normalised_pixels(images)
     assert batch.keys() == whole.keys()
     for name, value in whole.items():
         torch.testing.assert_close(batch[name], value)
+
+
+def test_crops_travel_as_bytes_and_are_normalised_by_the_model(family, model, processor, pictures):
+    images = [family.encode_image(processor, picture) for picture in pictures]
+    batch, whole = family.collate(images), processor.image_processor(pictures)
+    crops, side = whole["pixel_values"].shape[0], whole["pixel_values"].shape[-1]
+    assert batch["pixel_values"].nbytes == (crops - len(pictures)) * 3 * side**2  # of floats there were 4 x crops
+    assert torch.equal(family.normalised_pixels(images), whole["pixel_values"])  # to the bit
+    with torch.no_grad():
+        one, other = (model.model.get_image_features(**inputs) for inputs in (batch, whole))
+    assert torch.equal(one, other)
+    with pytest.raises(ValueError, match=r"image_sizes need \d+ crops but \d+ are given"):
+        model.model.get_image_features(batch["pixel_values"][1:], batch["image_sizes"])
+
+
+def test_a_processor_with_its_own_mean_normalises_itself(family, model, pictures):
+    own = load_processor("tiny")
+    own.image_processor.image_mean = [0.5, 0.5, 0.5]
+    image = family.encode_image(own, pictures[0])
+    assert torch.equal(image.pixels, own.image_processor(pictures[0])["pixel_values"])
+    assert torch.equal(family.normalised_pixels([image]), image.pixels)
+    assert len(family.encode_features(model, [image], model.dtype)[0].features) == len(image.pixels)
 
 
 def test_every_parameter_has_a_part(family, model):

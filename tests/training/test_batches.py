@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from catalens.config import TrainingSpec
-from catalens.training import PlannedBatches, plan_training, plan_validation
+from catalens.training import (
+    SHAPES,
+    PlannedBatches,
+    plan_training,
+    plan_validation,
+    possible_passes,
+    regroup,
+    shapes_of,
+)
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=80)
 
@@ -80,3 +88,34 @@ def test_the_order_is_another_in_every_epoch_and_with_every_seed():
     twice = plan_training([5] * 40, spec(batch_size=8, epochs=2), 1)
     assert twice[:5] == first
     assert twice[5:] != first
+
+
+@given(lengths, st.integers(1, 9), st.integers(1, 6), st.integers(1, 3))
+def test_more_or_fewer_passes_have_the_same_rows_in_a_step(lengths, batch_size, accumulation, processes):
+    plan = plan_training(
+        lengths, spec(batch_size=batch_size, gradient_accumulation=accumulation, epochs=1), processes
+    )
+    assert regroup(plan, processes, accumulation, accumulation) == plan
+    passes = possible_passes(accumulation, batch_size)
+    assert passes == sorted(passes)
+    assert {1, accumulation, accumulation * batch_size} <= set(passes)
+    for number in passes:
+        again = regroup(plan, processes, accumulation, number)
+        assert [sorted(rows_of([step])) for step in again] == [sorted(rows_of([step])) for step in plan]
+        most = max(len(batch) for step in again for batch in step)
+        assert most <= -(-batch_size * accumulation // number)
+        assert PlannedBatches(again, 0, processes).accumulation <= number
+    assert most == 1
+
+
+@given(lengths, st.integers(1, 9), st.booleans())
+def test_few_shapes_hold_all_batches(lengths, batch_size, packed):
+    plan = plan_training(lengths, spec(batch_size=batch_size, epochs=2), 1)
+    shapes = shapes_of(plan, lengths, packed)
+    assert 1 <= len(shapes) <= SHAPES
+    for batch in (batch for step in plan for batch in step):
+        own = [lengths[row] for row in batch]
+        needed = sum(own) if packed else max(own)
+        tokens = min(size for size in shapes if size >= needed)
+        assert tokens % 8 == 0
+        assert len(batch) <= (max(shapes.values()) if packed else shapes[tokens])

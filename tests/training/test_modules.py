@@ -1,16 +1,30 @@
 """What trains, by part: what is asked for happens, and what cannot happen is an error."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from catalens.checkpoint import TINY, load_model, load_run
-from catalens.config import PARTS, LoraSpec, PartsSpec, TrainingSpec
+from catalens.catalog import Catalog
+from catalens.checkpoint import TINY, load_model, load_processor, load_run
+from catalens.config import PARTS, LoraSpec, PartsSpec, PromptSpec, TrainingSpec
+from catalens.data import Collator, Encoder, load_examples
 from catalens.errors import RecipeError, TrainingError
+from catalens.features import FeatureCache
 from catalens.model import REFERENCE
-from catalens.training import OptimizerPair, check_gradients, coverage, make_optimizer, prepare_parts
+from catalens.training import (
+    OptimizerPair,
+    check_gradients,
+    check_machine,
+    coverage,
+    make_optimizer,
+    prepare_parts,
+    rounded_into,
+    uncast_adapters,
+)
 from catalens.training.train import train
 
 QKV = "model.layers.0.self_attn.qkv_proj"
@@ -231,3 +245,85 @@ def test_the_specs_have_the_defaults_that_the_methods_say():
     ]
     assert PartsSpec.model_validate({"vision": "frozen"}).vision is not None
     assert LoraSpec().targets == ()
+
+
+def test_adapters_cast_no_activations_and_have_the_same_gradients(drawn):
+    """Under autocast they compute in its type: their fp32 weights are cast, and what goes through them is not."""
+    encoder = Encoder(load_processor("tiny"), PromptSpec())
+    rows = load_examples(Catalog(drawn), encoder, "train", FeatureCache(encoder, features=False))
+    batch = Collator(encoder.family, encoder.tokenizer.pad_token_id)([rows[index] for index in range(4)])
+    asked, gradients, casts = spec(method="lora", precision="bf16"), [], []
+    for context in (nullcontext, uncast_adapters):
+        torch.manual_seed(0)
+        model = prepare_parts(load_model("tiny", torch.bfloat16), asked).train()
+        for name, weight in model.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(weight, 0, 0.02)
+        within = context() if context is nullcontext else context(model, asked)
+        with Casts() as counted, within, torch.autocast("cpu", torch.bfloat16):
+            model(**batch).loss.backward()
+        casts.append(counted.activations)
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    norms = 2 * len(model.base_model.model.model.layers) + 1
+    assert casts[1] <= 4 * norms + 4  # each to fp32 and back in both directions; what is left is of the angles
+    assert casts[0] - casts[1] >= 2 * len(coverage(model, asked)["text"].adapted)
+    assert all(torch.allclose(gradients[0][name], gradients[1][name], rtol=1e-2) for name in gradients[0])
+    assert all(weight.dtype == torch.float32 for weight in gradients[1].values())
+
+
+def test_a_frozen_tower_in_bf16_computes_in_bf16():
+    model = load_model("tiny", torch.bfloat16).requires_grad_(False)
+    pixels = torch.randn(2, 3, model.config.crop_size, model.config.crop_size)
+    with Casts() as counted, torch.autocast("cpu", torch.bfloat16):
+        features = model.model.vision_embed_tokens.crop_features(pixels)
+    assert features.dtype == torch.bfloat16
+    assert counted.activations == 0
+    wide = load_model("tiny").model.vision_embed_tokens.crop_features(pixels)
+    assert (features.float() - wide).norm() / wide.norm() < 0.02
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts of tensors [B, T, width] between floating-point types."""
+
+    activations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].ndim == 3 and args[0].is_floating_point():
+            self.activations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_random_rounding_keeps_what_nearest_rounding_loses():
+    torch.manual_seed(0)
+    weight = torch.ones(100_000, dtype=torch.bfloat16)
+    for sign in (1, -1):
+        exact = torch.full((100_000,), sign * (1 + 1 / 1024))  # an eighth of the way to the next number in bf16
+        assert (exact.bfloat16() == sign).all()
+        rounded_into(weight, exact)
+        assert set(weight.unique().tolist()) == {sign, sign * (1 + 1 / 128)}
+        assert weight.float().mean().item() == pytest.approx(exact[0].item(), abs=1e-4)
+
+
+@pytest.mark.integration
+def test_matrices_in_bf16_learn_as_those_in_fp32(recipe, tmp_path):
+    losses = {}
+    for weights in ("fp32", "bf16"):
+        asked = spec(method="full", optimizer="adamw_8bit", precision="bf16", weights=weights, learning_rate=1e-3)
+        asked = asked.model_copy(update={"max_steps": 12, "num_evals": 2, "validation_rows": 0, "batch_size": 8})
+        train(recipe.model_copy(update={"training": asked}), tmp_path / weights)
+        lines = [json.loads(line) for line in (tmp_path / weights / "metrics.jsonl").read_text().splitlines()]
+        losses[weights] = [line["validation/loss"] for line in lines if "validation/loss" in line]
+    assert losses["bf16"][1] < losses["bf16"][0]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+    best, base = load_file(tmp_path / "bf16" / "best" / "model.safetensors"), load_file(TINY / "model.safetensors")
+    assert best[f"{QKV}.weight"].dtype == torch.bfloat16
+    assert best["model.embed_tokens.weight"].dtype == best["model.norm.weight"].dtype == torch.float32
+    assert not torch.equal(best[f"{QKV}.weight"], base[f"{QKV}.weight"].bfloat16())
+
+
+def test_weights_in_bf16_want_their_optimizer_and_bf16_products():
+    for wrong in ({"method": "lora", "optimizer": "adamw_8bit"}, {"method": "full"}):
+        with pytest.raises(ValueError, match="weights are bf16 for the method full with an 8-bit optimizer"):
+            spec(weights="bf16", **wrong)
+    with pytest.raises(RecipeError, match=r"training\.weights is bf16, but products are fp32 here"):
+        check_machine(spec(weights="bf16", method="full", optimizer="adamw_8bit", precision="fp32"))

@@ -15,7 +15,7 @@ from catalens import metrics
 from catalens.catalog import Catalog, CatalogWriter, Roles
 from catalens.checkpoint import TINY, load_model, load_processor, load_run
 from catalens.config import PartsSpec, PromptSpec, TrackingSpec, load_recipe, make_recipe
-from catalens.data import Collator, Encoder, load_examples
+from catalens.data import IGNORED, Collator, Encoder, load_examples
 from catalens.devices import allows_tf32
 from catalens.errors import (
     CatalogError,
@@ -29,7 +29,7 @@ from catalens.errors import (
 from catalens.evaluation import validation_scorer
 from catalens.evaluation.evaluate import evaluate
 from catalens.features import FeatureCache
-from catalens.training import anchored, check_machine, loop
+from catalens.training import SHAPES, anchored, check_machine, loop
 from catalens.training.train import train
 
 pytestmark = pytest.mark.integration
@@ -281,22 +281,44 @@ def test_a_field_that_the_catalogue_does_not_have(recipe, drawn, tmp_path):
         train(asked, tmp_path / "run")
 
 
+def masks_of(model, batch) -> set:
+    """Masks that the layers of the decoder are called with."""
+    seen = []
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda layer, given, kwargs: seen.append(kwargs["attention_mask"]), with_kwargs=True
+        )
+        for layer in model.model.layers
+    ]
+    model(**batch)
+    for hook in hooks:
+        hook.remove()
+    return set(seen)
+
+
 def test_packed_rows_have_the_loss_of_padded_ones(drawn):
     encoder = Encoder(load_processor("tiny"), PromptSpec())
     rows = load_examples(Catalog(drawn), encoder, "train", FeatureCache(encoder, features=False))
     examples = [rows[index] for index in range(8)]
-    for attention in ("sdpa", "eager"):
+    alone = [load_model("tiny")(**Collator(encoder.family, 3)([one]), num_items_in_batch=1).loss for one in examples]
+    labels = sum(int((one["labels"] != IGNORED).sum()) for one in examples)
+    for attention in ("sdpa", "eager", encoder.family.training_attention):
         model = load_model("tiny", attention=attention).train()
         losses, gradients = [], []
-        for packed in (False, True):
+        for packed, shapes in ((False, None), (True, None), (False, {96: 10}), (True, {640: 12})):
             model.zero_grad()
-            loss = model(**Collator(encoder.family, encoder.tokenizer.pad_token_id, packed)(examples)).loss
+            batch = Collator(encoder.family, encoder.tokenizer.pad_token_id, packed, shapes)(examples)
+            assert shapes is None or tuple(batch["input_ids"].shape) == ((1, 640) if packed else (10, 96))
+            loss = model(**batch).loss
             loss.backward()
             losses.append(loss.item())
             gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-        padded, packed = gradients
-        assert all(torch.allclose(padded[name], packed[name], atol=1e-4) for name in padded)
+        assert losses == pytest.approx([sum(alone).item() / labels] * 4, abs=1e-5)
+        padded, *others = gradients
+        assert all(torch.allclose(padded[name], own[name], atol=1e-4) for own in others for name in padded)
+    assert masks_of(model, batch) == {None}
+    for attention in ("sdpa", "eager"):
+        model = load_model("tiny", attention=attention).train()
         one_long = Collator(encoder.family, encoder.tokenizer.pad_token_id, packed=True)(examples)
         one_long["position_ids"] = torch.arange(one_long["input_ids"].numel())[None]
         assert abs(model(**one_long).loss.item() - losses[0]) > 1e-3  # what leaking would give
@@ -378,11 +400,53 @@ def test_only_a_model_that_is_shown_to_ignore_its_pictures_is_an_alarm(recipe, t
         assert sentence in card
 
 
-def test_what_only_a_gpu_can_do_is_refused(recipe, tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
-    with pytest.raises(RecipeError, match=r"training\.compile is for GPUs"):
-        train(changed(recipe, compile=True), tmp_path / "run")
+@pytest.mark.slow  # a minute of inductor
+@pytest.mark.filterwarnings("ignore")  # torch's own, at many places
+def test_compiled_layers_have_the_loss_of_others_and_few_shapes(recipe, tmp_path):
+    asked = changed(
+        recipe, method="lora", optimizer="adamw", max_steps=5, num_evals=1, validation_rows=0, batch_size=5
+    )
+    losses = []
+    for name, compiled in (("eager", False), ("compiled", True)):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        trained = train(changed(asked, compile=compiled), tmp_path / name)
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        losses.append([line["train/loss"] for line in lines if "train/loss" in line])
+        assert trained.throughput["seconds_to_first_step"] > 0
+        assert ("compile_seconds" in trained.throughput) is compiled
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    counted = torch._dynamo.utils.counters
+    assert (
+        1 <= counted["stats"]["unique_graphs"] <= SHAPES + 2
+    )  # and the tower's, for one number of tiles and for any
+    assert not counted["graph_break"]
+
+
+def test_out_of_memory_takes_more_passes_over_the_same_rows(recipe, tmp_path, monkeypatch, capsys):
+    asked = changed(recipe, max_steps=3, num_evals=1, validation_rows=0, batch_size=8, gradient_accumulation=1)
+    train(asked, tmp_path / "whole")
+    capsys.readouterr()
+    tried = []
+
+    def small(model, inputs):
+        tried.append(len(inputs()["input_ids"]))
+        if tried[-1] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "dry_step", small)
+    train(asked, tmp_path / "divided")
+    assert tried == [8, 4, 3]
+    assert "out of memory: 3 passes of fewer rows make a step, in place of 1" in capsys.readouterr().out
+    figures = []
+    for name in ("whole", "divided"):
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        figures.append([line[key] for line in lines for key in ("train/loss", "train/grad_norm") if key in line])
+    assert len(figures[0]) == 7
+    assert figures[0] == pytest.approx(figures[1], rel=1e-3)
+    monkeypatch.setattr(loop, "dry_step", lambda model, inputs: small(model, lambda: {"input_ids": [0] * 9}))
+    with pytest.raises(TrainingError, match="one row alone is too much for the GPU's memory: set training"):
+        train(asked, tmp_path / "none")
 
 
 def test_what_a_gpu_cannot_compute_is_refused_and_what_it_can_is_allowed(recipe, monkeypatch):

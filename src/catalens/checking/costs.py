@@ -129,7 +129,7 @@ def _crop_cost(
 
 def _batch(training: TrainingSpec, tokens: float) -> int:
     """Rows of so many tokens in one forward pass."""
-    return max(1, int(training.batch_tokens // tokens)) if training.batch_tokens else training.batch_size
+    return max(1, int(training.batch_tokens // tokens)) if training.batch_tokens else training.rows
 
 
 def default_prompt(fields: Mapping[str, Kind]) -> PromptSpec:

@@ -69,18 +69,22 @@ class TrainingSpec(Frozen):
     """Passes over the training split."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after this many optimizer steps, whatever the epochs say."""
-    batch_size: int = Field(default=8, ge=1)
-    """Rows in one forward pass on one device."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Rows in one forward pass on one device; `auto`: 8, and on a GPU those of an optimizer step, which are 8 times
+    `gradient_accumulation`, in as few passes as its memory allows."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """In place of `batch_size`: as many rows as these tokens hold, padding included."""
     packing: bool = False
-    """Rows of a batch stand in one sequence, without padding, each seeing itself only; pays with flash attention."""
+    """Rows of a batch stand in one sequence, without padding, each seeing itself only."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Forward passes in one optimizer step."""
     optimizer: Literal["adamw", "muon", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
     """`muon` orthogonalises the update of 2-D weights (Jordan et al., 2024) and leaves the rest to AdamW; not for
     adapters. The 8-bit ones keep their state in 8 bits (bitsandbytes), that of embeddings and head in 32; `paged`
     moves it to main memory when the GPU's is short."""
+    weights: Literal["fp32", "bf16"] = "fp32"
+    """Type of matrices that train in full: `bf16`, for the method `full` with an 8-bit optimizer and bf16 products,
+    takes a third of the memory, and rounds updates up or down at random. All else that trains is fp32."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate: of Muon on the 2-D weights where it is used, of AdamW otherwise."""
     adamw_learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -114,7 +118,7 @@ class TrainingSpec(Frozen):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints kept on disk, the best one always among them."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
-    """Attention implementation; `auto`: flash attention for bf16 weights on a GPU if it is installed, else sdpa."""
+    """Attention implementation; `auto`: causal without a mask, by torch's flash kernels where they suit."""
     feature_cache: bool | Literal["auto"] = "auto"
     """Keep the features of a frozen tower on disk, so that it sees each picture once; `auto`: where an estimate says
     that reading is quicker than computing."""
@@ -123,8 +127,8 @@ class TrainingSpec(Frozen):
     fsdp: bool = False
     """Under torchrun: shard weights, gradients and optimizer state over the processes (FSDP2) instead of copying
     them to each (DDP)."""
-    compile: bool = False
-    """torch.compile; on GPUs."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile each layer (torch.compile), for few shapes of batches; `auto`: on a GPU, but not under `fsdp`."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target that is spread over the vocabulary."""
     seed: int = 0
@@ -134,6 +138,11 @@ class TrainingSpec(Frozen):
     @classmethod
     def _of_today(cls, metric: str) -> str:
         return metric.replace(".within_10pct", ".within_tolerance")  # as earlier versions called it
+
+    @property
+    def rows(self) -> int:
+        """Rows of a planned micro-batch."""
+        return 8 if self.batch_size == "auto" else self.batch_size
 
     @property
     def resolved_parts(self) -> dict[Part, PartSpec]:
@@ -156,6 +165,8 @@ class TrainingSpec(Frozen):
             )
         if self.optimizer == "muon" and "adapted" in trains.values():
             raise ValueError("muon is for weights that train in full: take adamw for adapters")
+        if self.weights == "bf16" and (self.method != "full" or "8bit" not in self.optimizer):
+            raise ValueError("weights are bf16 for the method full with an 8-bit optimizer: set optimizer=adamw_8bit")
         if self.fsdp and (self.method == "qlora" or self.optimizer != "adamw"):
             raise ValueError(
                 "fsdp is for full and lora trained by adamw: leave it out, each process has its copy then"

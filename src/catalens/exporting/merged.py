@@ -61,7 +61,7 @@ class NativeRuntime:
             images = [self.encoder.image(picture) for picture in row.pictures]
             ids = self.encoder.prompt_ids([image.hd_size for image in images], row.question)
             batch = self.encoder.family.collate(images)
-            pixels = torch.cat([image.pixels for image in images if image.pixels is not None])
+            pixels = self.encoder.family.normalised_pixels(images)
             traces.append(
                 Trace(
                     sample_pixels(pixels.numpy()),

@@ -64,12 +64,12 @@ class Survey(Scan):
         self.add(split, row, facts_of(self.roles, row))
         if len(self) % max(1, self.total // MEASURED) == 0:
             try:
-                example = self._encoder.example(
-                    self._encoder.answer_ids(row), self._encoder.image(row[self.roles.image])
-                )
+                image = self._encoder.image(row[self.roles.image])
+                example = self._encoder.example(self._encoder.answer_ids(row), image)
             except (PromptError, PictureError):
                 return  # as in training, which names it
-            self.costs.append(Needs(len(example["input_ids"]), len(example["images"][0].pixels)))
+            tiles = self._encoder.family.num_tiles(self._encoder.processor, image.hd_size)
+            self.costs.append(Needs(len(example["input_ids"]), tiles))
 
     @property
     def needs(self) -> Needs | None:

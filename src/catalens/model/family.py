@@ -21,11 +21,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from catalens.tiling import Chat, Size
+from catalens.tiling import CLIP_MEAN, CLIP_STD, Chat, Size
 
+from .attention import CAUSAL
 from .configuration import Phi3VConfig
 from .modeling import Phi3VForCausalLM, Phi3VModel, unused_parameter_names
-from .processing import Phi3VImageProcessor, Phi3VProcessor
+from .processing import Phi3VImageProcessor, Phi3VProcessor, normalised_crops, raw_crops
 
 Part = Literal["vision", "projector", "embeddings", "text"]
 """Group of a model's modules that is frozen, adapted or trained together."""
@@ -38,7 +39,7 @@ class ImageInputs:
     hd_size: Size
     """(H, W)."""
     pixels: torch.Tensor | None = None
-    """[C, 3, S, S]."""
+    """As the family's model takes them, so that they travel as they are."""
     features: torch.Tensor | None = None
     """[C, m, m, F]."""
 
@@ -66,8 +67,9 @@ class Family(Protocol):
     `image_tag` stands for the first image in a chat and `end_token` ends an answer; `chat_template` is the chat in
     Jinja; `whole_modules` can be trained in
     full beside adapters, each with its part; `full_precision` modules are not quantised; `layer_classes` are sharded
-    one by one; `tables`, parts of names, are embeddings and heads, which are no matrices that transform. Processors
-    load by `AutoProcessor` and have the family's `model_type`.
+    one by one, and compiled; `training_attention` names the implementation to train with; `tables`, parts of names,
+    are embeddings and heads, which are no matrices that transform. Processors load by `AutoProcessor` and have the
+    family's `model_type`.
 
     chat: render a question about so many images, which stand before it, up to where the answer begins.
     hd_size: give the (H, W) of an image of `width` x `height` pixels, cut into `max_tiles`, or as the processor does;
@@ -78,6 +80,7 @@ class Family(Protocol):
     token_ids: tokenize a chat, with slots for images of these sizes.
     encode_image: cut an image into tiles.
     encode_features: run the vision tower on the pixels of images, cast to `dtype`; features come back on the CPU.
+    normalised_pixels: normalise the pixels of images, [C, 3, S, S] of all of them.
     collate: batch images, all with pixels or all with features, as keyword arguments of the model.
     part_of: give the part of a parameter or module by its name, with or without the prefixes of wrappers.
     unused_parameter_names: list the parameters that never run.
@@ -93,6 +96,7 @@ class Family(Protocol):
     full_precision: Sequence[str]
     whole_modules: Mapping[str, Part]
     layer_classes: Sequence[str]
+    training_attention: str
     tables: Collection[str]
 
     def chat(self, question: str, images: int = 1) -> str: ...
@@ -103,6 +107,7 @@ class Family(Protocol):
     def token_ids(self, processor: Any, text: str, hd_sizes: Sequence[Size]) -> list[int]: ...
     def encode_image(self, processor: Any, image: Image.Image) -> ImageInputs: ...
     def encode_features(self, model: Any, images: Sequence[ImageInputs], dtype: torch.dtype) -> list[ImageInputs]: ...
+    def normalised_pixels(self, images: Sequence[ImageInputs]) -> torch.Tensor: ...
     def collate(self, images: Sequence[ImageInputs]) -> dict[str, torch.Tensor]: ...
     def part_of(self, name: str) -> Part: ...
     def unused_parameter_names(self, model: nn.Module) -> list[str]: ...
@@ -117,6 +122,7 @@ class Phi3V(Chat):
     model_class = Phi3VForCausalLM
     full_precision: Sequence[str] = ("lm_head", "model.vision_embed_tokens")
     layer_classes: Sequence[str] = ("Phi3DecoderLayer", "CLIPEncoderLayer")
+    training_attention = CAUSAL
     tables: Collection[str] = frozenset({"embed_tokens", "lm_head", "position_embedding"})
     unused_parameter_names = staticmethod(unused_parameter_names)
     whole_modules: Mapping[str, Part] = {
@@ -142,17 +148,32 @@ class Phi3V(Chat):
         return processor.tokenize(text, hd_sizes)
 
     def encode_image(self, processor: Phi3VProcessor, image: Image.Image) -> ImageInputs:
-        encoded = processor.image_processor(image, return_tensors="pt")
-        height, width = encoded["image_sizes"][0].tolist()
-        return ImageInputs((height, width), encoded["pixel_values"])
+        images = processor.image_processor
+        if (*images.image_mean, *images.image_std) != (*CLIP_MEAN, *CLIP_STD):  # which the model normalises by
+            encoded = images(image, return_tensors="pt")
+            height, width = encoded["image_sizes"][0].tolist()
+            return ImageInputs((height, width), encoded["pixel_values"])
+        hd = images.cutter().hd_transform(image)
+        return ImageInputs((hd.height, hd.width), raw_crops(hd, images.crop_size))
 
     @torch.no_grad()
     def encode_features(self, model: Any, images: Sequence[ImageInputs], dtype: torch.dtype) -> list[ImageInputs]:
         inner = next(module for module in model.modules() if isinstance(module, Phi3VModel))
-        pixels = self.collate(images)["pixel_values"].to(inner.device, dtype)
-        features = inner.vision_embed_tokens.crop_features(pixels).cpu()
-        own = features.split([len(image.pixels) for image in images if image.pixels is not None])
+        pixels = self._normalised(self.collate(images)["pixel_values"].to(inner.device), images)
+        features = inner.vision_embed_tokens.crop_features(pixels.to(dtype)).cpu()
+        own = features.split([1 + h * w for h, w in self._grids(images, pixels.shape[-1])])
         return [replace(image, pixels=None, features=f.clone()) for image, f in zip(images, own, strict=True)]
+
+    def normalised_pixels(self, images: Sequence[ImageInputs]) -> torch.Tensor:
+        return self._normalised(self.collate(images)["pixel_values"], images)
+
+    def _normalised(self, pixels: torch.Tensor, images: Sequence[ImageInputs]) -> torch.Tensor:
+        return (
+            normalised_crops(pixels, self._grids(images, pixels.shape[-1])) if pixels.dtype == torch.uint8 else pixels
+        )
+
+    def _grids(self, images: Sequence[ImageInputs], side: int) -> list[tuple[int, int]]:
+        return [(height // side, width // side) for height, width in (image.hd_size for image in images)]
 
     def collate(self, images: Sequence[ImageInputs]) -> dict[str, torch.Tensor]:
         parts = {

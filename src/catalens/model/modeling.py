@@ -18,6 +18,7 @@ pixels, (H, W) HD size in pixels, h x w crops of a picture, m embeddings along a
 merged patch (4 x CLIP hidden size).
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration import Phi3VConfig
 from .generation import PictureGenerationMixin, positions_of
 from .loss import LanguageHead
+from .processing import normalised_crops
 
 IGNORED = -100
 
@@ -71,9 +73,15 @@ class Phi3VImageEmbedding(nn.Module):
         )
 
     def crop_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Tower features [C, m, m, F] of crops [C, 3, S, S], 2x2 patches merged; a frozen tower leaves no graph."""
-        learns = pixel_values.requires_grad or any(p.requires_grad for p in self.img_processor.parameters())
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+        """Tower features [C, m, m, F] of crops [C, 3, S, S], 2x2 patches merged; a frozen tower leaves no graph.
+
+        A frozen one in bf16 computes in bf16 throughout: under autocast its norms would be fp32, with casts around.
+        """
+        weights = list(self.img_processor.parameters())
+        learns = pixel_values.requires_grad or any(weight.requires_grad for weight in weights)
+        own = not learns and weights[0].dtype == torch.bfloat16
+        as_is = torch.autocast(weights[0].device.type, enabled=False) if own else nullcontext()
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()), as_is:
             features = self.img_processor(pixel_values)  # [C, 2m, 2m, F/4]
         features = features.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [C, m, 2, m, 2, F/4]
         return features.transpose(2, 3).flatten(3)  # [C, m, m, F]
@@ -199,7 +207,7 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
         """Picture embeddings [picture tokens, H], in the order of the pictures.
 
         Args:
-            pixel_values: [C, 3, S, S].
+            pixel_values: [C, 3, S, S], or uint8 [C - N, 3, S, S] without the global crops (`normalised_crops`).
             image_sizes: [N, 2], the HD sizes (H, W).
             crop_features: [C, m, m, F] from `vision_embed_tokens.crop_features`, in place of `pixel_values`.
 
@@ -208,16 +216,17 @@ class Phi3VModel(Phi3VPreTrainedModel, Phi3Model):  # pyright: ignore[reportInco
         """
         if image_sizes is None:
             raise ValueError("image_sizes is missing: pass it with pixel_values, as the processor gives both")
-        if crop_features is None:
-            if pixel_values is None:
-                raise ValueError("pixel_values is missing: pass it with image_sizes, as the processor gives both")
-            crop_features = self.vision_embed_tokens.crop_features(pixel_values)
-        grids = self.grids(image_sizes)
-        crops, given = sum(1 + h * w for h, w in grids), crop_features.shape[0]
-        if crops != given:
+        pictures, grids = pixel_values if crop_features is None else crop_features, self.grids(image_sizes)
+        if pictures is None:
+            raise ValueError("pixel_values is missing: pass it with image_sizes, as the processor gives both")
+        raw, given = pictures.dtype == torch.uint8, pictures.shape[0]
+        if (crops := sum(h * w + (not raw) for h, w in grids)) != given:
             raise ValueError(
                 f"image_sizes need {crops} crops but {given} are given: pass both as the processor gives them"
             )
+        if crop_features is None:
+            pixels = normalised_crops(pictures, grids) if raw else pictures
+            crop_features = self.vision_embed_tokens.crop_features(pixels)
         return self.vision_embed_tokens(crop_features, grids)
 
     def grids(self, image_sizes: torch.Tensor) -> list[tuple[int, int]]:

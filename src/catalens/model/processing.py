@@ -113,10 +113,42 @@ class Phi3VImageProcessor(BaseImageProcessor):
 
 
 def _cut(hd: Image.Image, cutter: Tiler) -> torch.Tensor:
-    """Tiler [1 + h*w, 3, S, S] of what the HD transform gave, the global one interpolated by torch."""
-    pixels, side = cutter.normalise(hd), cutter.crop_size
-    whole = torch.nn.functional.interpolate(torch.from_numpy(pixels)[None], size=(side, side), mode="bicubic")
-    return torch.cat([whole, torch.from_numpy(cutter.tiles(pixels))])
+    """Crops [1 + h*w, 3, S, S] of what the HD transform gave, the global one first."""
+    side = cutter.crop_size
+    grid = (hd.height // side, hd.width // side)
+    return normalised_crops(raw_crops(hd, side), [grid], cutter.mean, cutter.std)
+
+
+def raw_crops(hd: Image.Image, side: int) -> torch.Tensor:
+    """Crops [h*w, 3, S, S] of uint8 of what the HD transform gave, row by row, without the global one."""
+    pixels = torch.from_numpy(np.array(hd))  # [H, W, 3]
+    pixels = pixels.unflatten(1, (-1, side)).unflatten(0, (-1, side))  # [h, S, w, S, 3]
+    return pixels.permute(0, 2, 4, 1, 3).flatten(0, 1).contiguous()
+
+
+def normalised_crops(
+    crops: torch.Tensor,
+    grids: Sequence[tuple[int, int]],
+    mean: Sequence[float] = CLIP_MEAN,
+    std: Sequence[float] = CLIP_STD,
+) -> torch.Tensor:
+    """Make what the tower takes, where the crops are: float32 [C, 3, S, S], each picture's global crop first.
+
+    The global crop is interpolated on normalised values, so it has no uint8 of its own to travel as.
+
+    Args:
+        crops: [C - N, 3, S, S] uint8, by `raw_crops`.
+        grids: crops (down, across) of each of the N pictures.
+        mean, std: per channel, on the 0 to 1 scale.
+    """
+    pixels, side = crops.float().div_(255), crops.shape[-1]
+    pixels.sub_(torch.tensor(mean, device=crops.device)[:, None, None])
+    pixels.div_(torch.tensor(std, device=crops.device)[:, None, None])
+    parts: list[torch.Tensor] = []
+    for own, (h, w) in zip(pixels.split([h * w for h, w in grids]), grids, strict=True):
+        hd = own.unflatten(0, (h, w)).permute(2, 0, 3, 1, 4).reshape(1, 3, h * side, w * side)
+        parts += [torch.nn.functional.interpolate(hd, size=(side, side), mode="bicubic"), own]
+    return torch.cat(parts)
 
 
 def _checked_crops(num_crops: int) -> int:

@@ -23,6 +23,12 @@ SORTED_TOGETHER = 8
 """Micro-batches whose rows are sorted by length together. More would save little more padding, and rows with the
 same words would share a batch, which slows learning: the best validation loss of recipes/furniture.yaml is .722 at
 64, .710 at 8, .708 at 1."""
+SHAPES = 4
+"""Shapes of batches that layers are compiled for, some 20 s each on a GPU."""
+NARROW = 32
+"""Share of the longest batch, one in so many, that is not worth a shape of its own."""
+ALIGNED = 8
+"""Tokens that lengths are multiples of then: tensor cores compute in such blocks."""
 
 
 def plan_training(lengths: Sequence[int], spec: TrainingSpec, processes: int) -> Plan:
@@ -41,6 +47,61 @@ def plan_training(lengths: Sequence[int], spec: TrainingSpec, processes: int) ->
         remaining -= 1
     steps += [batches] if batches else []
     return steps[: spec.max_steps]
+
+
+def regroup(plan: Plan, processes: int, accumulation: int, passes: int) -> Plan:
+    """Compute each step in so many forward passes a process instead of `accumulation`; its rows stay the same.
+
+    `passes` divides `accumulation`, and micro-batches become one, or is a multiple of it, and they are divided.
+    """
+    if passes >= accumulation:
+        parts = passes // accumulation
+        return [[part for batch in step for part in _divided(batch, parts)] for step in plan]
+    merged = processes * accumulation // passes
+    steps: Plan = []
+    for step in plan:
+        groups = [step[start : start + merged] for start in range(0, len(step), merged)]
+        shares = [group[rank::processes] for group in groups for rank in range(processes)]
+        steps.append([[row for batch in share for row in batch] for share in shares if share])
+    return steps
+
+
+def possible_passes(accumulation: int, rows: int) -> list[int]:
+    """List what `regroup` can make of a step whose micro-batches have so many rows at most, fewest passes first."""
+    fewer = [number for number in range(1, accumulation) if accumulation % number == 0]
+    return [*fewer, *(accumulation * parts for parts in range(1, rows + 1))]
+
+
+def shapes_of(plan: Plan, lengths: Sequence[int], packed: bool, most: int = SHAPES) -> dict[int, int]:
+    """Rows by tokens of at most so many shapes that hold all micro-batches: layers are compiled once for each.
+
+    Of packed batches, the samples of the largest one.
+    """
+    seen = [
+        (sum(own) if packed else max(own), len(own))
+        for step in plan
+        for batch in step
+        for own in [_own(batch, lengths)]
+    ]
+    low, high = min(tokens for tokens, _ in seen), max(tokens for tokens, _ in seen)
+    width = max(math.ceil((high - low + 1) / most), high // NARROW, 1)
+    bins: dict[int, list[tuple[int, int]]] = {}
+    for tokens, rows in seen:
+        bins.setdefault((tokens - low) // width, []).append((tokens, rows))
+    shapes: dict[int, int] = {}
+    for own in bins.values():
+        tokens = math.ceil(max(tokens for tokens, _ in own) / ALIGNED) * ALIGNED
+        shapes[tokens] = max(shapes.get(tokens, 0), *(rows for _, rows in own))
+    return shapes
+
+
+def _own(batch: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    return [lengths[row] for row in batch]
+
+
+def _divided(batch: list[int], parts: int) -> list[list[int]]:
+    size = math.ceil(len(batch) / parts)
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
 def plan_validation(lengths: Sequence[int], batch_size: int, processes: int) -> Plan:
@@ -79,14 +140,14 @@ def _epoch(lengths: Sequence[int], spec: TrainingSpec, rng: random.Random) -> li
     order = list(range(len(lengths)))
     rng.shuffle(order)
     backwards = rng.random() < 0.5  # the last batch is a small one: not always of the longest rows
-    rows = max(1, spec.batch_tokens * len(lengths) // sum(lengths)) if spec.batch_tokens else spec.batch_size
+    rows = max(1, spec.batch_tokens * len(lengths) // sum(lengths)) if spec.batch_tokens else spec.rows
     window = SORTED_TOGETHER * rows
     order = [
         row
         for start in range(0, len(order), window)
         for row in sorted(order[start : start + window], key=lambda row: lengths[row], reverse=backwards)
     ]
-    batches = _by_tokens(order, lengths, spec) if spec.batch_tokens else _by_rows(order, spec.batch_size)
+    batches = _by_tokens(order, lengths, spec) if spec.batch_tokens else _by_rows(order, spec.rows)
     rng.shuffle(batches)
     return batches
 

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -20,6 +20,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, send_to_device
+from accelerate.utils.memory import should_reduce_batch_size
+from rich.markup import escape
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from transformers import get_scheduler, set_seed
@@ -27,14 +29,22 @@ from transformers import get_scheduler, set_seed
 from catalens.config import TrainingSpec
 from catalens.data import IGNORED, Collator, Examples
 from catalens.devices import broadcast, compute_dtype, processes
-from catalens.errors import TrainingError
+from catalens.errors import TrainingError, first_line
 from catalens.metrics import Figure, ImageUse, higher_is_better
 from catalens.model import Family
 from catalens.progress import Progress
 from catalens.tracking import LoggedExample, Tracker
-from catalens.training.batches import Plan, PlannedBatches, loader_workers
+from catalens.training.batches import Plan, PlannedBatches, loader_workers, possible_passes, regroup, shapes_of
 from catalens.training.checkpoints import State, Training, remove_surplus
-from catalens.training.modules import check_gradients, make_optimizer
+from catalens.training.fitting import dry_step, tried_fit
+from catalens.training.modules import (
+    check_gradients,
+    compile_layers,
+    compile_seconds,
+    compiles,
+    make_optimizer,
+    uncast_adapters,
+)
 from catalens.training.run import PreparedRun
 
 SHARDED_BF16 = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
@@ -72,9 +82,13 @@ class Loop:
         self.score, self.tracker, self.progress = score, tracker, progress
         self.spec, self.meter = run.recipe.training, run.meter
         self.plan, self.validation_plan = run.plans
+        self.compiled = compiles(self.spec)
         set_seed(self.spec.seed)
         self.accelerator = accelerator = start_accelerator(self.spec, run.encoder.family)
         run.model.config.use_cache = False
+        if self.compiled:
+            compile_layers(run.model)
+            self._compiled_before = compile_seconds()
         steps = len(self.plan)
         warmup = math.ceil(steps * self.spec.warmup)
         self.training = Training(
@@ -86,8 +100,9 @@ class Loop:
         )
         self.state = State.load(checkpoint) if checkpoint else State()
         self.model, self.wrapped = self.training.model, self.training.wrapped
-        self.accumulation = PlannedBatches(self.plan, 0, accelerator.num_processes).accumulation
-        self.collate = Collator(run.encoder.family, run.encoder.tokenizer.pad_token_id, self.spec.packing)
+        self.beginning: dict[str, float] = {}
+        """Seconds to the first step, and of compiling."""
+        self._fit_memory()
         self.log_every = max(1, min(10, steps // 20))
         self.validate_every = max(1, math.ceil(steps / self.spec.num_evals))
         self.save_every = math.ceil(steps / self.spec.num_checkpoints)
@@ -95,6 +110,58 @@ class Loop:
         self._loss = torch.zeros((), device=accelerator.device)  # of the steps since the last line of the log
         self._loss_sum, self._logged, self._note = 0.0, self.state.step, ""
         self._begun, self._scored, self._last = time.monotonic(), 0.0, 0.0
+
+    def _fit_memory(self) -> None:
+        """Regroup the plan into as many passes as the memory asks for, tried on the longest one of them."""
+        usual, count = self.spec.gradient_accumulation, self.accelerator.num_processes
+        first, rows = self.run.setup.passes or usual, max(len(batch) for step in self.plan for batch in step)
+        planned = self.plan
+        possible = [number for number in possible_passes(usual, rows) if number >= first]
+        passes = first
+        if not self.training.sharded:  # whose processes would wait for one that failed
+            passes = tried_fit(possible, lambda number: self._try(regroup(planned, count, usual, number)))
+        tried = torch.tensor([possible.index(passes)], device=self.accelerator.device)
+        gathered: Any = self.accelerator.gather(tried)
+        passes = possible[int(gathered.max())]  # of all processes
+        if passes != first:
+            self.run.console.print(
+                f"[yellow]out of memory[/]: {passes} passes of fewer rows make a step, in place of {first}",
+                highlight=False,
+            )
+        self._take(regroup(planned, count, usual, passes))
+
+    def _take(self, plan: Plan) -> None:
+        """Go by a plan: its passes in a step, and the shapes of its batches."""
+        family, pad_id = self.run.encoder.family, self.run.encoder.tokenizer.pad_token_id
+        self.plan, packed = plan, self.spec.packing
+        self.accumulation = PlannedBatches(plan, 0, self.accelerator.num_processes).accumulation
+        shapes = shapes_of(plan, self.run.meter.tokens, packed) if self.compiled else None
+        self.collate = Collator(family, pad_id, packed, shapes)
+
+    def _try(self, plan: Plan) -> None:
+        """Take a dry step with the longest batch of a plan; without compiling where that fails and need not be."""
+        self._take(plan)
+        rows, lengths = self.run.data["train"], self.run.meter.tokens
+        longest = max((one for step in plan for one in step), key=lambda one: len(one) * max(lengths[i] for i in one))
+
+        def inputs() -> dict[str, Any]:
+            batch: Any = send_to_device(self.collate([rows[i] for i in longest]), self.accelerator.device)
+            return batch
+
+        try:
+            with self.eager(not self.compiled), uncast_adapters(self.model, self.spec):
+                dry_step(self.model, inputs)
+        except torch._dynamo.exc.TorchDynamoException as error:  # type: ignore[attr-defined]
+            if self.spec.compile is True or should_reduce_batch_size(error):
+                raise
+            reason = escape(first_line(error))
+            self.run.console.print(f"[yellow]layers cannot be compiled here[/] ({reason}): trained as they are")
+            self.compiled = False
+            self._try(plan)
+
+    def eager(self, wanted: bool = True) -> AbstractContextManager[Any]:
+        """Run layers as they are within, even if they are compiled."""
+        return torch.compiler.set_stance("force_eager") if wanted and compiles(self.spec) else nullcontext()
 
     def fit(self) -> float:
         """Train to the end of the plan, or until nothing gets better; give the seconds that it took.
@@ -116,7 +183,8 @@ class Loop:
             self._backward(micro_batches)
             norm: Any = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.spec.max_grad_norm)
             if self.state.step == first:
-                check_gradients(self.model, self.spec)
+                check_gradients(self.model, self.spec)  # waits for the device
+                self.beginning["seconds_to_first_step"] = time.perf_counter() - self.run.started
             optimizer.step()
             rate = float(schedule.get_last_lr()[0])
             schedule.step()
@@ -164,7 +232,8 @@ class Loop:
         for index, batch in enumerate(micro_batches):
             # FSDP2 keeps its sums sharded, and cannot wait where a module never runs
             sums_now = index == len(micro_batches) - 1 or self.training.sharded
-            with nullcontext() if sums_now else self.accelerator.no_sync(self.wrapped):
+            syncing = nullcontext() if sums_now else self.accelerator.no_sync(self.wrapped)
+            with syncing, self.eager(not self.compiled), uncast_adapters(self.model, self.spec):
                 inputs = send_to_device(batch, self.accelerator.device)
                 loss = self.wrapped(**inputs, **smoothing, num_items_in_batch=labels.float()).loss
                 loss = loss * self.accelerator.num_processes  # DDP and FSDP2 take the mean of the gradients
@@ -193,7 +262,7 @@ class Loop:
     def _validate(self) -> None:
         """Validate; keep in mind the best round and how long ago it was."""
         started = time.perf_counter()
-        with self.meter.paused():
+        with self.meter.paused(), self.eager():
             loss = self._validation_loss()
             self._check("validation", loss)
             scores = self._scores() if self.score else {}
@@ -265,6 +334,8 @@ class Loop:
 
     def _finish(self, first: int, seconds: float) -> float:
         """Log the loss of the whole, and go back to the best checkpoint."""
+        if self.compiled:
+            self.beginning["compile_seconds"] = compile_seconds() - self._compiled_before
         self._drain()
         loss = self._loss_sum / max(1, self.state.step - first)
         self._record({"train/runtime": round(seconds, 4), "train/loss": loss, "train/epoch": self._epoch})
@@ -321,7 +392,6 @@ def start_accelerator(spec: TrainingSpec, family: Family) -> Accelerator:
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="bf16" if bf16 else "no",
-        dynamo_backend="inductor" if spec.compile else "no",
         fsdp_plugin=plugin,
     )
     if plugin and accelerator.distributed_type == DistributedType.MULTI_CPU:  # torch shards on CPUs, too

@@ -16,13 +16,16 @@ their state in 32 bits, as bitsandbytes advises: most of their rows have a gradi
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 
 from catalens.config import Part, TrainingSpec
+from catalens.devices import compute_dtype
 from catalens.errors import RecipeError, TrainingError
 from catalens.model import Family, family_of
 
@@ -43,7 +46,8 @@ class Coverage:
 def prepare_parts(model: Any, spec: TrainingSpec) -> Any:
     """Freeze and adapt as the recipe says; the model itself, or one wrapped by PEFT where a part is adapted.
 
-    What the network never runs stays frozen; what trains is fp32, whatever the model's type. Raises RecipeError where
+    What the network never runs stays frozen; what trains is fp32, whatever the model's type, but for matrices where
+    the recipe says `weights: bf16`. Raises RecipeError where
     a target of LoRA matches no module of an adapted part, TrainingError where nothing would train.
     """
     parts, family = spec.resolved_parts, family_of(model.config.model_type)
@@ -71,11 +75,47 @@ def prepare_parts(model: Any, spec: TrainingSpec) -> Any:
     for name, parameter in model.named_parameters():
         if _official(name) in unused:
             parameter.requires_grad_(False)
-        elif parameter.requires_grad:  # PEFT casts its adapters only, and bf16 rounds small steps to nothing
+        elif parameter.requires_grad and not (spec.weights == "bf16" and _is_matrix(family, name, parameter)):
+            # PEFT casts its adapters only, and bf16 rounds small steps to nothing
             parameter.data = parameter.data.float()
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError("nothing trains: set a part of training.parts to adapted or full")
     return model
+
+
+def compiles(spec: TrainingSpec) -> bool:
+    """Tell whether layers are compiled, by the recipe, else by the machine."""
+    return torch.cuda.is_available() and not spec.fsdp if spec.compile == "auto" else spec.compile
+
+
+def compile_layers(model: Any) -> None:
+    """Compile each layer of the decoder for the very shapes of batches, each of the tower for any number of tiles.
+
+    Nothing may change the type of a weight from here on.
+    """
+    family = family_of(model.config.model_type)
+    # all layers of a kind share one code, of which torch keeps 8 versions by default, and then compiles no more
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # type: ignore[attr-defined]
+    for name, module in model.named_modules():
+        if type(module).__name__ in family.layer_classes:
+            module.compile(dynamic=None if family.part_of(name) == "vision" else False)
+
+
+def uncast_adapters(model: Any, spec: TrainingSpec) -> AbstractContextManager[Any]:
+    """Let autocast alone choose the type that adapters compute in, within a context.
+
+    Their weights are fp32, and PEFT casts what enters them to that: under autocast, a copy of every activation to
+    fp32 and another one back.
+    """
+    casts = isinstance(model, PeftModel) and not spec.lora.dora and compute_dtype(spec.precision) == torch.bfloat16
+    return disable_input_dtype_casting(model) if casts else nullcontext()
+
+
+def compile_seconds() -> float:
+    """Sum up what compiling has taken in this process."""
+    from torch._dynamo.utils import calculate_time_spent  # which takes a second to import
+
+    return calculate_time_spent()["total_wall_time"]
 
 
 def coverage(model: Any, spec: TrainingSpec) -> dict[Part, Coverage]:
@@ -187,9 +227,7 @@ def make_optimizer(model: Any, spec: TrainingSpec) -> torch.optim.Optimizer:
     wanted = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     rate = (muon and spec.adamw_learning_rate) or spec.learning_rate
     suits = {
-        name: spec.optimizer != "adamw"
-        and not any(part in family.tables for part in name.split("."))
-        and (p.ndim == 2 or not muon)
+        name: spec.optimizer != "adamw" and not _is_table(family, name) and (p.ndim == 2 or not muon)
         for name, p in wanted
     }
     suited = _groups(family, [pair for pair in wanted if suits[pair[0]]], spec, spec.learning_rate)
@@ -200,6 +238,44 @@ def make_optimizer(model: Any, spec: TrainingSpec) -> torch.optim.Optimizer:
     if rest:  # fused: one pass over the weights, no temporary copies
         made.append(torch.optim.AdamW(rest, lr=rate, fused=True))
     return OptimizerPair(*made) if len(made) == 2 else made[0]
+
+
+def _is_table(family: Family, name: str) -> bool:
+    return any(part in family.tables for part in name.split("."))
+
+
+def _is_matrix(family: Family, name: str, parameter: torch.Tensor) -> bool:
+    return parameter.ndim == 2 and not _is_table(family, name)
+
+
+class StochasticRounding:
+    """Mixed into an optimizer of bitsandbytes: weights in bf16 are updated in fp32, and rounded up or down at random.
+
+    Rounded to the nearest, a step below 1/512 of a weight would be lost each time; so it counts on average.
+    """
+
+    state: dict[torch.Tensor, Any]
+
+    @torch.no_grad()
+    def update_step(self, group: dict[str, Any], p: torch.Tensor, gindex: int, pindex: int) -> None:
+        """Update one weight."""
+        update: Any = super().update_step  # pyright: ignore[reportAttributeAccessIssue]
+        if p.dtype != torch.bfloat16 or p.grad is None:
+            return update(group, p, gindex, pindex)
+        exact = torch.nn.Parameter(p.detach().float())
+        exact.grad = p.grad.float()
+        self.state[exact] = self.state[p]
+        update(group, exact, gindex, pindex)
+        del self.state[exact]
+        return rounded_into(p, exact)
+
+
+@torch.no_grad()
+def rounded_into(weight: torch.Tensor, exact: torch.Tensor) -> None:
+    """Write fp32 values into a weight in bf16, each as one of its two neighbours, more often as the nearer one."""
+    bits = exact.detach().view(torch.int32)
+    noise = torch.randint_like(bits, 1 << 16)  # below the last bit that bf16 keeps
+    weight.copy_(((bits + noise) & -(1 << 16)).view(torch.float32))
 
 
 def _groups(
@@ -230,4 +306,5 @@ def _special(spec: TrainingSpec) -> Callable[..., torch.optim.Optimizer]:
         raise RecipeError(
             f"training.optimizer is {spec.optimizer}, which needs bitsandbytes: pip install 'catalens[qlora]'"
         ) from error
-    return AdamW8bit if spec.optimizer == "adamw_8bit" else PagedAdamW8bit
+    made: Any = AdamW8bit if spec.optimizer == "adamw_8bit" else PagedAdamW8bit
+    return type(made.__name__, (StochasticRounding, made), {}) if spec.weights == "bf16" else made

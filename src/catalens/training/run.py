@@ -33,13 +33,15 @@ LIBRARIES = ("catalens", "torch", "transformers", "peft", "accelerate", "tokeniz
 class RunSetup:
     """Decisions for the machine at the start of a run; one that goes on keeps to them, and computes the same.
 
-    setup.json   {"processes": 2, "cached_features": true, "checkpointing": false}
+    setup.json   {"processes": 2, "cached_features": true, "checkpointing": false, "passes": 1}
     """
 
     processes: int
     """Processes that it was begun with; they make the global batch."""
     cached_features: bool
     checkpointing: bool
+    passes: int | None = None
+    """Forward passes of a step, of each process; None in runs of before: the recipe's `gradient_accumulation`."""
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -63,8 +65,10 @@ class PreparedRun:
     schema: AnswerSchema
     """Of the training rows."""
     plans: tuple[Plan, Plan]
-    """Of training and validation."""
+    """Of training, in micro-batches as the recipe has them, and of validation."""
     setup: RunSetup
+    started: float
+    """By `time.perf_counter`."""
     meter: Meter
     console: Console
 

@@ -17,12 +17,6 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from catalens.config import TrainingSpec
-from catalens.estimates import Setup, step_memory
-from catalens.model import ModelSizes
-
-USABLE = 0.92
-"""Share of a GPU's memory that an estimate may take."""
 PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -118,18 +112,6 @@ class Meter:
             "peak_memory_gb": peak_memory() / 1e9,
             "waiting_for_data": counts.waited / counts.seconds,
         }
-
-
-def needs_checkpointing(
-    spec: TrainingSpec, sizes: ModelSizes, tokens: int, tiles: int, rows: int, cached_features: bool
-) -> bool:
-    """Decide whether activations are recomputed: by the recipe, else where such rows would not fit a GPU."""
-    if spec.gradient_checkpointing != "auto":
-        return spec.gradient_checkpointing
-    if not torch.cuda.is_available():
-        return False
-    memory = step_memory(sizes, Setup.from_spec(spec, cached_features=cached_features), tokens, tiles)
-    return memory.peak(rows) > USABLE * torch.cuda.get_device_properties(0).total_memory
 
 
 def peak_memory() -> int:

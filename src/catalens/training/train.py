@@ -13,6 +13,7 @@ runs/demo/
   README.md       model card
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,15 +34,17 @@ from catalens.catalog.storage import Catalog
 from catalens.checkpoint import base_id, load_model, load_processor, save_best, weights_hash
 from catalens.config import Part, Recipe, TrainingSpec
 from catalens.data import Encoder
-from catalens.devices import AMPERE, compute_dtype, processes, set_precision
+from catalens.devices import AMPERE, compute_dtype, gpu_memory, processes, set_precision
 from catalens.errors import RecipeError, TrainingError
 from catalens.estimates import Setup, sample_flops
 from catalens.examples import answer_space
 from catalens.features import FeatureCache, fill_where_it_pays
 from catalens.metrics import ImageUse
+from catalens.model import family_of
 from catalens.progress import bars
 from catalens.tracking import NoTracker, Tracker, start_tracker
 from catalens.training.batches import plan_training, plan_validation
+from catalens.training.fitting import estimated_fit
 from catalens.training.loop import Loop, Score
 from catalens.training.modules import Coverage, coverage, prepare_parts
 from catalens.training.run import (
@@ -55,7 +58,7 @@ from catalens.training.run import (
     versions_of,
     write_metadata,
 )
-from catalens.training.throughput import Meter, device_peak, needs_checkpointing
+from catalens.training.throughput import Meter, device_peak
 
 PICTURE_CACHE = 2 * 2**30
 """Bytes of decoded pictures that are kept; the others are decoded in every epoch."""
@@ -82,7 +85,8 @@ class Trained:
     figures: Mapping[str, float]
     """Validation figures of the best checkpoint."""
     throughput: Mapping[str, float]
-    """Samples and tokens a second, useful tokens, model FLOPs utilisation, peak memory, waiting for data."""
+    """Samples and tokens a second, useful tokens, model FLOPs utilisation, peak memory, waiting for data; seconds to
+    the first step, and those of compiling."""
     image_use: ImageUse | None
     """Verdict of the check of the pictures for the best checkpoint; None where nothing was generated."""
     seconds: float
@@ -146,7 +150,7 @@ def train(
 
 def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, console: Console) -> PreparedRun:
     """Load model and rows and plan the steps; `setup` is the one of a run that goes on."""
-    spec, count = recipe.training, processes().num_processes
+    spec, count, started = recipe.training, processes().num_processes, time.perf_counter()
     set_seed(spec.seed)
     set_precision(spec.precision)
     encoder = Encoder(load_processor(recipe.model, recipe.num_crops), recipe.prompt)
@@ -165,33 +169,37 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
         pictures = list(dict.fromkeys(one for rows in data.values() for one in rows.pictures))
         fill_where_it_pays(images, pictures, views, wanted is True, console)
     cached, sizes = images.features, encoder.family.sizes(base.config)
+    work = Setup.from_spec(spec, cached_features=cached)
     if setup is None:
         rows = max(len(batch) for step in training for batch in step)
-        checkpointing = needs_checkpointing(spec, sizes, max(lengths), max(tiles), rows, cached)
-        setup = RunSetup(count, cached, checkpointing)
+        largest = (rows, max(lengths), max(tiles))
+        passes, checkpointing = estimated_fit(spec, work, sizes, largest, gpu_memory())
+        setup = RunSetup(count, cached, checkpointing, passes)
     if setup.checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
-    work = Setup.from_spec(spec, cached_features=cached)
     flops = sample_flops(sizes, work, np.array(lengths, float), np.array(tiles, float)).tolist()
     meter = Meter(lengths, flops, device_peak(base.device, compute_dtype(spec.precision)), count, _total)
-    return PreparedRun(recipe, catalog, encoder, model, data, schema, (training, validation), setup, meter, console)
+    plans = (training, validation)
+    return PreparedRun(recipe, catalog, encoder, model, data, schema, plans, setup, started, meter, console)
 
 
 def _trainable(recipe: Recipe) -> tuple[Any, Any]:
     """The model, and the same with gradients and adapters where the recipe wants them."""
     spec = recipe.training
-    # weights that train are fp32 under autocast; FSDP2 wants one type for all
-    frozen = spec.method != "full" and not spec.fsdp
-    dtype = compute_dtype(spec.precision) if frozen else torch.float32
+    # weights that train are fp32 under autocast, unless the recipe says otherwise; FSDP2 wants one type for all
+    narrow = (spec.method != "full" or spec.weights == "bf16") and not spec.fsdp
+    dtype = compute_dtype(spec.precision) if narrow else torch.float32
     base = load_model(recipe.model, dtype, spec.attention, spec.method == "qlora")
+    if spec.attention == "auto":
+        base.set_attn_implementation(family_of(base.config.model_type).training_attention)
     return base, prepare_parts(base, spec)
 
 
 def check_machine(spec: TrainingSpec) -> None:
     """Raise RecipeError where the recipe asks for what this machine has not."""
+    if spec.weights == "bf16" and compute_dtype(spec.precision) != torch.bfloat16:
+        raise RecipeError("training.weights is bf16, but products are fp32 here: set training.precision=bf16")
     if not torch.cuda.is_available():
-        if spec.compile:
-            raise RecipeError("training.compile is for GPUs, and there is none here: leave it out")
         return
     if spec.precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise RecipeError("training.precision is bf16, which this GPU does not compute: set it to auto or fp32")
@@ -206,12 +214,14 @@ def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
     use: ImageUse | None = None
     folder, state, tracker, console = loop.folder, loop.state, loop.tracker, run.console
     if loop.score:
-        use, shuffled = loop.score.image_use(loop.model, run.data["validation"])
+        with loop.eager():
+            use, shuffled = loop.score.image_use(loop.model, run.data["validation"])
         tracker.summary({"image_use": use, **{f"shuffled/{name}": f["value"] for name, f in shuffled.items()}})
         if use == "ignores_image":
             tracker.warn(IGNORES_IMAGE, IMAGE_USE[use])
     best = state.best_step or state.step
-    trained = Trained(folder, state.step, best, state.figures, run.meter.overall(), use, seconds)
+    speed = {**run.meter.overall(), **loop.beginning}
+    trained = Trained(folder, state.step, best, state.figures, speed, use, seconds)
     model, weights = loop.training.whole()
     if processes().is_main_process:
         base = base_id(run.recipe.model) if run.recipe.training.method != "full" else None
@@ -255,12 +265,14 @@ def print_coverage(covered: Mapping[Part, Coverage], rows: Mapping[str, int], co
 
 def print_throughput(speed: Mapping[str, float], console: Console) -> None:
     """Print how fast a run went, in one line."""
-    if speed:
+    if "mfu" in speed:
         console.print(
             f"{speed['samples_per_second']:.3g} samples/s, {speed['tokens_per_second']:,.0f} tokens/s, "
             f"{speed['useful_tokens']:.0%} of the positions useful, "
             f"model FLOPs utilisation {speed['mfu']:.0%}, peak memory {speed['peak_memory_gb']:.1f} GB, "
-            f"{speed['waiting_for_data']:.0%} of the time waiting for data",
+            f"{speed['waiting_for_data']:.0%} of the time waiting for data, "
+            f"first step after {speed['seconds_to_first_step']:.2g} s"
+            + (f", {speed['compile_seconds']:.2g} s compiling" if "compile_seconds" in speed else ""),
             highlight=False,
             soft_wrap=True,
         )
