@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from catalens.evaluation.baselines import majority, nearest_neighbour
+from catalens.evaluation import majority, nearest_neighbour
 from catalens.metrics import differences, metrics_of, score
 
 KINDS: Any = {"title": "text", "category": "category", "price": "number"}

@@ -1,4 +1,4 @@
-"""How far confidences and intervals can be believed, on rows with a truth.
+"""Reliability of confidences, intervals and distributions, on rows with a truth.
 
 calibration_error(confidence, right)                 {"value": 0.017, "low": 0.012, "high": 0.041}
 acceptance(confidence, right, points=100)            [(0.999, 12, 0), (0.997, 31, 1), ...]

@@ -13,8 +13,7 @@ from catalens.config import FieldSpec, NumberFormat, PromptSpec
 from catalens.data import Encoder
 from catalens.distributions import Distribution
 from catalens.examples import AnswerSchema, FieldConstraints, answer_space, parse_answer
-from catalens.inference import Decoder, Generator
-from catalens.inference.grammar import Constraint
+from catalens.inference import Constraint, Decoder, Generator
 from catalens.sampling import draw_catalog
 from catalens.tolerance import Tolerance
 

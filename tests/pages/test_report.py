@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from playwright.sync_api import Page
 
 from catalens.config import REFERENCE_FIELDS, FieldSpec
-from catalens.evaluation.baselines import majority
+from catalens.evaluation import majority
 from catalens.metrics import metrics_of, primary, score
 from catalens.pages import charts, confidence, groups, is_right, review, rows_of, scores, write_report
 from catalens.pages.gallery import MOST_ROWS, SIDE, gallery

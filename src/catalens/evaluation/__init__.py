@@ -3,6 +3,7 @@
 from catalens.lazy import exports
 
 HOMES = {
+    "baselines": "majority nearest_neighbour",
     "calibrating": "confidence_block one_a_product review_block",
     "compare": "common_rows corrected figures with_pictures",
     "evaluate": "calibrate flatten validation_scorer",

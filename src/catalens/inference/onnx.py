@@ -180,10 +180,10 @@ class OnnxGenerator:
             for count in {len(branch.tokens) for branch in forest.growing} if repeats else ():
                 same = [n for n, branch in enumerate(forest.growing) if len(branch.tokens) == count]
                 own = length, [self._wrap(np.repeat(value, len(same), axis=0)) for value in keys]
-                scores = np.empty(0, np.float32)
+                scores = logits[None]
                 for place in range(count):
                     scores, own = self._feed([forest.growing[n].tokens[place : place + 1] for n in same], none, own)
-                for n, found in zip(same, scores, strict=True):
+                for n, found in zip(same, list(scores), strict=True):
                     rows[n] = found
             if not repeats:
                 rows = [self._feed([branch.tokens], none, cache)[0][0] for branch in forest.growing]

@@ -136,43 +136,14 @@ def load_predictor(
     the URL `server`. Raises CheckpointError where it is no finished run or export, RecipeError where an option does
     not fit, InferenceError where a server cannot be reached.
     """
-    from catalens.inference.calibration import load_calibration
-
     folder = None if run is None else Path(run)
-    covered, ran = not free_categories, engine_of(folder, engine, server)
+    ran = engine_of(folder, engine, server)
     if ran != "torch" and folder is None:
         raise RecipeError(f"--engine {ran} needs an export: give the folder that `catalens export --to {ran}` made")
-    number = NumberSpec(estimate="mode")
-    if folder and ran != "torch" and (told := read_export(folder).get("number")):
-        number = NumberSpec.model_validate(told)  # those of earlier versions say nothing
-    if folder and ran == "vllm":
-        from catalens.inference.vllm import is_certified, open_vllm
-
-        writer, prompt = open_vllm(folder, free_categories, server)
-        calibration = load_calibration(folder, prompt) if covered and is_certified(folder) else None
-    elif folder and ran == "onnx":
-        from catalens.inference.onnx import open_export
-
-        writer, prompt = open_export(folder, free_categories, number.estimate)
-        calibration = load_calibration(folder, prompt) if covered else None
+    if folder and ran != "torch":
+        writer, prompt, calibration, number = _opened(folder, ran, free_categories, server)
     else:
-        from catalens.checkpoint import load_run, load_untrained
-        from catalens.inference.generation import Generator
-
-        loaded = load_untrained() if folder is None else load_run(folder)
-        prompt, longest = loaded.prompt, loaded.recipe.evaluation.max_new_tokens
-        calibration = load_calibration(folder, prompt) if folder and covered else None
-        number = calibration.number if calibration else loaded.recipe.number
-        writer = Generator(
-            loaded.model,
-            loaded.processor,
-            prompt,
-            batch_size,
-            longest,
-            loaded.space,
-            free_categories,
-            estimate=number.estimate,
-        )
+        writer, prompt, calibration, number = _loaded(folder, batch_size, free_categories)
     columns = [field.column for field in prompt.fields]
     targets = dict.fromkeys(columns, accept_error) if isinstance(accept_error, int | float) else accept_error or {}
     if unknown := [column for column in targets if column not in columns]:
@@ -180,6 +151,44 @@ def load_predictor(
     if targets and free_categories:
         raise RecipeError("--accept-error holds for the catalogue's own categories: leave it out")
     return Predictor(writer, prompt, calibration, targets, number)
+
+
+Parts = tuple[Writer, PromptSpec, "Calibration | None", NumberSpec]
+"""Of a predictor."""
+
+
+def _opened(folder: Path, engine: Engine, free_categories: bool, server: str | None) -> Parts:
+    """Open an export in its own runtime."""
+    from catalens.inference.calibration import load_calibration
+
+    number, covered = NumberSpec(estimate="mode"), not free_categories
+    if told := read_export(folder).get("number"):  # those of earlier versions say nothing
+        number = NumberSpec.model_validate(told)
+    if engine == "vllm":
+        from catalens.inference.vllm import is_certified, open_vllm
+
+        writer, prompt = open_vllm(folder, free_categories, server)
+        covered = covered and is_certified(folder)
+    else:
+        from catalens.inference.onnx import open_export
+
+        writer, prompt = open_export(folder, free_categories, number.estimate)
+    return writer, prompt, load_calibration(folder, prompt) if covered else None, number
+
+
+def _loaded(folder: Path | None, batch_size: int, free_categories: bool) -> Parts:
+    """Load a run, or the model that ships with catalens."""
+    from catalens.checkpoint import load_run, load_untrained
+    from catalens.inference.calibration import load_calibration
+    from catalens.inference.generation import Generator
+
+    run = load_untrained() if folder is None else load_run(folder)
+    longest, covered = run.recipe.evaluation.max_new_tokens, not free_categories
+    calibration = load_calibration(folder, run.prompt) if folder and covered else None
+    number = calibration.number if calibration else run.recipe.number
+    settings = (run.prompt, batch_size, longest, run.space, free_categories)
+    writer = Generator(run.model, run.processor, *settings, estimate=number.estimate)
+    return writer, run.prompt, calibration, number
 
 
 def engine_of(run: Path | None, engine: str | None = None, server: str | None = None) -> Engine:

@@ -71,7 +71,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Found:
-    """What the tree of a row found."""
+    """Finding of a row's tree."""
 
     distribution: Distribution
     tokens: tuple[int, ...]
