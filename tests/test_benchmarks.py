@@ -10,6 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import engines
+import estimates
 import full_size
 import gpu
 import gpu_all
@@ -198,3 +199,12 @@ def test_engines_are_compared_answer_by_answer(
     with pytest.raises(SystemExit) as ended:
         engines.main()
     assert ended.value.code
+
+
+@pytest.mark.integration
+def test_estimates(run: Path, capsys: pytest.CaptureFixture[str]):
+    estimates.main([str(run), "--draws", "2", "--within", "30%"])
+    printed = capsys.readouterr().out
+    assert "full_price: " in printed
+    assert "within 30" in printed
+    assert "intervals hold" in printed

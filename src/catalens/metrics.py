@@ -248,6 +248,11 @@ def higher_is_better(figure: str) -> bool:
     return figure != "loss" and METRICS[figure.rpartition(".")[2]].higher_is_better
 
 
+def is_detail(figure: str) -> bool:
+    """Tell whether a figure of `figure_names` is left out in a terminal."""
+    return figure != "loss" and METRICS[figure.rpartition(".")[2]].detail
+
+
 # Scores
 
 

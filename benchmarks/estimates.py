@@ -1,0 +1,175 @@
+"""Numbers read token by token against numbers read as the median of their distribution, by the same weights.
+
+    python benchmarks/estimates.py runs/demo runs/second --within 10% --accept-error 0.05
+
+Every run is asked about its validation and test rows in both ways. The first table has the figures of the test rows
+and their paired differences; the second what a calibration on the validation rows makes of them, over resampled
+products: coverage and width of the intervals, and how often the rule of review kept its promise.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from catalens import metrics
+from catalens.catalog import Catalog
+from catalens.checkpoint import Run, load_run
+from catalens.config import NumberSpec
+from catalens.data import Encoder, load_examples
+from catalens.evaluation import one_a_product
+from catalens.examples import parse_answer
+from catalens.inference import Calibration, Completion, Generator, field_scores, fit_calibration
+from catalens.predictions import truth_of
+
+Rows = Sequence[Mapping[str, Any]]
+FIGURES = ("mdape", "mape", "smape", "within_tolerance")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure the runs that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="finished runs, their catalogues where they were")
+    parser.add_argument("--within", default="10%", help="tolerance of numbers")
+    parser.add_argument("--accept-error", type=float, default=0.05, help="share of wrong values that is borne")
+    parser.add_argument("--draws", type=int, default=100, help="resamples of the products")
+    options = parser.parse_args(arguments)
+    console = Console(width=118)
+    for name in options.runs:
+        measure(load_run(name), options.within, options.accept_error, options.draws, console)
+
+
+def measure(run: Run, within: str, target: float, draws: int, console: Console) -> None:
+    """Print the tables of one run."""
+    specs = {how: NumberSpec(estimate=how, within=within) for how in ("mode", "median")}
+    validation, test = (_rows(run, split) for split in ("validation", "test"))
+    validation = one_a_product(validation, run_id := Catalog(run.recipe.catalog).card.roles.id, _image(run))
+    ids = [[str(row[run_id]) for row in rows] for rows in (validation, test)]
+    truths = [[truth_of(run.prompt, row) for row in rows] for rows in (validation, test)]
+    answers = {how: [_written(run, rows, how) for rows in (validation, test)] for how in specs}
+    values = {how: [_values(run, one) for one in both] for how, both in answers.items()}
+    for field in run.prompt.fields:
+        if field.kind != "number":
+            continue
+        column, tolerance = field.column, specs["mode"].tolerance
+        kinds = {column: "number"}
+        scores = {
+            how: metrics.score(kinds, truths[1], values[how][1], ids[1], within=tolerance)["fields"][column]
+            for how in specs
+        }
+        apart = metrics.differences(
+            kinds, truths[1], values["mode"][1], values["median"][1], ids[1], within=tolerance
+        )
+        table = Table(title=f"{run.folder.name}, {column}: {len(test)} test rows")
+        for heading in ("", "token by token", "median", "difference (95 % interval)"):
+            table.add_column(heading)
+        for name in FIGURES:
+            change = apart[column][name]
+            shown = [f"{100 * scores[how][name]['value']:.1f} %" for how in specs]
+            told = f"{100 * change['value']:+.1f} ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
+            table.add_row(metrics.tolerating(metrics.METRICS[name], tolerance).label, *shown, told)
+        console.print(table)
+        drawn = [
+            [_draw(run, specs[how], column, target, truths, values[how], answers[how], ids, seed) for how in specs]
+            for seed in range(draws)
+        ]
+        _print_draws(np.array(drawn, float), target, console)
+
+
+def _draw(
+    run: Run,
+    number: NumberSpec,
+    column: str,
+    target: float,
+    truths: Sequence[Rows],
+    values: Sequence[Sequence[Any]],
+    answers: Sequence[Sequence[Completion]],
+    ids: Sequence[Sequence[str]],
+    seed: int,
+) -> tuple[float, ...]:
+    """Give coverage, log width, share accepted, broken promise and even bounds, of resampled products."""
+    rng = np.random.default_rng(seed)
+    picked = rng.integers(0, len(ids[0]), len(ids[0]))
+    calibration = _fitted(run, number, *([part[0][i] for i in picked] for part in (truths, values, answers)))
+    products = sorted(set(ids[1]))
+    of = {name: [i for i, own in enumerate(ids[1]) if own == name] for name in products}
+    rows = [rng.choice(of[products[n]]) for n in rng.integers(0, len(products), len(products))]
+    threshold = calibration.threshold(column, target)
+    covered, widths, accepted, wrong = [], [], 0, 0
+    right = metrics.correctness(
+        column, "number", [truths[1][i] for i in rows], [values[1][i] for i in rows], number.tolerance
+    )
+    for i, good in zip(rows, right, strict=True):
+        said, answer = values[1][i], answers[1][i]
+        if said is None:
+            covered.append(False)
+            continue
+        bounds = calibration.bounds(column, said[column], answer.distributions.get(column))
+        if bounds:
+            covered.append(bounds[0] <= truths[1][i][column] <= bounds[1])
+            widths.append(np.log(bounds[1] / bounds[0]))
+        score = field_scores(run.prompt, answer, "<|end|>", number.tolerance)[column]
+        if threshold is not None and calibration.apply(column, score) >= threshold:
+            accepted += 1
+            wrong += not good
+    shape = calibration.fields[column].bound
+    even = float(shape is not None and shape.shape == "even")
+    return (
+        float(np.mean(covered)),
+        float(np.mean(widths)),
+        accepted / len(rows),
+        float(wrong > target * accepted) if accepted else 0.0,
+        even,
+    )
+
+
+def _print_draws(drawn: Any, target: float, console: Console) -> None:
+    """Print what `_draw` gave, [draws, ways, 5]."""
+    table = Table(title=f"calibrated on resampled validation products, {len(drawn)} draws")
+    for heading in ("", "intervals hold", "mean width", "narrower", "even", "accepted", f"over {target:.0%} wrong"):
+        table.add_column(heading)
+    for n, how in enumerate(("token by token", "median")):
+        held, width, accepted, broken, even = drawn[:, n].mean(axis=0)
+        saved = 1 - drawn[:, n, 1] / drawn[:, 0, 1]
+        low, high = np.quantile(saved, [0.025, 0.975])
+        told = f"{100 * saved.mean():.0f} % ({100 * low:.0f} to {100 * high:.0f})" if n else ""
+        shares = (f"{100 * one:.0f} %" for one in (even, accepted, broken))
+        table.add_row(how, f"{100 * held:.1f} %", f"{width:.3f}", told, *shares)
+    console.print(table)
+
+
+def _fitted(run: Run, number: NumberSpec, truths: Rows, values: Sequence[Any], answers: Any) -> Calibration:
+    scores = [
+        {} if said is None else field_scores(run.prompt, one, "<|end|>", number.tolerance)
+        for said, one in zip(values, answers, strict=True)
+    ]
+    spreads = [one.distributions for one in answers] if number.estimate != "mode" else None
+    candidates = run.recipe.training.num_evals
+    return fit_calibration(run.prompt, truths, values, scores, 0.9, candidates, spreads, number)
+
+
+def _image(run: Run) -> str:
+    return Catalog(run.recipe.catalog).card.roles.image
+
+
+def _rows(run: Run, split: str) -> list[dict[str, Any]]:
+    return load_examples(Catalog(run.recipe.catalog), Encoder(run.processor, run.prompt), split).rows
+
+
+def _written(run: Run, rows: Rows, how: Any) -> list[Completion]:
+    spec = run.recipe.evaluation
+    writer = Generator(
+        run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space, estimate=how
+    )
+    return writer.generate([row[_image(run)] for row in rows])
+
+
+def _values(run: Run, answers: Sequence[Completion]) -> list[Any]:
+    return [parse_answer(run.prompt, one.text, "<|end|>").values for one in answers]
+
+
+if __name__ == "__main__":
+    main()
