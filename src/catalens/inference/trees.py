@@ -33,8 +33,8 @@ WIDTH = 32
 """Most branches of a category that are followed at a time."""
 CUT = 0.002
 """Branches of a category less likely than this are left, but for the likeliest."""
-ROOM = 24
-"""Tokens that a value may take."""
+ROOM = 64
+"""Tokens that hardly a value takes more than."""
 DIGITS = 100
 """Digits after the decimal sign are of no account from here on: a number in units of the last one."""
 
@@ -215,9 +215,10 @@ class Forest:
 
     def found(self, estimate: Estimate) -> list[Found]:
         """Give what every row's tree has found."""
-        return [
-            self._found([one for one in self.whole if one.row == row], estimate) for row in range(len(self.starts))
-        ]
+        rows: list[list[Branch]] = [[] for _ in self.starts]
+        for branch in self.whole:
+            rows[branch.row].append(branch)
+        return [self._found(whole, estimate) for whole in rows]
 
     def _found(self, whole: Sequence[Branch], estimate: Estimate) -> Found:
         values: dict[float | str, float] = defaultdict(float)
