@@ -22,7 +22,7 @@ from catalens.config import FieldSpec, PromptSpec, Recipe, load_recipe
 from catalens.errors import CheckpointError
 from catalens.exporting.certificate import Certificate
 from catalens.files import atomic
-from catalens.metrics import metrics_of, share_right
+from catalens.metrics import METRICS, metrics_of, share_right
 from catalens.pages.format import label, listed, metric_text, percent, rows_of
 from catalens.pages.scores import figure_of, image_use_in_words, score_table, truths_in, verdict
 from catalens.predictions import tolerance_of
@@ -135,6 +135,7 @@ def _scores(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> Iterator
     yield f"Free generation on {rows}, which training never saw, unless it is said; 95 % intervals over products."
     columns = [("", metric) for metric in metrics_of("answer")]
     columns += [(_cell(field.label), metric) for field in fields for metric in metrics_of(field.kind)]
+    columns = [(name, metric) for name, metric in columns if not METRICS[metric].detail]
     table = score_table(metrics, fields)
     lines = [f"| | {' | '.join(row['name'] for row in table)} |", "|---|" + "---:|" * len(table)]
     for n, (name, metric) in enumerate(columns):

@@ -21,13 +21,14 @@ import numpy as np
 from catalens.config import FieldSpec
 from catalens.intervals import bootstrap, median, share
 from catalens.measures import relative_errors
-from catalens.metrics import METRICS, band_edges, correctness, metrics_of, tolerating
+from catalens.metrics import METRICS, Metric, band_edges, correctness, metrics_of, tolerating
 from catalens.pages.base import write_page
 from catalens.pages.charts import SERIES, reliability, risk_coverage, scatter
 from catalens.pages.format import between, change, exact_number, number, percent, rows_of, truths_of
 from catalens.pages.gallery import SCRIPT, gallery, most_frequent
 from catalens.pages.scores import costs, noise_floor, score_table, tiles, truths_in, verdict
 from catalens.predictions import ScoredRow, rows_with, tolerance_of
+from catalens.tolerance import Tolerance
 
 CONFUSION_CLASSES = 12
 GROUPS = 20
@@ -52,7 +53,12 @@ def write_report(
         verdict=verdict(metrics, fields),
         left_out=metrics.get("left_out") or [],
         tiles=tiles(metrics, fields),
-        columns=[(None, metrics_of("answer")), *((field, metrics_of(field.kind, within)) for field in fields)],
+        columns=_columns(fields, within, False),
+        more={
+            "columns": _columns(fields, within, True),
+            "scores": score_table(metrics, fields, True),
+            "floor": noise_floor(metrics, fields, True),
+        },
         explained={name: tolerating(metric, within) for name, metric in METRICS.items() if metric.kind in kinds},
         within=within,
         scores=score_table(metrics, fields),
@@ -76,6 +82,15 @@ def write_report(
         costs=[(name, texts[0]) for name, texts in costs(metrics)],
         seconds=[(name, number(value)) for name, value in seconds.items() if isinstance(value, int | float)],
     )
+
+
+def _columns(
+    fields: Sequence[FieldSpec], within: Tolerance, detail: bool
+) -> list[tuple[FieldSpec | None, dict[str, Metric]]]:
+    """Group the columns of a table of scores, by field; None is the whole answer."""
+    groups = [(None, metrics_of("answer")), *((field, metrics_of(field.kind, within)) for field in fields)]
+    told = [(field, {name: one for name, one in names.items() if one.detail is detail}) for field, names in groups]
+    return [(field, names) for field, names in told if names]
 
 
 def _plot(field: FieldSpec, fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> dict[str, Any] | None:

@@ -80,12 +80,16 @@ def beats(metric: str, one: float, other: float) -> bool:
     return one > other if METRICS[metric].higher_is_better else one < other
 
 
-def score_table(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict[str, Any]]:
-    """One entry a system, its cells in the order of the columns: parse rate, then each field's metrics."""
+def score_table(
+    metrics: Mapping[str, Any], fields: Sequence[FieldSpec], detail: bool = False
+) -> list[dict[str, Any]]:
+    """One entry a system, its cells in the order of the columns: of the whole answer, then each field's metrics.
+
+    Those that are a detail have a table of their own.
+    """
     systems = [(system, scores) for system in SYSTEMS if (scores := scores_of(metrics, system))]
     table = [{"name": system.name, "note": system.note, "cells": []} for system, _ in systems]
-    columns = [("", metric) for metric in metrics_of("answer")]
-    for column, metric in columns + [(field.column, metric) for field in fields for metric in metrics_of(field.kind)]:
+    for column, metric in _columns(fields, detail):
         figures = [
             # a baseline writes no answers, so it has no parse rate to show
             None if "baselines" in system.path and metric == "parse_rate" else figure_of(scores, column, metric)
@@ -98,14 +102,21 @@ def score_table(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list
     return table
 
 
-def noise_floor(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[str]:
+def _columns(fields: Sequence[FieldSpec], detail: bool) -> list[tuple[str, str]]:
+    """List column and metric of each column of a table of scores; no column where it is of the whole answer."""
+    columns = [("", metric) for metric in metrics_of("answer")]
+    columns += [(field.column, metric) for field in fields for metric in metrics_of(field.kind)]
+    return [(column, metric) for column, metric in columns if METRICS[metric].detail is detail]
+
+
+def noise_floor(metrics: Mapping[str, Any], fields: Sequence[FieldSpec], detail: bool = False) -> list[str]:
     """The table's last row, where the data says what its noise leaves to the best of models; else empty."""
     known = metrics.get("noise_floor") or {}
-    cells = ["" for _ in metrics_of("answer")]
-    for field in fields:
-        for metric in metrics_of(field.kind):
-            value = known.get(f"{field.column}.{metric}", known.get(metric) if field.kind == "number" else None)
-            cells.append("" if value is None else metric_text(metric, value))
+    numbers = {field.column for field in fields if field.kind == "number"}
+    cells = []
+    for column, metric in _columns(fields, detail):
+        value = known.get(f"{column}.{metric}", known.get(metric) if column in numbers else None)
+        cells.append("" if value is None else metric_text(metric, value))
     return cells if any(cells) else []
 
 
