@@ -32,7 +32,7 @@ from transformers import AutoProcessor, BitsAndBytesConfig, GenerationConfig, Pr
 from transformers.integrations.fsdp import is_fsdp_managed_module
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from catalens.config import PromptSpec, Recipe, load_recipe
+from catalens.config import PromptSpec, Recipe, load_recipe, load_resolved
 from catalens.devices import AMPERE, compute_dtype, device, free_memory, set_precision
 from catalens.errors import CheckpointError, first_line
 from catalens.examples import AnswerSchema
@@ -192,7 +192,7 @@ def load_run(folder: Path | str, dtype: torch.dtype | None = None, weights: bool
         known = best / "answers.json"  # runs of earlier versions have none
         space = AnswerSchema.model_validate_json(known.read_bytes()) if known.is_file() else AnswerSchema()
         saved = folder / "recipe.yaml"
-        recipe = _exported_recipe(folder, prompt, exported) if exported else load_recipe(saved, resolved=True)
+        recipe = _exported_recipe(folder, prompt, exported) if exported else load_resolved(saved)
         versions = {} if exported else json.loads((folder / "versions.json").read_bytes())
     except ValidationError as error:
         raise CheckpointError(f"{best}: prompt.json or answers.json is not of this version of catalens") from error

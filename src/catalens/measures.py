@@ -22,6 +22,8 @@ SEPARATOR = ">"
 """Between the levels of a category that is a path, such as `Apparel > Shoes`."""
 ALIKE = 0.9
 """Similarity from which on two texts are the same but for slips of the pen (MLPerf Inference's rule for brands)."""
+CAP = 100.0
+"""Largest error of a number in a mean, as a share of its truth."""
 FARTHEST = 1e30
 """Largest error of a number as a share of its truth."""
 
@@ -113,6 +115,11 @@ def relative_errors(y_true: Sequence[Any], y_pred: Sequence[Any]) -> Floats:
         shares = np.divide(errors, np.abs(truths), out=(errors > 0).astype(float), where=truths != 0)
     shares = np.minimum(shares, FARTHEST)
     return np.where([p is None for p in y_pred], np.maximum(shares, 1.0), shares)
+
+
+def capped_errors(y_true: Sequence[Any], y_pred: Sequence[Any]) -> Floats:
+    """Measure `relative_errors`, [n], at most `CAP`: one number that is absurdly far off is not all of a mean."""
+    return np.minimum(relative_errors(y_true, y_pred), CAP)
 
 
 def symmetric_errors(y_true: Sequence[Any], y_pred: Sequence[Any]) -> Floats:

@@ -37,6 +37,7 @@ from catalens.intervals import (
 )
 from catalens.measures import (
     absolute_errors,
+    capped_errors,
     close,
     exact,
     levels,
@@ -182,8 +183,8 @@ METRICS: dict[str, Metric] = {
     "mape": Metric(
         "number",
         "mean share off",
-        "How far off the number is on average, as a share of the truth (MAPE).",
-        relative_errors,
+        "How far off the number is on average, as a share of the truth (MAPE); one row counts 100 times it at most.",
+        capped_errors,
         higher_is_better=False,
         detail=True,
     ),

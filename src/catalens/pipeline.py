@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from catalens.config import Recipe, load_recipe, make_recipe
+from catalens.config import Recipe, load_recipe, load_resolved, make_recipe
 from catalens.errors import CheckpointError, RecipeError, first_line
 
 if TYPE_CHECKING:
@@ -90,4 +90,4 @@ def _recipe_of(run: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(run) / "recipe.yaml"
     if not path.is_file():
         raise CheckpointError(f"{run} is not a run (no recipe.yaml): give the folder that `catalens train` made")
-    return load_recipe(path, overrides, resolved=True)
+    return load_resolved(path, overrides)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, SupportsBytes
 
-from catalens.config import PromptSpec, Recipe, load_recipe
+from catalens.config import PromptSpec, Recipe, load_resolved
 from catalens.distributions import Distribution
 from catalens.errors import CheckpointError
 from catalens.examples import Value, canonical_text, fields_of
@@ -161,7 +161,7 @@ class Evaluation:
         home = run.resolve().parent if direct else run
         if not (home / "recipe.yaml").is_file():
             raise CheckpointError(f"{run} is not a run (no recipe.yaml): give the folder that `catalens train` made")
-        recipe = load_recipe(home / "recipe.yaml", resolved=True)
+        recipe = load_resolved(home / "recipe.yaml")
         other = split not in (None, recipe.evaluation.split)
         folder = run if direct else run / (f"evaluation-{split}" if other else "evaluation")
         try:

@@ -16,7 +16,7 @@ Every object is frozen, every key is checked, and an unknown key is an error tha
 """
 
 from catalens.config.characters import visible, visible_json
-from catalens.config.loading import dump_recipe, from_flags, load_recipe, make_recipe
+from catalens.config.loading import dump_recipe, from_flags, load_recipe, load_resolved, make_recipe
 from catalens.config.prompt import (
     PLACEHOLDER,
     REFERENCE_FIELDS,
@@ -52,6 +52,7 @@ __all__ = [
     "dump_recipe",
     "from_flags",
     "load_recipe",
+    "load_resolved",
     "make_recipe",
     "visible",
     "visible_json",

@@ -26,12 +26,23 @@ RETIRED = {
 """Keys of version 0.1 that are read over, and why."""
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = (), resolved: bool = False) -> Recipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe and apply `key.key=value` overrides, whose values are read as YAML.
 
-    One that is `resolved`, of a run, says everything, or is of an earlier version: numbers were read by their mode.
     Raises RecipeError with one sentence that names the file, the key and the fix.
     """
+    return make_recipe(_mapping(path), overrides, source=str(path))
+
+
+def load_resolved(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the recipe of a run, which says everything; RecipeError as in `load_recipe`.
+
+    One that does not is of an earlier version, whose numbers were read by their mode.
+    """
+    return make_recipe({"number": {"estimate": "mode"}} | _mapping(path), overrides, source=str(path))
+
+
+def _mapping(path: Path | str) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -41,8 +52,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), resolved: bool 
     data = _read_yaml(text, str(path))
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a recipe is a mapping such as `catalog: catalogs/demo`")
-    earlier = {"number": {"estimate": "mode"}} if resolved else {}
-    return make_recipe(earlier | data, overrides, source=str(path))
+    return data
 
 
 def make_recipe(data: Mapping[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
