@@ -170,7 +170,7 @@ def test_runs_are_compared_on_the_rows_that_have_a_truth(gaps: Path, evaluation:
     assert figures(found)["n"] == evaluation.metrics["n"]
     count = evaluation.metrics["n"]["title"]
     assert f"Product exact (n = {count} of {len(evaluation.rows)})" in found.claims[0].sentence
-    assert [one.metric for one in found.differences if one.figure["value"] != 0] == []
+    assert [one.metric for one in found.differences if abs(one.figure["value"]) > 1e-12] == []
 
 
 def test_a_field_that_no_test_row_has_is_said_to_have_no_truths(gaps: Path, catalog: Path, tmp_path: Path):
