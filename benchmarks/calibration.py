@@ -9,8 +9,6 @@ is at or below the target. That asks for more than the threshold promises: chanc
 """
 
 import argparse
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from catalens.inference import Calibration, load_calibration
 from catalens.metrics import correctness
 
 DRAWS = 100
+KEPT = ("truth", "low", "high")
 
 
 def main() -> None:
@@ -54,13 +53,19 @@ def _measure(field: FieldSpec, calibration: Calibration, rows: list[dict[str, An
     name = field.column
     said = [row[f"predicted.{name}"] for row in rows]
     truths = [{name: row[f"truth.{name}"]} for row in rows]
-    right = correctness(name, field.kind, truths, [None if value is None else {name: value} for value in said])
+    right = correctness(
+        name,
+        field.kind,
+        truths,
+        [None if value is None else {name: value} for value in said],
+        calibration.number.tolerance,
+    )
     confidence = np.array([row[f"confidence.{name}"] or 0.0 for row in rows])
     cells = [
         f"{right.mean():.3f}",
         f"{calibration_error(confidence, right)['value']:.3f}",
         f"{_chance(confidence):.3f}",
-        _coverage(calibration, name, truths, said) if field.kind == "number" else "",
+        _coverage(calibration, name, rows) if field.kind == "number" else "",
     ]
     threshold = calibration.threshold(name, target)
     outcome = review_outcome(confidence, right, threshold)
@@ -80,11 +85,9 @@ def _chance(confidence: NDArray[np.float64]) -> float:
     )
 
 
-def _coverage(calibration: Calibration, name: str, truths: list[dict[str, Any]], said: Sequence[float | None]) -> str:
-    none = (math.nan, math.nan)
-    bounds = [none if value is None else calibration.bounds(name, value) or none for value in said]
-    lows, highs = np.array(bounds, float).T
-    found = interval_coverage(np.array([truth[name] for truth in truths], float), lows, highs)
+def _coverage(calibration: Calibration, name: str, rows: list[dict[str, Any]]) -> str:
+    truths, lows, highs = (np.array([row.get(f"{what}.{name}") for row in rows], float) for what in KEPT)
+    found = interval_coverage(truths, lows, highs)
     return f"{found['value']:.3f} of {calibration.interval}"
 
 

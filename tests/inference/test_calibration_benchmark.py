@@ -42,6 +42,7 @@ def run(tmp_path: Path) -> Path:
         {f"truth.{name}": truth[name] for name in truth}
         | {f"predicted.{name}": values[name] for name in values}
         | {f"confidence.{name}": calibration.apply(name, score[name]) for name in score}
+        | dict(zip(("low.price", "high.price"), calibration.bounds("price", values["price"]) or (), strict=False))
         for truth, values, score in zip(truths[300:], said[300:], scores[300:], strict=True)
     ]
     rows[-1] |= {name: None for name in rows[-1] if not name.startswith("truth.")}
