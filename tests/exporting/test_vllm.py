@@ -97,10 +97,10 @@ def test_what_cannot_be_checked_here_says_so_and_how_it_can(exported):
 
 @pytest.mark.integration
 def test_torch_runs_an_export_too(adapted, exported, photos):
-    ours, theirs = load_predictor(adapted).predict(photos[:4]), load_predictor(exported).predict(photos[:4])
-    assert [one.values for one in ours] == [one.values for one in theirs]
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
+    predictor = load_predictor(exported)
+    assert predictor.calibrated
+    assert predictor.number.estimate == "mode"  # as vLLM writes
+    assert apart(native(adapted).generate(photos[:4]), predictor.generator.generate(photos[:4])) < 1e-4
 
 
 @pytest.mark.integration
@@ -192,7 +192,7 @@ def test_a_server_answers_as_the_run(adapted, certified, photos):
     assert apart(ours, theirs) < 1e-4
     assert theirs[6].error == ours[6].error
     assert progress == [1, 2, 3]
-    for one, other in zip(load_predictor(adapted).predict(photos[:3]), predictions, strict=True):
+    for one, other in zip(load_predictor(certified).predict(photos[:3]), predictions, strict=True):
         assert one.values == other.values
         assert one.confidence == pytest.approx(other.confidence, abs=1e-4)
     grammar = asked[0]["structured_outputs"]["grammar"]

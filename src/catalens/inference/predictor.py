@@ -22,7 +22,7 @@ from catalens.catalog.pictures import Encoded
 from catalens.config import NumberSpec, PromptSpec
 from catalens.errors import RecipeError
 from catalens.examples import ChatTemplate, Query, complete_question, parse_answer
-from catalens.files import ONNX, model_folder, read_export
+from catalens.files import EXPORT, ONNX, model_folder, read_export
 from catalens.inference.records import Completion, FieldScore
 from catalens.predictions import Prediction
 from catalens.tolerance import TEN_PER_CENT, Tolerance
@@ -162,8 +162,8 @@ def _opened(folder: Path, engine: Engine, free_categories: bool, server: str | N
     from catalens.inference.calibration import load_calibration
 
     number, covered = NumberSpec(estimate="mode"), not free_categories
-    if told := read_export(folder).get("number"):  # those of earlier versions say nothing
-        number = NumberSpec.model_validate(told)
+    if (folder / EXPORT).is_file() and (told := read_export(folder).get("number")):
+        number = NumberSpec.model_validate(told)  # those of earlier versions say nothing
     if engine == "vllm":
         from catalens.inference.vllm import is_certified, open_vllm
 
