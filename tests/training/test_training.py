@@ -11,7 +11,6 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tracked import artifacts, history, records
 
-from catalens import metrics
 from catalens.catalog import Catalog, CatalogWriter, Roles
 from catalens.checkpoint import TINY, load_model, load_processor, load_run
 from catalens.config import PartsSpec, PromptSpec, TrackingSpec, load_recipe, make_recipe
@@ -267,7 +266,9 @@ def test_every_stage_has_the_same_rows(two_fields, drawn, tmp_path, monkeypatch)
     ]
     assert scored == [f"validation{n}" for n in range(30)]
     learnt = []
-    monkeypatch.setattr(metrics, "majority", lambda kinds, truths, count: learnt.extend(truths) or truths[:count])
+    monkeypatch.setattr(
+        "catalens.evaluation.evaluate.majority", lambda kinds, truths, count: learnt.extend(truths) or truths[:count]
+    )
     spec = asked.evaluation.model_copy(update={"image_use": False, "before": False})
     result = evaluate(tmp_path / "run", asked.model_copy(update={"evaluation": spec})).metrics
     assert (result["rows"], len(learnt), result["confidence"]["calibrated_on"]) == (30, 30, 30)

@@ -2,9 +2,11 @@
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterable
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -71,6 +73,7 @@ AcceptError = Annotated[
     typer.Option(help="Share of wrong values among those not marked for review: 5%, or title=2%,price=10%."),
 ]
 INTERRUPTED = 130
+GOES_ON = "interrupted; `prepare`, `train --resume` and `predict --out` go on from where they were"
 """Exit code after Ctrl-C."""
 
 
@@ -83,6 +86,14 @@ def main() -> None:
     # what libraries tell one another
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it can do without a package
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         app()
     except CatalensError as error:
@@ -93,8 +104,13 @@ def main() -> None:
         _fail(f"{error.filename}: {error.strerror}", CatalensError.exit_code)
     except SystemExit as end:
         if end.code == INTERRUPTED:  # typer has caught the KeyboardInterrupt and says nothing
-            console.print("interrupted; `prepare`, `train --resume` and `predict --out` go on from where they were")
+            console.print(GOES_ON)
         raise
+    except Exception:
+        if not interrupts:
+            raise
+        console.print(GOES_ON)  # code that is not Python buries the KeyboardInterrupt under an error of its own
+        sys.exit(INTERRUPTED)
 
 
 def _fail(text: str, exit_code: int) -> None:
