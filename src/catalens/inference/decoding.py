@@ -98,12 +98,13 @@ class Decoder:
         self.captured = self.model.device.type == "cuda" and not self.sharded
         self.cache: KeyValues | None = None
         self._steps: dict[tuple[int, int], Step] = {}
-        self._tree: TreePass | None = None
+        self.levels: dict[tuple[int, int], TreePass] = {}
+        """Passes of trees."""
 
     def release(self) -> None:
         """Give the memory back."""
-        self.cache = self._tree = None
-        self._steps = {}
+        self.cache = None
+        self._steps, self.levels = {}, {}
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[list[int]], images: Sequence[Sequence[ImageInputs]]) -> list[Completion]:
@@ -189,7 +190,7 @@ class Decoder:
         turn = set(map(id, fed))
         tokens = [row.fresh[:width] if id(row) in turn else [] for row in batch]
         starts = [row.fed for row in batch]
-        self._see(max(starts) + width)
+        self.see(max(starts) + width)
         step = self._steps.get((len(batch), width)) or Step(self.model, self.cache, len(batch), width, self.captured)
         if self.captured:
             self._steps[len(batch), width] = step
@@ -200,11 +201,11 @@ class Decoder:
             row.steps += bool(own)
         return logits
 
-    def _see(self, need: int) -> None:
+    def see(self, need: int) -> None:
         """Let the next pass see so many slots, or all where it is captured, and make room for them."""
         assert self.cache is not None
         if need > self.cache.length:
-            self._steps, self._tree = {}, None
+            self._steps, self.levels = {}, {}
             self.cache.grow(_rounded(need + self.reserve))
         self.cache.visible = self.cache.length if self.captured else need
 
@@ -217,7 +218,7 @@ class Decoder:
         first = torch.stack([row.scores for row in waiting if row.scores is not None])
         forest.grow(lambda branches, tokens: first[branches][:, tokens].cpu().numpy())
         places = [batch.index(row) for row in waiting]
-        self._tree = grow(self._tree, self, forest, places, [row.fed for row in batch])
+        grow(self, forest, places, [row.fed for row in batch])
         for row, found in zip(waiting, forest.found(self.estimate), strict=True):
             row.matcher.consume_tokens(list(found.tokens))
             row.scores = None

@@ -25,8 +25,12 @@ class Grower(Protocol):
     model: Any
     cache: KeyValues | None
     captured: bool
+    levels: dict[tuple[int, int], "TreePass"]
+    """Passes that were captured, by rows and tokens."""
 
-    def _see(self, need: int) -> None: ...
+    def see(self, need: int) -> None:
+        """Let the next pass see so many slots."""
+        ...
 
 
 class TreePass(Pass):
@@ -34,7 +38,6 @@ class TreePass(Pass):
 
     def __init__(self, model: Any, cache: KeyValues, rows: int, width: int, captured: bool = False) -> None:
         super().__init__(model, cache, rows, width, captured)
-        self.visible = cache.visible
         empty = torch.zeros(3, rows, width, dtype=torch.long, device=model.device)
         self._ids, self._slots, self._positions = empty
         self._seen = torch.zeros(rows, 1, width, cache.visible, dtype=torch.bool, device=model.device)
@@ -57,22 +60,21 @@ class TreePass(Pass):
         ).logits
 
 
-def grow(known: TreePass | None, decoder: Grower, forest: Forest, rows: Sequence[int], fed: Sequence[int]) -> Any:
-    """Grow trees of some rows of a batch to their ends, each after the tokens `fed` [B] that its row has.
-
-    The trees have begun. Gives the pass that was captured, to be taken again as `known`.
-    """
+def grow(decoder: Grower, forest: Forest, rows: Sequence[int], fed: Sequence[int]) -> None:
+    """Grow trees, which have begun, of some rows of a batch to their ends: after the tokens `fed` [B] of each row."""
     spent = 0  # slots that the levels before took of each row
     while forest.growing:
         fresh = forest.fresh()
         width = max(sum(len(one.tokens) - len(one.places) for one in branches) for branches in fresh)
         if decoder.captured:
             width = -(-width // QUANTILES) * QUANTILES
-        decoder._see(max(fed) + spent + width)
+        decoder.see(max(fed) + spent + width)
         assert decoder.cache is not None
-        shape = len(fed), width, decoder.cache.visible
-        if known is None or not decoder.captured or (known.rows, known.width, known.visible) != shape:
+        known = decoder.levels.get((len(fed), width))
+        if known is None:
             known = TreePass(decoder.model, decoder.cache, len(fed), width, decoder.captured)
+        if decoder.captured:
+            decoder.levels[len(fed), width] = known
         ends = _load(known, fresh, rows, np.array(fed), spent)
         logits, at = known.run(), torch.from_numpy(ends).to(decoder.model.device)
 
@@ -83,7 +85,6 @@ def grow(known: TreePass | None, decoder: Grower, forest: Forest, rows: Sequence
 
         forest.grow(scores)
         spent += width
-    return known
 
 
 def _load(
