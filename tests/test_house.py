@@ -21,7 +21,7 @@ BUDGETS = {
     "config/": 680,
     "evaluation/": 954,
     "exporting/": 1448,
-    "inference/": 3389,
+    "inference/": 3377,
     "mimicking/": 1433,
     "model/": 1734,
     "pages/": 2177,
@@ -33,7 +33,7 @@ BUDGETS = {
     "training/": 1831,
 }
 """Lines by package, only ever lowered."""
-TOTAL = 27145
+TOTAL = 27144
 RIDDLES = 6
 """Docstrings that ask instead of naming."""
 LONG_FUNCTIONS = 0

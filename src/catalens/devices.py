@@ -38,8 +38,7 @@ def gpu_memory() -> int | None:
     """Bytes of the GPU's memory that are free or ours already; None without a GPU."""
     if not torch.cuda.is_available():
         return None
-    free, _ = torch.cuda.mem_get_info(device())
-    return free + torch.cuda.memory_reserved(device())
+    return free_memory(device()) + torch.cuda.memory_allocated(device())
 
 
 def broadcast(decision: bool) -> bool:

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from itertools import pairwise
+from pathlib import Path
 from typing import Protocol, Self
 
 from pydantic import Field, model_validator
@@ -32,7 +33,7 @@ from pydantic import Field, model_validator
 from catalens.catalog.pictures import Encoded
 from catalens.catalog.values import is_missing
 from catalens.config import PLACEHOLDER, SPECIAL, FieldSpec, Frozen, NumberFormat, PromptSpec
-from catalens.errors import PromptError
+from catalens.errors import CheckpointError, PromptError
 
 LARGEST = 10**15
 """Numbers are smaller than this in size; no price has more digits."""
@@ -111,6 +112,17 @@ class AnswerSchema(Frozen):
     def closed(self) -> list[str]:
         """Columns whose values are all known."""
         return [column for column, own in self.fields.items() if own.values]
+
+
+def load_form(export: Path) -> tuple[PromptSpec, AnswerSchema]:
+    """Read the prompt of an export, and the form of its answers; CheckpointError where they are not there."""
+    try:
+        prompt = PromptSpec.model_validate_json((export / "prompt.json").read_bytes())
+        return prompt, AnswerSchema.model_validate_json((export / "answers.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{export}: prompt.json or answers.json cannot be read: export the run again"
+        ) from error
 
 
 def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]], lengths: Sequence[int] = ()) -> AnswerSchema:

@@ -27,3 +27,11 @@ def merged(adapted, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from catalens import export
 
     return export(adapted, "merged", tmp_path_factory.mktemp("exports") / "merged", rows=6).folder
+
+
+@pytest.fixture(scope="session")
+def photos(drawn: Path) -> list[bytes]:
+    """Pictures of the drawn catalogue."""
+    from catalens import Catalog
+
+    return [row["image"] for batch in Catalog(drawn).batches("train", ["image"]) for row in batch][:40]

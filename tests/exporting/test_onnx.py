@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from catalens import Catalog, export, load_predictor
+from catalens import export, load_predictor
 from catalens.checkpoint import load_run
 from catalens.cli import app
 from catalens.config import PromptSpec
@@ -56,11 +56,6 @@ def onnx(test):
 @pytest.fixture(scope="module")
 def exported(adapted, tmp_path_factory) -> Path:
     return export(adapted, "onnx", tmp_path_factory.mktemp("exports") / "onnx", rows=8).folder
-
-
-@pytest.fixture(scope="module")
-def photos(drawn) -> list[bytes]:
-    return [row["image"] for batch in Catalog(drawn).batches("train", ["image"]) for row in batch][:40]
 
 
 def encoded(image: Image.Image) -> bytes:

@@ -27,7 +27,7 @@ from PIL import Image
 from test_onnx import FEW, apart, encoded
 from typer.testing import CliRunner
 
-from catalens import Catalog, export, load_predictor
+from catalens import export, load_predictor
 from catalens.checkpoint import load_run
 from catalens.cli import app
 from catalens.config import PromptSpec
@@ -56,11 +56,6 @@ def vllm(test):
 @pytest.fixture(scope="module")
 def exported(adapted, tmp_path_factory) -> Path:
     return export(adapted, "vllm", tmp_path_factory.mktemp("exports") / "vllm", rows=8).folder
-
-
-@pytest.fixture(scope="module")
-def photos(drawn) -> list[bytes]:
-    return [row["image"] for batch in Catalog(drawn).batches("train", ["image"]) for row in batch][:40]
 
 
 def native(run: Path, **options: Any) -> Generator:

@@ -189,7 +189,7 @@ def confidence_block(
             width = float(np.median(finite)) if len(finite) else None
             interval = {"nominal": nominal, "coverage": coverage, "width": width}
         steps = acceptance(sure, right, POINTS)
-        fields[name] = (_spread(name, kind, rows, resamples)) | {
+        fields[name] = _spread(name, kind, rows, resamples) | {
             "ece": calibration_error(sure, right, products, resamples=resamples),
             "bins": reliability(sure, right, products),
             "risk_coverage": [{"coverage": count / len(rows), "error": wrong / count} for _, count, wrong in steps],

@@ -25,7 +25,7 @@ from catalens.catalog.pictures import Encoded, open_picture
 from catalens.config import Frozen, PromptSpec
 from catalens.distributions import Estimate
 from catalens.errors import CheckpointError, PictureError, RecipeError, first_line
-from catalens.examples import AnswerSchema, Query, complete_question
+from catalens.examples import AnswerSchema, Query, complete_question, load_form
 from catalens.files import ONNX
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.inference.records import Completion
@@ -248,13 +248,7 @@ def open_export(
 ) -> tuple[OnnxGenerator, PromptSpec]:
     """Load the graphs of an export, and its prompt; CheckpointError where it is no whole export."""
     describe(folder)
-    try:
-        prompt = PromptSpec.model_validate_json((folder / "prompt.json").read_bytes())
-        schema = AnswerSchema.model_validate_json((folder / "answers.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder}: prompt.json or answers.json cannot be read: export the run again"
-        ) from error
+    prompt, schema = load_form(folder)
     return OnnxGenerator(folder, prompt, schema, free_categories, estimate), prompt
 
 

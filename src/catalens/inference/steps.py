@@ -7,6 +7,7 @@
 Shapes: B rows, W tokens that a pass takes of each, L slots, V vocabulary, h heads of d channels.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -81,7 +82,7 @@ class KeyValues:
         return query_length if self.slots is None else self.visible, 0
 
 
-class Pass:
+class Pass(ABC):
     """One pass of W tokens of each of B rows through the model, over inputs that stand still: load them, then `run`.
 
     The model's attention is torch's, `sdpa`. `captured` records a CUDA graph in the first run, and replays it. Raises
@@ -93,9 +94,9 @@ class Pass:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._logits = torch.empty(0)
 
+    @abstractmethod
     def forward(self) -> torch.Tensor:
         """Run the model on the inputs as they are."""
-        raise NotImplementedError
 
     def run(self) -> torch.Tensor:
         """Give the scores of what comes after the tokens."""

@@ -28,13 +28,12 @@ from typing import Any, Protocol
 
 import yaml
 from PIL import Image
-from pydantic import ValidationError
 from tokenizers import Tokenizer
 
 from catalens.catalog.pictures import Encoded, open_picture
 from catalens.config import PromptSpec
 from catalens.errors import CheckpointError, InferenceError, PictureError, RecipeError, first_line
-from catalens.examples import AnswerSchema, Query, complete_question
+from catalens.examples import AnswerSchema, Query, complete_question, load_form
 from catalens.files import CERTIFICATE, VLLM
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.inference.records import Completion
@@ -338,13 +337,7 @@ def open_vllm(
     Raises CheckpointError where it is no whole export.
     """
     read_settings(folder)
-    try:
-        prompt = PromptSpec.model_validate_json((folder / "prompt.json").read_bytes())
-        schema = AnswerSchema.model_validate_json((folder / "answers.json").read_bytes())
-    except (OSError, ValidationError) as error:
-        raise CheckpointError(
-            f"{folder}: prompt.json or answers.json cannot be read: export the run again"
-        ) from error
+    prompt, schema = load_form(folder)
     backend = backend or (Server(folder, server) if server else Local(folder))
     return VllmGenerator(folder, prompt, schema, backend, free_categories), prompt
 
