@@ -17,7 +17,7 @@ from catalens.errors import CheckpointError
 from catalens.evaluation import one_a_product
 from catalens.inference import Calibration, FieldScore, fit_calibration, is_below, load_calibration
 from catalens.inference import confidences as apply_logistic
-from catalens.inference.calibration import FILE
+from catalens.inference.calibration import FILE, log_odds
 
 TITLE = PromptSpec(fields=(FieldSpec(column="title", label="Product", kind="text"),))
 PRICE = PromptSpec(fields=(FieldSpec(column="price", label="Price", kind="number"),))
@@ -95,6 +95,67 @@ def test_the_error_of_accepted_rows_is_kept_in_95_of_100_draws(world: str, rows:
             accepted = confidences(calibration, everyone) >= threshold
             broken += bool((1 - truth[accepted]).mean() > target)
     assert broken <= 5
+
+
+BOTH = PromptSpec(fields=(*TITLE.fields, FieldSpec(column="category", label="Category", kind="category")))
+
+
+def draw_pair(depends: bool, rows: int, rng: np.random.Generator) -> tuple[list[dict[str, FieldScore]], np.ndarray]:
+    """Scores of a title and a category, and the true probabilities of that category.
+
+    Where it `depends` the category is wrong with the title, which is one of 8 words; else titles are of any wording.
+    """
+    title, own = rng.normal(3.0 if depends else -1.0, 2.0, rows), rng.normal(6.0, 1.0, rows)
+    scores = [
+        {"title": score(z, 1), "category": FieldScore(score(w, 1).log_probability, 1, score(z, 1).log_probability)}
+        for z, w in zip(title, own, strict=True)
+    ]
+    return scores, expit(own) * (expit(title) if depends else 1.0)
+
+
+def of_pairs(scores: list[dict[str, FieldScore]], right: np.ndarray) -> Calibration:
+    said = [{"title": "bag", "category": "BAGS" if hit else "HOME"} for hit in right]
+    return fit_calibration(BOTH, [{"title": "bag", "category": "BAGS"}] * len(right), said, scores)
+
+
+def sure_of_pairs(calibration: Calibration, scores: list[dict[str, FieldScore]]) -> np.ndarray:
+    field = calibration.fields["category"]
+    odds = log_odds("category", [one["category"] for one in scores], field.joint)
+    return apply_logistic(field.slope, field.offset, odds)
+
+
+@pytest.mark.parametrize("depends", [True, False])
+def test_the_choice_between_a_value_alone_and_jointly_does_not_break_the_promise(depends: bool):
+    rng = np.random.default_rng(2)
+    everyone, truth = draw_pair(depends, 4000, rng)
+    broken, joint = 0, 0
+    for _ in range(100):
+        scores, chances = draw_pair(depends, 160, rng)
+        calibration = of_pairs(scores, rng.random(160) < chances)
+        joint += calibration.fields["category"].joint
+        if (threshold := calibration.threshold("category", 0.05)) is not None:
+            broken += bool((1 - truth[sure_of_pairs(calibration, everyone) >= threshold]).mean() > 0.05)
+    assert broken <= 5
+    assert joint > 95 if depends else joint < 50
+
+
+def test_a_value_that_hangs_on_the_fields_before_it_is_accepted_more_often_jointly():
+    rng = np.random.default_rng(4)
+    scores, chances = draw_pair(True, 600, rng)
+    right = rng.random(600) < chances
+    alone = [{name: FieldScore(one.log_probability, one.tokens) for name, one in row.items()} for row in scores]
+
+    def accepted(rows: list[dict[str, FieldScore]]) -> float:
+        calibration = of_pairs(rows, right)
+        threshold = calibration.threshold("category", 0.05) or 2.0
+        return float((sure_of_pairs(calibration, rows) >= threshold).mean())
+
+    assert accepted(scores) > accepted(alone) + 0.3
+
+
+def test_the_first_field_has_one_order():
+    fields = of_pairs([{"title": score(1.0), "category": score(1.0)}] * 40, np.ones(40, bool)).fields
+    assert (fields["title"].orders, fields["category"].orders) == (1, 2)
 
 
 def test_the_plain_share_of_wrong_rows_does_not_keep_it():

@@ -44,8 +44,8 @@ class Recorded:
 def test_a_field_has_the_tokens_of_its_value_and_of_its_end():
     scores = field_scores(PromptSpec(), written(), END)
     assert scores["title"] == FieldScore(pytest.approx(-0.61), 3)  # " Red" " Tote", and one for ", Category: "
-    assert scores["category3_code"] == FieldScore(pytest.approx(-0.4), 3)
-    assert scores["full_price"] == FieldScore(pytest.approx(-2.6), 4)  # the " " before it is of the label
+    assert scores["category3_code"] == FieldScore(pytest.approx(-0.4), 3, pytest.approx(-0.61))
+    assert scores["full_price"] == FieldScore(pytest.approx(-2.6), 4, pytest.approx(-1.01))  # the " " before it is of the label
 
 
 @pytest.mark.parametrize("label", ["P", "Price", "A very long label of many tokens"])
@@ -59,15 +59,15 @@ def test_a_label_makes_a_text_no_surer(label):
         pieces, scores = zip(*tokens, ("<|end|>", -0.3), strict=True)
         found = field_scores(prompt, Completion(tuple(piece.encode() for piece in pieces), scores), END)
         assert found["title"] == FieldScore(pytest.approx(-0.6), 2)
-        assert found["full_price"] == FieldScore(pytest.approx(-0.4), 2)
+        assert found["full_price"] == FieldScore(pytest.approx(-0.4), 2, pytest.approx(-0.6))
 
 
 def test_a_token_over_the_edge_of_a_value_is_its_own():
     pieces = {"Product: R": -0.1, "ed,": -0.2, " Category: BA": -0.3, "GS, Full Price:": -0.4, " 9<|end|>": -0.5}
     scores = field_scores(PromptSpec(), written(pieces), END)
     assert scores["title"] == FieldScore(pytest.approx(-0.3), 2)
-    assert scores["category3_code"] == FieldScore(pytest.approx(-0.7), 2)
-    assert scores["full_price"] == FieldScore(pytest.approx(-0.5), 1)
+    assert scores["category3_code"] == FieldScore(pytest.approx(-0.7), 2, pytest.approx(-0.3))
+    assert scores["full_price"] == FieldScore(pytest.approx(-0.5), 1, pytest.approx(-1.0))
 
 
 def test_without_a_calibration_confidence_is_the_models_own():

@@ -11,19 +11,22 @@ product: photos of one product are right or wrong together, and would count for 
   The model's own probability, as log-odds, goes through a logistic function whose slope and offset are fitted to the
   validation rows, their labels smoothed, so that rows that are all right or all wrong give no certainty (Platt,
   1999). The slope leans towards 1, which keeps the order of the answers where no row is wrong, and is never
-  negative: a less likely answer never gets a higher confidence, and the order is the model's own, not learned.
+  negative: a less likely answer never gets a higher confidence. A value is written after those of the fields before
+  it, and is seldom right where they are wrong: the probability is that of the value alone, or jointly with theirs,
+  whichever fits the validation rows better. The former does where many wordings of a title would be right.
 - Intervals are split conformal (Vovk et al., 2005; Lei et al., 2018): a quantile of the validation errors bounds a
   new error as often as promised, whatever the errors' distribution; in shares where all truths are above 0. They are
   as wide for all rows (`even`), or scaled by the spread of the model's distribution (`spread`; Lei et al., 2018), or
   its own quantiles, moved (`quantiles`; Romano et al., 2019), where the validation rows show these to be narrower.
 - Thresholds test "the error on accepted rows is above the target" by exact binomial bounds (Clopper & Pearson, 1934),
   in a sequence that is fixed beforehand, so that many thresholds may be tried (Angelopoulos et al., 2021, Learn then
-  Test; Geifman & El-Yaniv, 2017, ask for the same). Since the order is the model's own, the same rows may fit the
-  slope and test the thresholds.
+  Test; Geifman & El-Yaniv, 2017, ask for the same). Since both orders of the answers are the model's own, the same
+  rows may fit the slope and test the thresholds.
 
-The same rows also chose the checkpoint, the best of `candidates`, and flatter it. So thresholds are tested at a risk
-divided by that number (Bonferroni), and intervals hold for the worst of so many. To keep half of the rows for the
-calibration alone would cost more: to accept where no row is wrong takes as many rows as 40 candidates do.
+The same rows also chose the checkpoint, the best of `candidates`, and the order, and flatter them. So thresholds are
+tested at a risk divided by the number of choices (Bonferroni), and intervals hold for the worst of so many. To keep
+half of the rows for the calibration alone would cost more: to accept where no row is wrong takes as many rows as 40
+candidates do.
 
 All of this takes new products to be like those of the validation split.
 """
@@ -109,6 +112,10 @@ class FieldCalibration(Frozen):
     kind: Kind
     slope: Annotated[float, Field(ge=0, le=1e9)]
     offset: Annotated[float, Field(ge=-1e9, le=1e9)]
+    joint: bool = False
+    """Its probability is taken jointly with the fields before it."""
+    orders: Annotated[int, Field(ge=1, le=2)] = 1
+    """Orders of the answers, alone or jointly, of which the rows chose this one."""
     steps: tuple[tuple[Share, Count, Count], ...] = Field(max_length=STEPS)
     """From strict to lax: a confidence, how many calibration rows have at least that, how many of those are wrong."""
     bound: Bound | None = None
@@ -136,7 +143,7 @@ class Calibration(Frozen):
     def apply(self, column: str, score: FieldScore) -> float:
         """Give the probability that a field with this score is right."""
         field = self.fields[column]
-        return float(confidences(field.slope, field.offset, log_odds(field.kind, [score]))[0])
+        return float(confidences(field.slope, field.offset, log_odds(field.kind, [score], field.joint))[0])
 
     def bounds(
         self, column: str, value: float, distribution: Distribution | None = None
@@ -152,13 +159,14 @@ class Calibration(Frozen):
     def threshold(self, column: str, target: float, confidence: float = 0.95) -> float | None:
         """Find the lowest confidence from which on values may be used unseen; None where none is proved good enough.
 
-        In at least `confidence` of all draws of the calibration rows, the choice of the checkpoint by them included,
-        the share of wrong values among the new rows with at least that confidence is at most `target`. Half of the
-        risk goes to the question whether all rows may be accepted, half to a walk from strict to lax, which ends at
-        the first threshold that fails: where a few errors are spread over all rows, it would end early. It starts
-        where one wrong row would be borne, or, where the rows are too few for that, where none would be.
+        In at least `confidence` of all draws of the calibration rows, what they chose included, the share of wrong
+        values among the new rows with at least that confidence is at most `target`. Half of the risk goes to the
+        question whether all rows may be accepted, half to a walk from strict to lax, which ends at the first that
+        fails: where a few errors are spread over all rows, it would end early. It starts where one wrong row would be
+        borne, or, where the rows are too few for that, where none would be.
         """
-        steps, risk = self.fields[column].steps, (1 - confidence) / 2 / self.candidates
+        steps, risk = self.fields[column].steps, (1 - confidence) / 2
+        risk /= self.candidates * self.fields[column].orders
         if not steps:
             return None
         values, rows, wrong = np.array(steps).T
@@ -210,9 +218,13 @@ def model_hash(best: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def log_odds(kind: Kind, scores: Sequence[FieldScore]) -> NDArray[np.float64]:
-    """Log-odds of each field's probability, [n]; of a text the mean a token, so that long titles are not doubted."""
-    logs = np.array([s.log_probability / (s.tokens if kind == "text" else 1) for s in scores], float)
+def log_odds(kind: Kind, scores: Sequence[FieldScore], joint: bool = False) -> NDArray[np.float64]:
+    """Log-odds of each field's probability, [n], alone or jointly with the fields before it.
+
+    Of a text the mean a token, so that long titles are not doubted.
+    """
+    own = [s.log_probability / (s.tokens if kind == "text" else 1) for s in scores]
+    logs = np.array([one + joint * s.before for one, s in zip(own, scores, strict=True)], float)
     logs = np.minimum(logs, SUREST)
     return logs - np.log(-np.expm1(logs))
 

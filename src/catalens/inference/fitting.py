@@ -62,15 +62,26 @@ def fit_calibration(
         answered = [i for i in rows_with(field.column, truths) if predictions[i] is not None]
         y_true, y_pred = [truths[i] for i in answered], [predictions[i] for i in answered]
         right = correctness(field.column, field.kind, y_true, y_pred, number.tolerance)
-        own = log_odds(field.kind, [scores[i][field.column] for i in answered])
-        slope, offset = _fit_logistic(own, right)
+        own = [scores[i][field.column] for i in answered]
+        orders = (False, True) if field is not prompt.fields[0] else (False,)
+        fits = {joint: _fit_logistic(log_odds(field.kind, own, joint), right) for joint in orders}
+        joint = min(orders, key=lambda one: fits[one][2])
+        slope, offset, _ = fits[joint]
         bound = None
         if field.kind == "number":
             known = [distributions[i].get(field.column) if distributions else None for i in answered]
             pairs = [(t[field.column], p[field.column]) for t, p in zip(y_true, y_pred, strict=True) if p]
             bound = _conformal_bound(pairs, known, interval, candidates)
-        steps = tuple(acceptance(confidences(slope, offset, own), right, STEPS))
-        fields[field.column] = FieldCalibration(kind=field.kind, slope=slope, offset=offset, steps=steps, bound=bound)
+        sure = confidences(slope, offset, log_odds(field.kind, own, joint))
+        fields[field.column] = FieldCalibration(
+            kind=field.kind,
+            slope=slope,
+            offset=offset,
+            joint=joint,
+            orders=len(orders),
+            steps=tuple(acceptance(sure, right, STEPS)),
+            bound=bound,
+        )
     return Calibration(
         rows=len(truths),
         products=len(truths),
@@ -81,13 +92,13 @@ def fit_calibration(
     )
 
 
-def _fit_logistic(odds: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[float, float]:
-    """Slope and offset of the likeliest logistic function on Platt's smoothed labels.
+def _fit_logistic(odds: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Fit slope and offset of a logistic function to Platt's smoothed labels; the third is the loss that is left.
 
     Before any row is seen the slope is normal around 1, the model's own probabilities.
     """
     if not len(odds):
-        return 1.0, 0.0
+        return 1.0, 0.0, 0.0
     good, bad = int(right.sum()), int((~right).sum())
     labels = np.where(right, (good + 1) / (good + 2), 1 / (bad + 2))
     middle = float(odds.mean())
@@ -101,8 +112,9 @@ def _fit_logistic(odds: NDArray[np.float64], right: NDArray[np.bool_]) -> tuple[
         return float(value), np.array([gaps.sum(), gaps @ (odds - middle) + pull])
 
     start = np.array([logit(labels.mean()), 1.0])
-    height, slope = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(None, None), (0, None)]).x
-    return float(slope), float(height - slope * middle)
+    best = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(None, None), (0, None)])
+    height, slope = best.x
+    return float(slope), float(height - slope * middle), float(best.fun)
 
 
 def _conformal_bound(

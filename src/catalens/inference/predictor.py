@@ -14,6 +14,7 @@ What takes seconds to import is imported where a model is loaded.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -224,8 +225,13 @@ def field_scores(
     """
     values = parse_answer(prompt, completion.text, end_token).values or {}
     known = {name: one.score(values[name], within) for name, one in completion.distributions.items()}
-    return _token_scores(prompt, completion, end_token) | {
+    own = _token_scores(prompt, completion, end_token) | {
         name: FieldScore(math.log(share), 1) for name, share in known.items()
+    }
+    sums = accumulate((own[field.column].log_probability for field in prompt.fields), initial=0.0)
+    return {
+        field.column: replace(own[field.column], before=before)
+        for field, before in zip(prompt.fields, sums, strict=False)
     }
 
 

@@ -71,6 +71,8 @@ class FieldScore:
     """Natural logarithm of the product of the probabilities of its tokens, the one that ends it among them."""
     tokens: int
     """How many these are, at least 1."""
+    before: float = 0.0
+    """The same logarithm of the fields before it in the answer, on which its value depends."""
 
 
 @dataclass
