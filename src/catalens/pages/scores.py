@@ -121,11 +121,15 @@ def noise_floor(metrics: Mapping[str, Any], fields: Sequence[FieldSpec], detail:
 
 
 def tiles(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict[str, Any]]:
-    """The primary figure of each field, beside the best baseline's."""
+    """The primary figure of each field, beside the best baseline's, and the share that may be used unseen."""
     result = []
+    rules = (metrics.get("review") or {}).get("fields") or {}
     for field in fields:
         metric, count = primary(field.kind), truths_in(metrics, field.column)
-        about = {"field": field, "metric": METRICS[metric].label, "n": count}
+        about = {"field": field, "metric": METRICS[metric].label, "n": count, "unseen": ""}
+        if rule := rules.get(field.column):
+            share = percent(rule["accepted"]["value"]) if rule["threshold"] is not None else "none"
+            about["unseen"] = f"{share} usable unseen at {percent(rule['target'])} wrong"
         if figure := figure_of(metrics["model"], field.column, metric):
             best = _best_baseline(metrics, field)
             against = f"{best[0].lower()} {metric_text(metric, best[1]['value'])}" if best else ""
@@ -227,10 +231,6 @@ def _in_words(field: FieldSpec, metrics: Mapping[str, Any]) -> tuple[str, str] |
     says = f"{how} on {percent(figure['value'])}"
     if first != right and (other := figure_of(scores, field.column, first)):
         says += f", {METRICS[first].label} {metric_text(first, other['value'])}"
-    rule = ((metrics.get("review") or {}).get("fields") or {}).get(field.column)
-    if rule and rule["threshold"] is not None:
-        unseen = percent(rule["accepted"]["value"])
-        says += f", {unseen} of the rows may be used unseen at {percent(rule['target'])} wrong"
     return field.label, f"{says} ({count})" if count else says
 
 
