@@ -1,7 +1,7 @@
 """The recipe as a whole, and what evaluation and tracking do."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from catalens.config.prompt import Frozen, PromptSpec
 from catalens.config.training import TrainingSpec
 from catalens.tolerance import Tolerance
+
+Wrong = Annotated[float, Field(gt=0, lt=1)]
 
 
 class EvaluationSpec(Frozen):
@@ -24,14 +26,20 @@ class EvaluationSpec(Frozen):
     """Longest free answer; one that is cut off does not parse and counts as wrong."""
     interval: float = Field(default=0.9, gt=0, lt=1)
     """How often the interval around a number is to hold the truth."""
-    accept_error: float = Field(default=0.05, gt=0, lt=1)
-    """Share of wrong values that the rule of review is judged for, field by field."""
+    accept_error: Wrong | dict[str, Wrong] = 0.05
+    """Share of wrong values that the rule of review is judged for, field by field; or by column, such as
+    `{full_price: 0.1}`, and 0.05 for the columns that are not named."""
     before: bool = True
     """Also score the base model as it was before training."""
     image_use: bool = True
     """Also score with blanked and with shuffled pictures: the score has to fall."""
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples behind each 95 % interval."""
+
+    def bearable(self, columns: Iterable[str]) -> dict[str, float]:
+        """`accept_error` of each column."""
+        told = self.accept_error
+        return {name: told.get(name, 0.05) if isinstance(told, dict) else told for name in columns}
 
 
 class NumberSpec(Frozen):
@@ -101,6 +109,14 @@ class Recipe(Frozen):
             )
         if metric != "loss" and not self.training.validation_rows:
             raise ValueError(f"training.metric_for_best_model {metric!r} needs training.validation_rows above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Self:
+        told, columns = self.evaluation.accept_error, [field.column for field in self.prompt.fields]
+        for name in told if isinstance(told, dict) else ():
+            if name not in columns:
+                raise ValueError(f"evaluation.accept_error names {name!r}{suggestion(name, columns)}")
         return self
 
 

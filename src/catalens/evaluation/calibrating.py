@@ -80,7 +80,7 @@ def run_predictor(run: Run, recipe: Recipe, console: Console, memory: FeatureCac
             calibration = _calibrated(run, spec, number, console)
         except CatalogError as error:
             console.print(f"[yellow]not calibrated:[/] {escape(str(error))}", highlight=False)
-    targets = {field.column: spec.accept_error for field in run.prompt.fields}
+    targets = spec.bearable(field.column for field in run.prompt.fields)
     return Predictor(_writer(run, spec, number, memory), run.prompt, calibration, targets, number)
 
 

@@ -67,12 +67,10 @@ def _print_trust(result: Mapping[str, Any], prompt: PromptSpec, console: Console
         table.add_row(
             f"{escape(field.label)}, {label(metric, tolerance_of(result))}" + (f"\n[dim]{count}[/]" if count else ""),
             *_cells(metric, [right, right, measured["ece"], rule["accepted"]])[1:],
-            f"{100 * rule['error']['value']:.1f}%" if rule["error"] else "",
+            (f"{100 * rule['error']['value']:.1f}%" if rule["error"] else "-") + f" of {100 * rule['target']:g}%",
             f"{100 * interval['coverage']['value']:.1f}% of {100 * interval['nominal']:g}%" if interval else "",
         )
     console.print(table)
-    targets = {rule["target"] for rule in result["review"]["fields"].values()}
-    console.print(f"usable unseen: with at most {100 * max(targets):g}% wrong", highlight=False)
 
 
 def _table(title: str, caption: str | None = None) -> Table:
