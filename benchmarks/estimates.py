@@ -3,8 +3,9 @@
     python benchmarks/estimates.py runs/demo runs/second --within 10% --accept-error 0.05
 
 Every run is asked about its validation and test rows in both ways. The first table has the figures of the test rows
-and their paired differences; the second what a calibration on the validation rows makes of them, over resampled
-products: coverage and width of the intervals, and how often the rule of review kept its promise.
+and their paired differences, over all of them and over those whose other values are right, which tell the estimates
+apart from misread pictures; the second what a calibration on the validation rows makes of them, over resampled
+products: coverage and width of the intervals, what the rule of review accepts, and how often it broke its promise.
 """
 
 import argparse
@@ -45,38 +46,61 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(run: Run, within: str, target: float, draws: int, console: Console) -> None:
     """Print the tables of one run."""
     specs = {how: NumberSpec(estimate=how, within=within) for how in ("mode", "median")}
-    validation, test = (_rows(run, split) for split in ("validation", "test"))
+    validation, test = (rows_of(run, split) for split in ("validation", "test"))
     validation = one_a_product(validation, run_id := Catalog(run.recipe.catalog).card.roles.id, _image(run))
     ids = [[str(row[run_id]) for row in rows] for rows in (validation, test)]
     truths = [[truth_of(run.prompt, row) for row in rows] for rows in (validation, test)]
-    answers = {how: [_written(run, rows, how) for rows in (validation, test)] for how in specs}
-    values = {how: [_values(run, one) for one in both] for how, both in answers.items()}
+    answers = {how: [written(run, rows, how) for rows in (validation, test)] for how in specs}
+    values = {how: [values_of(run, one) for one in both] for how, both in answers.items()}
     for field in run.prompt.fields:
         if field.kind != "number":
             continue
-        column, tolerance = field.column, specs["mode"].tolerance
-        kinds = {column: "number"}
-        scores = {
-            how: metrics.score(kinds, truths[1], values[how][1], ids[1], within=tolerance)["fields"][column]
-            for how in specs
-        }
-        apart = metrics.differences(
-            kinds, truths[1], values["mode"][1], values["median"][1], ids[1], within=tolerance
-        )
-        table = Table(title=f"{run.folder.name}, {column}: {len(test)} test rows")
-        for heading in ("", "token by token", "median", "difference (95 % interval)"):
-            table.add_column(heading)
-        for name in FIGURES:
-            change = apart[column][name]
-            shown = [f"{100 * scores[how][name]['value']:.1f} %" for how in specs]
-            told = f"{100 * change['value']:+.1f} ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
-            table.add_row(metrics.tolerating(metrics.METRICS[name], tolerance).label, *shown, told)
-        console.print(table)
+        column = field.column
+        others = [other.column for other in run.prompt.fields if other is not field]
+        clear = [
+            n
+            for n, truth in enumerate(truths[1])
+            if all(said and all(said[name] == truth[name] for name in others) for said in _nth(values, n))
+        ]
+        for told, rows in (("test rows", range(len(test))), ("test rows whose other values are right", clear)):
+            title = f"{run.folder.name}, {column}: {len(rows)} {told}"
+            both = [[values[how][1][n] for n in rows] for how in specs]
+            _print_figures(
+                title, column, [truths[1][n] for n in rows], both, [ids[1][n] for n in rows], within, console
+            )
         drawn = [
             [_draw(run, specs[how], column, target, truths, values[how], answers[how], ids, seed) for how in specs]
             for seed in range(draws)
         ]
         _print_draws(np.array(drawn, float), target, console)
+
+
+def _nth(values: Mapping[str, Sequence[Any]], n: int) -> list[Any]:
+    return [both[1][n] for both in values.values()]
+
+
+def _print_figures(
+    title: str,
+    column: str,
+    truths: Rows,
+    both: Sequence[Sequence[Any]],
+    ids: Sequence[str],
+    within: str,
+    console: Console,
+) -> None:
+    """Print the figures of both ways, and their paired differences."""
+    kinds, tolerance = {column: "number"}, NumberSpec(within=within).tolerance
+    scores = [metrics.score(kinds, truths, one, ids, within=tolerance)["fields"][column] for one in both]
+    apart = metrics.differences(kinds, truths, *both, ids, within=tolerance)[column]
+    table = Table(title=title)
+    for heading in ("", "token by token", "median", "difference (95 % interval)"):
+        table.add_column(heading)
+    for name in FIGURES:
+        change = apart[name]
+        shown = [f"{100 * score[name]['value']:.1f} %" for score in scores]
+        told = f"{100 * change['value']:+.1f} ({100 * change['low']:+.1f} to {100 * change['high']:+.1f})"
+        table.add_row(metrics.tolerating(metrics.METRICS[name], tolerance).label, *shown, told)
+    console.print(table)
 
 
 def _draw(
@@ -155,11 +179,11 @@ def _image(run: Run) -> str:
     return Catalog(run.recipe.catalog).card.roles.image
 
 
-def _rows(run: Run, split: str) -> list[dict[str, Any]]:
+def rows_of(run: Run, split: str) -> list[dict[str, Any]]:
     return load_examples(Catalog(run.recipe.catalog), Encoder(run.processor, run.prompt), split).rows
 
 
-def _written(run: Run, rows: Rows, how: Any) -> list[Completion]:
+def written(run: Run, rows: Rows, how: Any) -> list[Completion]:
     spec = run.recipe.evaluation
     writer = Generator(
         run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space, estimate=how
@@ -167,7 +191,7 @@ def _written(run: Run, rows: Rows, how: Any) -> list[Completion]:
     return writer.generate([row[_image(run)] for row in rows])
 
 
-def _values(run: Run, answers: Sequence[Completion]) -> list[Any]:
+def values_of(run: Run, answers: Sequence[Completion]) -> list[Any]:
     return [parse_answer(run.prompt, one.text, "<|end|>").values for one in answers]
 
 
