@@ -212,6 +212,17 @@ def answer_gaps(spec: PromptSpec, row: Mapping[str, object], answer: str, end_to
     return [*gaps, (at, at + len(end_token))] if lacking else gaps
 
 
+def value_spans(spec: PromptSpec, row: Mapping[str, object], answer: str) -> dict[str, tuple[int, int]]:
+    """Find where the values of a row stand in its answer: characters from and to, by column."""
+    present = fields_of(spec, row)
+    parts, spans, at = _split(present, answer), {}, 0
+    for field in present:
+        first = at + len(f"{', ' if at else ''}{field.label}: ")
+        at = first + len(parts[field.column])
+        spans[field.column] = first, at
+    return spans
+
+
 def parse_answer(spec: PromptSpec, text: str, end_token: str) -> Answer:
     """Read an answer with the end token of its family; never raises.
 

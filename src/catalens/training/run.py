@@ -73,14 +73,16 @@ class PreparedRun:
     console: Console
 
 
-def load_data(catalog: Catalog, encoder: Encoder, images: FeatureCache, console: Console) -> dict[str, Examples]:
-    """Check every row of train and validation, pictures included.
+def load_data(
+    catalog: Catalog, encoder: Encoder, images: FeatureCache, number_smoothing: float, console: Console
+) -> dict[str, Examples]:
+    """Check every row of train, whose numbers are smoothed, and validation, pictures included.
 
     Raises CatalogError, TooManyBadRowsError, and TrainingError where a split has no row.
     """
     data: dict[str, Examples] = {}
-    for split in ("train", "validation"):
-        data[split] = load_examples(catalog, encoder, split, images)
+    for split, width in (("train", number_smoothing), ("validation", 0.0)):
+        data[split] = load_examples(catalog, encoder, split, images, width)
         if not data[split].rows:
             raise TrainingError(f"{catalog.folder} has no {split} rows: prepare it with other --splits")
     if bad := [reason for examples in data.values() for reason in examples.bad]:
