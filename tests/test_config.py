@@ -178,6 +178,26 @@ def test_labels_in_any_language(label: str):
     assert FieldSpec(column="a", label=label, kind="text").label == label
 
 
+def test_a_word_for_what_is_absent_is_of_texts_and_categories():
+    fields = [{"column": "material", "label": "Material", "kind": "category", "absent": "not visible"}]
+    recipe = make_recipe({"catalog": "x", "prompt": {"fields": fields}})
+    assert recipe.prompt.fields[0].absent == "not visible"
+    assert make_recipe({"catalog": "x"}).prompt.fields[1].absent is None
+    assert PromptSpec.model_validate_json(recipe.prompt.model_dump_json()) == recipe.prompt
+    for field, message in (
+        (
+            {"kind": "number"},
+            "prompt.fields.0: a number has no word for a missing value: leave absent out of 'material'",
+        ),
+        ({"absent": ""}, "absent '' is not one line of plain text"),
+        ({"absent": "not\nvisible"}, "absent 'not\\\\nvisible' is not one line of plain text"),
+        ({"absent": "<|end|>"}, "absent .* is not one line of plain text"),
+        ({"absent": False}, "prompt.fields.0.absent: input should be a valid string, not False"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            make_recipe({"catalog": "x", "prompt": {"fields": [fields[0] | field]}})
+
+
 @pytest.mark.parametrize(
     ("override", "place", "value"),
     [
