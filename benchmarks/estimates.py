@@ -27,6 +27,7 @@ from catalens.evaluation import one_a_product
 from catalens.examples import parse_answer
 from catalens.inference import Calibration, Completion, Generator, field_scores, fit_calibration
 from catalens.inference.calibration import log_odds
+from catalens.intervals import paired
 from catalens.predictions import truth_of
 from catalens.tolerance import Tolerance
 
@@ -72,8 +73,8 @@ def measure(run: Run, within: str, target: float, draws: int, console: Console) 
             _print_figures(
                 title, column, [truths[1][n] for n in rows], both, [ids[1][n] for n in rows], within, console
             )
-        median = (values["median"][1], answers["median"][1])
-        _print_sorting(run, specs["median"].tolerance, column, truths[1], *median, console)
+        tolerance = specs["median"].tolerance
+        _print_sorting(run, tolerance, column, truths[1], values["median"][1], answers["median"][1], console)
         learned = len(validation)
         once = {id(row) for row in one_a_product(test, run_id, _image(run))}
         kept = [n for n, row in enumerate(test) if id(row) in once]
@@ -109,7 +110,8 @@ def _print_figures(
     """Print the figures of both ways, and their paired differences."""
     kinds, tolerance = {column: "number"}, NumberSpec(within=within).tolerance
     scores = [metrics.score(kinds, truths, one, ids, within=tolerance)["fields"][column] for one in both]
-    apart = metrics.differences(kinds, truths, *both, ids, within=tolerance)[column]
+    every = metrics.statistics(column, "number", [*truths, *truths], [*both[0], *both[1]], tolerance)
+    apart = paired({name: every[name] for name in FIGURES}, len(truths), ids)
     table = Table(title=title)
     for heading in ("", "token by token", "median", "difference (95 % interval)"):
         table.add_column(heading)
@@ -132,7 +134,8 @@ def _print_sorting(
 ) -> None:
     """Print how well the probability of a number tells right ones from wrong ones, alone and jointly."""
     known = [n for n, said in enumerate(values) if said is not None]
-    right = metrics.correctness(column, "number", *([part[n] for n in known] for part in (truths, values)), tolerance)
+    some_truths, some_values = ([part[n] for n in known] for part in (truths, values))
+    right = metrics.correctness(column, "number", some_truths, some_values, tolerance)
     scores = [field_scores(run.prompt, answers[n], "<|end|>", tolerance)[column] for n in known]
     for joint, told in ((False, "alone"), (True, "jointly with the fields before it")):
         odds = log_odds("number", scores, joint)
