@@ -25,8 +25,7 @@ from catalens.config import NumberSpec
 from catalens.data import Encoder, load_examples
 from catalens.evaluation import one_a_product
 from catalens.examples import parse_answer
-from catalens.inference import Calibration, Completion, Generator, field_scores, fit_calibration
-from catalens.inference.calibration import log_odds
+from catalens.inference import Calibration, Completion, Generator, field_scores, fit_calibration, log_odds
 from catalens.intervals import paired
 from catalens.predictions import truth_of
 from catalens.tolerance import Tolerance
