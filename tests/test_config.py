@@ -45,6 +45,37 @@ def test_the_example_of_the_module_is_a_recipe(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("5%", [0.05, 0.05, 0.05]),
+        (0.2, [0.2, 0.2, 0.2]),
+        ({"full_price": "10%"}, [0.05, 0.05, 0.1]),
+        ({"full_price": 0.1, "title": "2%"}, [0.02, 0.05, 0.1]),
+    ],
+)
+def test_wrong_values_are_borne_by_column(told, expected, tmp_path: Path):
+    recipe = make_recipe({"catalog": "x", "evaluation": {"accept_error": told}})
+    columns = [field.column for field in recipe.prompt.fields]
+    assert list(recipe.evaluation.bearable(columns).values()) == expected
+    assert load_recipe(written(tmp_path, dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        (2, "2 is no share of wrong values: give one such as 5%"),
+        ("much", "'much' is no share"),
+        ({"full_price": "100%"}, "is no share"),
+        ({"full_price": None}, "is no share"),
+        ({"price": 0.1}, "accept_error names 'price': did you mean 'full_price'"),
+    ],
+)
+def test_what_is_no_share_of_wrong_values(told, reason: str):
+    with pytest.raises(RecipeError, match=reason):
+        make_recipe({"catalog": "x", "evaluation": {"accept_error": told}})
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("catalogue: x", r"unknown key 'catalogue': did you mean 'catalog'\?"),
