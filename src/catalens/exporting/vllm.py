@@ -121,11 +121,11 @@ class VllmRuntime:
 
     def _trace(self, asked: Asked, completion: Completion, first: Any) -> Trace:
         """Trace a row by its answer and by vLLM's output of one token without a constraint."""
-        cut = [self.family.encode_image(self.processor, picture).pixels for picture in asked.pictures]
+        cut = [self.family.encode_image(self.processor, picture) for picture in asked.pictures]
         told = first.outputs[0].logprobs[0]
         scores = np.full(self.generator.vocabulary.size, -np.inf, np.float32)
         scores[list(told)] = [one.logprob for one in told.values()]
-        pixels = sample_pixels(np.concatenate([one.numpy() for one in cut if one is not None]))
+        pixels = sample_pixels(self.family.normalised_pixels(cut).numpy())
         ids = list(first.prompt_token_ids)
         return Trace(pixels, ids, scores, completion.text, sum(completion.log_probabilities))
 
