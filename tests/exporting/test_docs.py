@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from catalens.cli import app
-from catalens.exporting import TOLERANCES
+from catalens.exporting import LIMITS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "exporting.md").read_text(encoding="utf-8")
@@ -39,6 +39,6 @@ def test_the_tolerances_are_the_ones_of_the_code():
     rows = {cells[1].strip(): cells[3:5] for line in TEXT.splitlines() if len(cells := line.split("|")) == 6}
     for name in ("pixels", "logits", "log probability"):
         for cell, precision in zip(rows[name], ("fp32", "bf16"), strict=True):
-            assert float(cell) == getattr(TOLERANCES[precision], name.replace(" ", "_"))
+            assert float(cell) == getattr(LIMITS[precision], name.replace(" ", "_"))
     assert rows["answers"] == [" equal ", " 1 in 10 may differ "]
-    assert (TOLERANCES["fp32"].answers, TOLERANCES["bf16"].answers) == (0.0, 0.1)
+    assert (LIMITS["fp32"].answers, LIMITS["bf16"].answers) == (0.0, 0.1)

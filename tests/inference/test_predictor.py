@@ -45,7 +45,9 @@ def test_a_field_has_the_tokens_of_its_value_and_of_its_end():
     scores = field_scores(PromptSpec(), written(), END)
     assert scores["title"] == FieldScore(pytest.approx(-0.61), 3)  # " Red" " Tote", and one for ", Category: "
     assert scores["category3_code"] == FieldScore(pytest.approx(-0.4), 3, pytest.approx(-0.61))
-    assert scores["full_price"] == FieldScore(pytest.approx(-2.6), 4, pytest.approx(-1.01))  # the " " before it is of the label
+    assert scores["full_price"] == FieldScore(
+        pytest.approx(-2.6), 4, pytest.approx(-1.01)
+    )  # the " " before it is of the label
 
 
 @pytest.mark.parametrize("label", ["P", "Price", "A very long label of many tokens"])

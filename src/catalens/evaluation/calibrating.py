@@ -37,7 +37,7 @@ from catalens.examples import parse_answer
 from catalens.features import FeatureCache
 from catalens.inference.calibration import Calibration, load_calibration
 from catalens.inference.fitting import fit_calibration
-from catalens.inference.generation import Generator
+from catalens.inference.generation import constrained_generator
 from catalens.inference.predictor import Predictor, Writer, field_scores
 from catalens.intervals import bootstrap, mean, share
 from catalens.metrics import correctness
@@ -81,30 +81,19 @@ def run_predictor(run: Run, recipe: Recipe, console: Console, memory: FeatureCac
         except CatalogError as error:
             console.print(f"[yellow]not calibrated:[/] {escape(str(error))}", highlight=False)
     targets = spec.bearable(field.column for field in run.prompt.fields)
-    return Predictor(_writer(run, spec, number, memory), run.prompt, calibration, targets, number)
+    writer = constrained_generator(run, spec, number.estimate, memory)
+    return Predictor(writer, run.prompt, calibration, targets, number)
 
 
 def _calibrated(run: Run, spec: EvaluationSpec, number: NumberSpec, console: Console) -> Calibration:
     """Learn a calibration, kept in the run's folder by the process that writes there where it is the run's own."""
     with bars(console) as progress:
-        calibration = learn_calibration(run, _writer(run, spec, number), spec.interval, number, progress)
+        writer = constrained_generator(run, spec, number.estimate)
+        calibration = learn_calibration(run, writer, spec.interval, number, progress)
     own = run.recipe.evaluation.interval, run.recipe.number
     if processes().is_main_process and (spec.interval, number) == own:
         calibration.save(run.folder)
     return calibration
-
-
-def _writer(run: Run, spec: EvaluationSpec, number: NumberSpec, memory: FeatureCache | None = None) -> Generator:
-    return Generator(
-        run.model,
-        run.processor,
-        run.prompt,
-        spec.batch_size,
-        spec.max_new_tokens,
-        run.space,
-        cache=memory,
-        estimate=number.estimate,
-    )
 
 
 def learn_calibration(

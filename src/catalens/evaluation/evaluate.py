@@ -38,7 +38,7 @@ from catalens.evaluation.calibrating import calibrate, confidence_block, review_
 from catalens.evaluation.image_use import blanked, image_use, partners
 from catalens.examples import Answer, parse_answer
 from catalens.features import FeatureCache
-from catalens.inference.generation import Generator
+from catalens.inference.generation import Generator, constrained_generator
 from catalens.inference.predictor import Predictor, Writer
 from catalens.inference.records import Completion
 from catalens.metrics import Figure, ImageUse, Row
@@ -311,16 +311,7 @@ def _baselines(
 def _before(run: Run, recipe: Recipe, rows: ScoringRows, progress: Progress) -> dict[str, Any]:
     run.model.to("cpu")  # a GPU need not hold both
     base = load_model(recipe.model, compute_dtype(recipe.training.precision), recipe.training.attention).eval()
-    spec = recipe.evaluation
-    untrained = Generator(
-        base,
-        run.processor,
-        run.prompt,
-        spec.batch_size,
-        spec.max_new_tokens,
-        run.space,
-        estimate=recipe.number.estimate,
-    )
+    untrained = constrained_generator(replace(run, model=base), recipe.evaluation, recipe.number.estimate)
     return rows.score(rows.values(rows.answers(untrained, "as it was before training", progress)))
 
 

@@ -26,7 +26,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -40,10 +39,10 @@ from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
 from catalens.catalog.pictures import picture_size
-from catalens.checkpoint import greedy
-from catalens.config import PromptSpec
+from catalens.checkpoint import Run, greedy
+from catalens.config import EvaluationSpec, PromptSpec
 from catalens.data import Encoded, Encoder, Picture, Query
-from catalens.devices import free_memory, processes
+from catalens.devices import eager, free_memory, processes
 from catalens.distributions import Estimate
 from catalens.errors import InferenceError, PictureError
 from catalens.examples import AnswerSchema, complete_question
@@ -159,7 +158,7 @@ class Generator:
         state, was_training = processes(), self.model.training
         self.model.eval()  # while it trains, checkpointing would drop the KV cache
         try:
-            with _uncompiled(self.model):
+            with eager(self.model):  # each of a batch's shapes would be compiled anew
                 if state.num_processes == 1 or not queries:
                     return work(queries, on_progress)
                 share = math.ceil(len(queries) / state.num_processes)  # the same in each: they wait for one another
@@ -309,7 +308,17 @@ class Generator:
         return self._fitting(work, batch[:half]) + self._fitting(work, batch[half:])
 
 
-def _uncompiled(model: Any) -> AbstractContextManager[object]:
-    """Run compiled layers as they are: each of a batch's shapes would be compiled anew."""
-    compiled = any(getattr(module, "_compiled_call_impl", None) for module in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+def constrained_generator(
+    run: Run, spec: EvaluationSpec, estimate: Estimate | None = None, cache: FeatureCache | None = None
+) -> Generator:
+    """Make the generator of a run's answers under its answer schema, as `predict` has it."""
+    return Generator(
+        run.model,
+        run.processor,
+        run.prompt,
+        spec.batch_size,
+        spec.max_new_tokens,
+        run.space,
+        cache=cache,
+        estimate=estimate,
+    )
