@@ -168,7 +168,7 @@ class ScoringRows:
         else:
             exchanged = [replace(one, pictures=theirs) for one, theirs in zip(self.queries, others, strict=True)]
             shuffled = self.values(self.answers(engine, "shuffled pictures", progress, exchanged))
-        found = image_use(self.kinds, self.truths, predictions, self.ids, shuffled)
+        found = image_use(self.kinds, self.truths, predictions, shuffled, self.ids)
         places = [
             self._position_use(engine, predictions, place, progress) for place in range(most if most > 1 else 0)
         ]
@@ -186,7 +186,7 @@ class ScoringRows:
             exchanged.append(replace(self.queries[i], pictures=tuple(pictures)))
         written = self.values(self.answers(engine, f"picture {place + 1} exchanged", progress, exchanged))
         truths, own = [self.truths[i] for i in rows], [predictions[i] for i in rows]
-        return {"rows": len(rows)} | image_use(self.kinds, truths, own, ids, written)
+        return {"rows": len(rows)} | image_use(self.kinds, truths, own, written, ids)
 
     def scored(
         self, predictor: Predictor, written: Sequence[Completion], free: Sequence[Completion]
