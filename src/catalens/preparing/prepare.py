@@ -27,14 +27,8 @@ from catalens.catalog.duplicates import near_pairs
 from catalens.catalog.folder import manifest, occupied, recover, refuse_taken
 from catalens.catalog.pictures import PictureFacts, picture_facts
 from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key
-from catalens.catalog.storage import (
-    GROUP_BYTES,
-    Catalog,
-    CatalogCard,
-    CatalogWriter,
-    RejectedRow,
-    kind_of_reason,
-)
+from catalens.catalog.storage import GROUP_BYTES, Catalog, CatalogCard, RejectedRow, kind_of_reason
+from catalens.catalog.writer import CatalogWriter
 from catalens.config import Kind
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.files import locked, writing
@@ -42,8 +36,9 @@ from catalens.preparing.collect import CollectSpec, collect, picture_key
 from catalens.preparing.download import Downloader
 from catalens.preparing.journal import TableJournal
 from catalens.progress import Progress, silent
+from catalens.reading.opening import open_source
 from catalens.reading.roles import Columns
-from catalens.reading.sources import Source, open_source
+from catalens.reading.source import Source
 from catalens.reading.table import SPARE, Table, TableRow, TableSpec, local_base
 
 MAX_SOURCE = 200

@@ -22,7 +22,7 @@ MAX_TEXT = 2000
 SHOWN = 40
 """Characters of a cell that a reason shows."""
 Missing = Literal["keep", "refuse"]
-"""What becomes of a row that lacks some of its fields."""
+"""Treatment of a row that lacks some of its fields."""
 NO_VALUES = "no field has a value"
 """Reason against a row that lacks them all."""
 

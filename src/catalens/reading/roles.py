@@ -29,19 +29,8 @@ PICTURES = (
     *("local image path", "main image url", "main image", "image src", "image url", "image link", "image", "images"),
     *("img", "picture", "photo", "photos", "pictures", "bild", "bilder", "foto", "fotos", "imagen", "immagine"),
     *("afbeelding", "zdjecie", "obraz", "kep", "file name", "filename", "imageurl", "imagelink", "thumbnail"),
-    *(
-        "imagem",
-        "imagenes",
-        "bilde",
-        "billede",
-        "kuva",
-        "obrazek",
-        "gorsel",
-        "resim",
-        "фото",
-        "изображение",
-        "εικονα",
-    ),
+    *("imagem", "imagenes", "bilde", "billede", "kuva", "obrazek", "gorsel", "resim", "фото", "изображение"),
+    "εικονα",
 )
 PRODUCTS = (
     *("product code", "item group id", "handle", "parent sku", "product id", "productid", "sku", "asin", "uniq id"),
@@ -50,17 +39,8 @@ PRODUCTS = (
     *("codice", "referentie", "kod", "artikl", "varenummer", "cikkszam", "артикул", "код", "κωδικος"),
 )
 GROUPS = (
-    *(
-        "parent",
-        "parent sku",
-        "item group id",
-        "group id",
-        "variant group",
-        "master id",
-        "master sku",
-        "master product",
-    ),
-    *("variant of", "group sku", "configurable sku"),
+    *("parent", "parent sku", "item group id", "group id", "variant group", "master id", "master sku"),
+    *("master product", "variant of", "group sku", "configurable sku"),
 )
 """Names of columns that only the variants of a product have."""
 NO_GROUPS = {"category", "categories", "type", "name", "title", "department"}
@@ -77,22 +57,8 @@ CATEGORIES = (
 )
 NUMBERS = (
     *("full price", "price", "sale price", "regular price", "list price", "preis", "prix", "precio", "prezzo"),
-    *(
-        "prijs",
-        "cena",
-        "pris",
-        "hind",
-        "ar",
-        "amount",
-        "msrp",
-        "rrp",
-        "cost",
-        "preco",
-        "hinta",
-        "fiyat",
-        "цена",
-        "τιμη",
-    ),
+    *("prijs", "cena", "pris", "hind", "ar", "amount", "msrp", "rrp", "cost", "preco", "hinta", "fiyat", "цена"),
+    "τιμη",
 )
 SPECIAL_NAMES = {
     *("additional", "compare", "cost", "shipping", "tax", "unit", "old", "before", "discount", "min", "max"),
