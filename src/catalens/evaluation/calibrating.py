@@ -32,6 +32,7 @@ from catalens.confidence import (
 from catalens.config import EvaluationSpec, NumberSpec, Recipe
 from catalens.data import Encoder, load_examples
 from catalens.devices import processes
+from catalens.distributions import TOP
 from catalens.errors import CatalogError
 from catalens.examples import parse_answer
 from catalens.features import FeatureCache
@@ -47,8 +48,6 @@ from catalens.tolerance import TEN_PER_CENT, Tolerance
 
 PRODUCTS = 2000
 """Most products of the validation split that a calibration learns from."""
-TOP = 3
-"""Likeliest categories of which one should be right."""
 POINTS = 100
 """Most points of a risk-coverage curve."""
 REVIEW_CONFIDENCE = 0.95
@@ -197,7 +196,7 @@ def _spread(name: str, kind: str, rows: Sequence[ScoredRow], resamples: int) -> 
     if not known:
         return {}
     if kind != "number":
-        held = [any(row.truth[name] == value for value, _ in row.distributions[name].top(TOP)) for row in known]
+        held = [any(row.truth[name] == value for value, _ in row.distributions[name].top()) for row in known]
         return {f"top_{TOP}": share(np.array(held), products)}
     scores = np.array(
         [

@@ -72,8 +72,8 @@ def possible_passes(accumulation: int, rows: int) -> list[int]:
     return [*fewer, *(accumulation * parts for parts in range(1, rows + 1))]
 
 
-def shapes_of(plan: Plan, lengths: Sequence[int], packed: bool, most: int = SHAPES) -> dict[int, int]:
-    """Rows by tokens of at most so many shapes that hold all micro-batches: layers are compiled once for each.
+def shapes_of(plan: Plan, lengths: Sequence[int], packed: bool) -> dict[int, int]:
+    """Rows by tokens of at most `SHAPES` shapes that hold all micro-batches: layers are compiled once for each.
 
     Of packed batches, the samples of the largest one.
     """
@@ -84,7 +84,7 @@ def shapes_of(plan: Plan, lengths: Sequence[int], packed: bool, most: int = SHAP
         for own in [_own(batch, lengths)]
     ]
     low, high = min(tokens for tokens, _ in seen), max(tokens for tokens, _ in seen)
-    width = max(math.ceil((high - low + 1) / most), high // NARROW, 1)
+    width = max(math.ceil((high - low + 1) / SHAPES), high // NARROW, 1)
     bins: dict[int, list[tuple[int, int]]] = {}
     for tokens, rows in seen:
         bins.setdefault((tokens - low) // width, []).append((tokens, rows))
