@@ -88,7 +88,7 @@ class FeatureCache:
     def __init__(self, encoder: Encoder, room: int = 2**30, features: bool = True) -> None:
         self.encoder, self.room = encoder, room
         self.features = features
-        """Whether images are to have features; where not, they are decoded pictures."""
+        """Tell whether images are to have features; else they are decoded pictures."""
         self.folder: Path | None = None
         self._model: Any = None
         self.kept: dict[bytes, ImageInputs] = {}

@@ -141,7 +141,7 @@ class Certificate:
     differences: Sequence[Mapping[str, str]] = ()
     """Rows whose ids or answers differ: id, run, export."""
     unchecked: str | None = None
-    """Why nothing was compared, and how it can be."""
+    """Reason why nothing was compared, and how it can be."""
 
     @property
     def passed(self) -> bool:
