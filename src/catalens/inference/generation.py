@@ -22,10 +22,7 @@ Shapes: B rows, T tokens, V vocabulary, F features of an embedding.
 
 import gc
 import math
-import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -46,7 +43,7 @@ from catalens.devices import eager, free_memory, processes
 from catalens.distributions import Estimate
 from catalens.errors import InferenceError, PictureError
 from catalens.examples import AnswerSchema, complete_question
-from catalens.features import FeatureCache
+from catalens.features import FeatureCache, decoded_ahead
 from catalens.inference.decoding import Decoder
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.inference.records import Completion
@@ -204,20 +201,13 @@ class Generator:
 
     def _batches_ahead(
         self, queries: Sequence[Query], on_progress: OnProgress
-    ) -> Iterator[tuple[list[_Asked], list[list[ImageInputs] | PictureError]]]:
-        """Batches with their pictures, decoded on all cores while the batches before are worked on."""
-        waiting: deque[tuple[list[_Asked], list[Future[list[ImageInputs] | PictureError]]]] = deque()
-        batches, done = self._batches(queries), 0
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            while True:
-                while len(waiting) <= AHEAD and (batch := next(batches, None)):
-                    waiting.append((batch, [pool.submit(self._encoded, row.query) for row in batch]))
-                if not waiting:
-                    return
-                rows, coming = waiting.popleft()
-                yield rows, [one.result() for one in coming]
-                done += len(rows)
-                on_progress(done)
+    ) -> Iterator[tuple[Sequence[_Asked], list[list[ImageInputs] | PictureError]]]:
+        """Batches with their pictures, which are counted when the next one is asked for."""
+        done = 0
+        for rows, images in decoded_ahead(self._batches(queries), self._encoded, AHEAD):
+            yield rows, images
+            done += len(rows)
+            on_progress(done)
 
     def _batches(self, queries: Sequence[Query]) -> Iterator[list[_Asked]]:
         chunk, room = CHUNK * self.batch_size, self._cache_tokens()
@@ -265,9 +255,9 @@ class Generator:
             return psutil.virtual_memory().total - weights
         return free_memory(device) // ROUGH * ROUGH
 
-    def _encoded(self, query: Query) -> list[ImageInputs] | PictureError:
+    def _encoded(self, row: _Asked) -> list[ImageInputs] | PictureError:
         try:
-            return [(self._cache or self._encoder.image)(picture) for picture in query.pictures]
+            return [(self._cache or self._encoder.image)(picture) for picture in row.query.pictures]
         except PictureError as error:
             return error
 
