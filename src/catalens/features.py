@@ -130,7 +130,8 @@ class FeatureCache:
     def open(self, model: Any, dtype: torch.dtype) -> None:
         """Take to features on disk, of the tower of `model`, whose products are of this type, as are they."""
         self._model, self.dtype, self.features = model, dtype, True
-        self.folder = _home() / "features" / _fingerprint(self.encoder, model, dtype)
+        home = Path(os.environ.get("CATALENS_CACHE") or Path.home() / ".cache" / "catalens")
+        self.folder = home / "features" / _fingerprint(self.encoder, model, dtype)
         self.refresh()
 
     def close(self, used: bool) -> None:
@@ -263,10 +264,6 @@ def fill_where_it_pays(
 
 def _digest(picture: Encoded) -> bytes:
     return picture.digest if isinstance(picture, Picture) else hashlib.sha256(picture).digest()
-
-
-def _home() -> Path:
-    return Path(os.environ.get("CATALENS_CACHE") or Path.home() / ".cache" / "catalens")
 
 
 def _fingerprint(encoder: Encoder, model: Any, dtype: torch.dtype) -> str:

@@ -28,7 +28,7 @@ constrained answer, and its summed log-probability. `certificate` imports no tor
 from catalens.lazy import exports
 
 HOMES = {
-    "certificate": "Certificate Check LIMITS Limits ReferenceRow Runtime Trace compare sample_pixels",
+    "certificate": "Certificate Check LIMITS ReferenceRow Trace compare sample_pixels",
     "card": "licence_of renew_equality write_card",
     "export": "check export Exported target_of",
     "onnx_writer": "write_graphs",

@@ -302,13 +302,5 @@ def constrained_generator(
     run: Run, spec: EvaluationSpec, estimate: Estimate | None = None, cache: FeatureCache | None = None
 ) -> Generator:
     """Make the generator of a run's answers under its answer schema, as `predict` has it."""
-    return Generator(
-        run.model,
-        run.processor,
-        run.prompt,
-        spec.batch_size,
-        spec.max_new_tokens,
-        run.space,
-        cache=cache,
-        estimate=estimate,
-    )
+    limits = spec.batch_size, spec.max_new_tokens
+    return Generator(run.model, run.processor, run.prompt, *limits, run.space, cache=cache, estimate=estimate)

@@ -15,7 +15,7 @@ that it has not seen; it may be removed.
 import asyncio
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ from catalens.progress import Progress, silent
 from catalens.reading.opening import open_source
 from catalens.reading.roles import Columns
 from catalens.reading.source import Source
-from catalens.reading.table import SPARE, Table, TableRow, TableSpec, local_base
+from catalens.reading.table import SPARE, Notice, Table, TableRow, TableSpec, local_base
 
 MAX_SOURCE = 200
 """Characters that are shown of a URL or path."""
@@ -47,7 +47,6 @@ BATCH_ROWS = 1000
 """Rows that are written down together, or fewer with `GROUP_BYTES` of pictures that came with them."""
 TIED = "tied to products of two splits"
 TIED_FIX = "give variants of one product one id, or raise --max-bad to leave them out"
-Notice = Callable[[str], None]
 
 
 class PrepareSpec(CollectSpec):

@@ -29,8 +29,9 @@ from defusedxml.ElementTree import iterparse
 from python_calamine import CalamineWorkbook, SheetTypeEnum, SheetVisibleEnum
 
 from catalens.errors import CatalogError, first_line
-from catalens.reading.columns import SAMPLE_ROWS, SHOWN, Unreadable
+from catalens.reading.columns import SAMPLE_ROWS, Unreadable
 from catalens.reading.nested import with_answer
+from catalens.reading.numbers import SHOWN
 from catalens.reading.text import open_bytes
 
 Row = Mapping[Any, Any] | str

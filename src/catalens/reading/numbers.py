@@ -41,6 +41,7 @@ BESIDE = re.compile(
 USUAL = ("USD", "EUR", "GBP", "JPY", "SEK", "INR")
 """Taken first for a sign that several currencies share."""
 SHOWN = 40
+"""Characters of a cell that a reason shows."""
 
 
 class Numbers(Frozen):

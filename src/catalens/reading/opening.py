@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 from catalens.errors import CatalogError, first_line
 from catalens.files import file_hash
 from catalens.reading.arrow import batch_rows, named, read_parquet
-from catalens.reading.columns import SAMPLE_ROWS, SHOWN
+from catalens.reading.columns import SAMPLE_ROWS
 from catalens.reading.formats import Reader, Row, kind_of, read_document, read_feed, read_sheet, read_tar
+from catalens.reading.numbers import SHOWN
 from catalens.reading.source import (
     FIRST_BYTES,
     ReadSpec,

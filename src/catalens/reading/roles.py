@@ -129,7 +129,7 @@ def ranked(columns: Sequence[str], names: Sequence[str], last: bool = False) -> 
             wanted = name.split()
             if plain == wanted or "".join(plain) == "".join(wanted):
                 rank = (special, 0, index)
-            elif _within(wanted, plain):
+            elif any(plain[at : at + len(wanted)] == wanted for at in range(len(plain) - len(wanted) + 1)):
                 rank = (special, 1 + len(plain) - len(wanted), index)
             else:
                 continue
@@ -137,10 +137,6 @@ def ranked(columns: Sequence[str], names: Sequence[str], last: bool = False) -> 
             rank = (*rank, -number if last else number)
             found[column] = min(found.get(column, rank), rank)
     return sorted(found, key=lambda column: found[column])
-
-
-def _within(wanted: Sequence[str], words: Sequence[str]) -> bool:
-    return any(list(words[at : at + len(wanted)]) == list(wanted) for at in range(len(words) - len(wanted) + 1))
 
 
 def guess_columns(sample: Sample, given: Columns, probe: Probe | None = None) -> Columns:

@@ -174,7 +174,7 @@ class Loop:
         batches, rows = iter(loader), iter(loader.batch_sampler or ())
         self.meter.start()
         for _ in range(first, total):
-            if self._stopped():
+            if self.spec.patience is not None and self.state.rounds_since_best >= self.spec.patience:
                 break
             micro_batches = self._fetch(batches, rows)
             if self.checkpoint and self.state.step == first:
@@ -327,9 +327,6 @@ class Loop:
         self._check("training", float(self._loss))  # a spoilt state is never kept
         with self.meter.paused():
             self.training.save(self.folder / "checkpoints", self.state, self.spec.keep_checkpoints)
-
-    def _stopped(self) -> bool:
-        return self.spec.patience is not None and self.state.rounds_since_best >= self.spec.patience
 
     def _finish(self, first: int, seconds: float) -> float:
         """Log the loss of the whole, and go back to the best checkpoint."""
