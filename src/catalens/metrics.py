@@ -99,10 +99,7 @@ METRICS: dict[str, Metric] = {
         right=True,
     ),
     "record_accuracy": Metric(
-        "answer",
-        "all right",
-        "Share of rows whose every field is right: what nobody would have to touch.",
-        all_right,
+        "answer", "all right", "Share of rows whose every field is right: what nobody would have to touch.", all_right
     ),
     "exact": Metric(
         "text",
@@ -289,11 +286,7 @@ def rows_with(name: str, truths: Sequence[Row]) -> list[int]:
 
 
 def statistics(
-    name: str,
-    kind: str,
-    truths: Sequence[Row],
-    predictions: Sequence[Row | None],
-    within: Tolerance = TEN_PER_CENT,
+    name: str, kind: str, truths: Sequence[Row], predictions: Sequence[Row | None], within: Tolerance = TEN_PER_CENT
 ) -> dict[str, Statistic]:
     """Make the figures of a column over any resample of rows that all have a truth: `{metric: Statistic}`."""
     columns = _columns(name, truths, predictions)
@@ -366,11 +359,7 @@ def _picked(rows: Sequence[int], *columns: Sequence[Any]) -> list[list[Any]]:
 
 
 def correctness(
-    name: str,
-    kind: str,
-    truths: Sequence[Row],
-    predictions: Sequence[Row | None],
-    within: Tolerance = TEN_PER_CENT,
+    name: str, kind: str, truths: Sequence[Row], predictions: Sequence[Row | None], within: Tolerance = TEN_PER_CENT
 ) -> NDArray[np.bool_]:
     """Test each value of a column, [n], of rows that have a truth: text, category exact, number within tolerance."""
     metric = metrics_of(kind, within)[share_right(kind)]

@@ -21,14 +21,7 @@ from rich.markup import escape
 
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import Run, load_run
-from catalens.confidence import (
-    acceptance,
-    calibration_error,
-    crps,
-    interval_coverage,
-    reliability,
-    review_outcome,
-)
+from catalens.confidence import acceptance, calibration_error, crps, interval_coverage, reliability, review_outcome
 from catalens.config import EvaluationSpec, NumberSpec, Recipe
 from catalens.data import Encoder, load_examples
 from catalens.devices import processes

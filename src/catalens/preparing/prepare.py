@@ -134,14 +134,7 @@ def _held_journal(out: Path) -> Iterator[TableJournal]:
 class _Work:
     """The passes over a journal."""
 
-    def __init__(
-        self,
-        out: Path,
-        table: Table,
-        spec: PrepareSpec,
-        journal: TableJournal,
-        notice: Notice,
-    ) -> None:
+    def __init__(self, out: Path, table: Table, spec: PrepareSpec, journal: TableJournal, notice: Notice) -> None:
         self.table, self.source, self.roles = table, table.source, table.roles
         beside = local_base(table.source, None) if spec.image_root else None
         self.spec = spec.model_copy(update={"base": local_base(table.source, spec.image_root), "beside": beside})

@@ -386,9 +386,7 @@ def start_accelerator(spec: TrainingSpec, family: Family) -> Accelerator:
         )
     AcceleratorState._reset_state(reset_partial_state=True)  # of another run of this process, in another precision
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="bf16" if bf16 else "no",
-        fsdp_plugin=plugin,
+        cpu=not torch.cuda.is_available(), mixed_precision="bf16" if bf16 else "no", fsdp_plugin=plugin
     )
     if plugin and accelerator.distributed_type == DistributedType.MULTI_CPU:  # torch shards on CPUs, too
         processes().distributed_type = DistributedType.FSDP
