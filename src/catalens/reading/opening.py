@@ -1,4 +1,4 @@
-"""Opening of what has rows: a table, a folder of pictures, a dataset; read row by row, never as a whole.
+"""Opening of tables, folders of pictures and datasets as sources of rows, read one by one, never as a whole.
 
 open_source("burberry.csv")
 open_source("s3://shop/products.parquet")
