@@ -479,7 +479,7 @@ def exported(
     table(source)
     (source / "export.csv").write_text("\n".join(lines))
     told: list[str] = []
-    spec = PrepareSpec(max_bad=0.5, fractions={"train": 1.0}, table=TableSpec(missing=missing))
+    spec = PrepareSpec(max_bad=0, fractions={"train": 1.0}, table=TableSpec(missing=missing))
     folder, card = prepare_source(str(source / "export.csv"), source.parent / missing, spec=spec, notice=told.append)
     return [tuple(row.values())[1:] for row in Catalog(folder).rows("train")], card, told
 
