@@ -91,7 +91,7 @@ def _print_figures(
     """Print the figures of both ways, and their paired differences."""
     kinds, tolerance = {column: "number"}, NumberSpec(within=within).tolerance
     scores = [metrics.score(kinds, truths, one, ids, within=tolerance)["fields"][column] for one in both]
-    apart = metrics.differences(kinds, truths, *both, products=ids, within=tolerance)[column]
+    apart = metrics.differences(kinds, truths, *both, ids, within=tolerance)[column]
     table = Table(title=title)
     for heading in ("", "token by token", "median", "difference (95 % interval)"):
         table.add_column(heading)
