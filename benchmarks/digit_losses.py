@@ -3,18 +3,16 @@
     python benchmarks/digit_losses.py --out /tmp/digits --seeds 0 1 2
 
 The demo is drawn, once as it is and once with noise that differs by category, and trained with every loss and seed;
-answers are kept in --out, and a run whose answers are there is not trained again. `neighbours`: a digit's target is
-its share of a log-normal distribution around the true price, among the numbers that begin with the true digits before
-it. `crps`: to the cross-entropy is added the squared distance between the cumulative probabilities of the ten digits
-and the step at the true one, by place value over the price. `head`: a linear head learns the logarithm of the price
-from the hidden state before its first digit, and its squared error is added.
+answers are kept in --out, and a run whose answers are there is not trained again. `neighbours` is the recipe's
+`training.number_smoothing`. `crps`: to the cross-entropy is added the squared distance between the cumulative
+probabilities of the ten digits and the step at the true one, by place value over the price. `head`: a linear head
+learns the logarithm of the price from the hidden state before its first digit, and its squared error is added.
 """
 
 import argparse
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from rich.table import Table
 from torch.nn import functional as F
 
 import catalens
-from catalens.checkpoint import load_run, load_untrained
+from catalens.checkpoint import DEMO_RECIPE, load_run, load_untrained
 from catalens.confidence import crps
 from catalens.intervals import Statistic, mean, median, paired
 from catalens.model.modeling import Phi3VForCausalLM
@@ -36,7 +34,7 @@ from catalens.sampling.assortment import DEMO
 CATALOGS = {"demo": (0, False), "by-category": (5, True)}
 """Seed, and noise by category, of what is drawn."""
 WEIGHTS = {"none": 0.0, "neighbours": 0.05, "crps": 3.0, "head": 10.0}
-"""Width of the distribution of neighbours, factors of the terms that are added."""
+"""Width of what digits learn, factors of the terms that are added."""
 MIDDLE = 5.5
 """Of logarithms of prices, from which the head begins."""
 
@@ -69,12 +67,13 @@ def _answers(out: Path, name: str, loss: str, seed: int, rows: int, settings: Se
         drawn, by_category = CATALOGS[name]
         splits = {"train": 0.79, "validation": 0.1, "test": 0.11}
         catalens.sample(catalog, rows, drawn, DEMO.uneven if by_category else DEMO, fractions=splits)
+    told = [f"catalog={catalog}", f"training.seed={seed}", "tracking.to=none", *settings]
+    told.append(f"training.number_smoothing={WEIGHTS[loss] if loss == 'neighbours' else 0}")
     usual = Phi3VForCausalLM._loss
-    Phi3VForCausalLM._loss = _weighing(loss, WEIGHTS[loss])  # type: ignore[method-assign]
+    if loss in ("crps", "head"):
+        Phi3VForCausalLM._loss = _adding(loss, WEIGHTS[loss])  # type: ignore[method-assign]
     try:
-        recipe = Path(catalens.__file__).parent / "assets/demo.yaml"
-        told = [f"catalog={catalog}", f"training.seed={seed}", "tracking.to=none", *settings]
-        trained = catalens.train(recipe, out / "runs" / kept.stem, overrides=told)
+        trained = catalens.train(DEMO_RECIPE, out / "runs" / kept.stem, overrides=told)
     finally:
         Phi3VForCausalLM._loss = usual  # type: ignore[method-assign]
     run = load_run(trained.folder)
@@ -92,27 +91,28 @@ def _answers(out: Path, name: str, loss: str, seed: int, rows: int, settings: Se
     return found
 
 
-def _weighing(loss: str, weight: float) -> Callable[..., torch.Tensor]:
-    """Make the loss of a model that weighs the digits of prices: hidden [B, T, H], labels [B, T] -> a number."""
-    head, zero, point = None, 0, 0
+def _adding(loss: str, weight: float) -> Callable[..., torch.Tensor]:
+    """Make the loss of a model with a term of the prices' digits: hidden [B, T, H], labels [B, T] -> a number."""
+    usual, head = Phi3VForCausalLM._loss, None
+    tokenizer = load_untrained().processor.tokenizer
+    zero, point = (tokenizer.convert_tokens_to_ids(word) for word in "0.")
 
-    def value(self: Any, hidden: torch.Tensor, labels: torch.Tensor, count: Any, smoothing: float) -> torch.Tensor:
-        nonlocal head, zero, point
-        following = labels[:, 1:]
-        answers, targets = hidden[:, :-1][following != -100], following[following != -100]
-        total = self.lm_head(answers, targets=targets, smoothing=smoothing)
-        if not zero:
-            tokenizer = load_untrained().processor.tokenizer
-            zero, point = (tokenizer.convert_tokens_to_ids(word) for word in "0.")
+    def value(self: Any, hidden: torch.Tensor, labels: torch.Tensor, count: Any, *others: Any) -> torch.Tensor:
+        nonlocal head
+        total = usual(self, hidden, labels, count, *others)
+        learnt = labels[:, 1:] != -100
+        answers, targets = hidden[:, :-1][learnt], labels[:, 1:][learnt]
         prices = _prices(targets.tolist(), zero, point) if torch.is_grad_enabled() else []
-        if prices and loss == "head":
+        if not prices:
+            return total
+        if loss == "head":
             first = answers[[start for start, _ in prices]]
             head = head or _head(first.shape[1])
             truths = torch.tensor([math.log(max(1, _number(digits))) for _, digits in prices])
-            total = total + weight * ((head(first).squeeze(1) + MIDDLE - truths) ** 2).sum()
-        elif prices and loss != "none":
-            total = total + _of_digits(loss, weight, answers, targets, prices, self.lm_head.weight, zero)
-        return total / max(float(len(targets) if count is None else count), 1.0)
+            added = ((head(first).squeeze(1) + MIDDLE - truths) ** 2).sum()
+        else:
+            added = _crps(answers, targets, prices, self.lm_head.weight, zero)
+        return total + weight * added / max(float(len(targets) if count is None else count), 1.0)
 
     return value
 
@@ -149,45 +149,19 @@ def _head(size: int) -> torch.nn.Linear:
     return head
 
 
-def _of_digits(
-    loss: str,
-    weight: float,
+def _crps(
     answers: torch.Tensor,
     targets: torch.Tensor,
     prices: Sequence[tuple[int, list[int]]],
     words: torch.Tensor,
     zero: int,
 ) -> torch.Tensor:
-    """Give what is added to the cross-entropy, over the digits before the point."""
-    places, units, shares = [], [], []
-    for start, digits in prices:
-        price, before = max(1, _number(digits)), 0
-        for n, digit in enumerate(digits):
-            unit = 10 ** (len(digits) - 1 - n)
-            places.append(start + n)
-            units.append(unit / price)
-            shares.append(_neighbours(price, before, unit, weight, n == 0, digit))
-            before = before * 10 + digit
-    logs = F.log_softmax(F.linear(answers[places], words).float(), -1)
-    ten, true = logs[:, zero : zero + 10], targets[places]
-    if loss == "neighbours":
-        return (logs.gather(1, true[:, None]).squeeze(1) - (torch.tensor(shares) * ten).sum(1)).sum()
-    beyond = (torch.arange(10)[None] >= (true - zero)[:, None]).float()
-    return weight * (((ten.softmax(-1).cumsum(-1) - beyond) ** 2).sum(1) * torch.tensor(units)).sum()
-
-
-def _neighbours(price: int, before: int, unit: int, width: float, leading: bool, digit: int) -> list[float]:
-    """Share of each next digit in numbers around a price that begin with the digits before it."""
-
-    def below(x: float) -> float:
-        return 0.0 if x <= 0 else 0.5 * (1 + math.erf(math.log(x / price) / width / math.sqrt(2)))
-
-    edges = [below((before * 10 + n) * unit - 0.5) for n in range(11)]
-    shares = [high - low for low, high in pairwise(edges)]
-    if leading:
-        shares[0] = 0.0
-    whole = sum(shares)
-    return [share / whole for share in shares] if whole > 1e-9 else [float(n == digit) for n in range(10)]
+    """Add up how far cumulative probabilities of digits before the point are off, by place value over the price."""
+    places = [start + n for start, digits in prices for n in range(len(digits))]
+    units = [10 ** (len(one) - 1 - n) / max(1, _number(one)) for _, one in prices for n in range(len(one))]
+    ten = F.linear(answers[places], words).float().log_softmax(-1)[:, zero : zero + 10]
+    beyond = (torch.arange(10)[None] >= (targets[places] - zero)[:, None]).float()
+    return (((ten.softmax(-1).cumsum(-1) - beyond) ** 2).sum(1) * torch.tensor(units)).sum()
 
 
 def _figures(one: Mapping[str, Any]) -> dict[str, np.ndarray]:

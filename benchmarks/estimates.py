@@ -4,8 +4,9 @@
 
 Every run is asked about its validation and test rows in both ways. The first table has the figures of the test rows
 and their paired differences, over all of them and over those whose other values are right, which tell the estimates
-apart from misread pictures; the second what a calibration on the validation rows makes of them, over resampled
-products: coverage and width of the intervals, what the rule of review accepts, and how often it broke its promise.
+apart from misread pictures; the last what a calibration makes of them: coverage and width of the intervals, what the
+rule of review accepts, and how often it broke its promise. For that the products of both splits are dealt anew, into
+as many to learn from as there are validation products, and the rest.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from sklearn.metrics import roc_auc_score
 
 from catalens import metrics
 from catalens.catalog import Catalog
@@ -23,8 +25,10 @@ from catalens.config import NumberSpec
 from catalens.data import Encoder, load_examples
 from catalens.evaluation import one_a_product
 from catalens.examples import parse_answer
-from catalens.inference import Calibration, Completion, Generator, field_scores, fit_calibration
+from catalens.inference import Calibration, Completion, Generator, field_scores, fit_calibration, log_odds
+from catalens.intervals import paired
 from catalens.predictions import truth_of
+from catalens.tolerance import Tolerance
 
 Rows = Sequence[Mapping[str, Any]]
 FIGURES = ("mdape", "mape", "smape", "within_tolerance")
@@ -36,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", help="finished runs, their catalogues where they were")
     parser.add_argument("--within", default="10%", help="tolerance of numbers")
     parser.add_argument("--accept-error", type=float, default=0.05, help="share of wrong values that is borne")
-    parser.add_argument("--draws", type=int, default=100, help="resamples of the products")
+    parser.add_argument("--draws", type=int, default=100, help="deals of the products")
     options = parser.parse_args(arguments)
     console = Console(width=118)
     for name in options.runs:
@@ -68,11 +72,25 @@ def measure(run: Run, within: str, target: float, draws: int, console: Console) 
             _print_figures(
                 title, column, [truths[1][n] for n in rows], both, [ids[1][n] for n in rows], within, console
             )
+        tolerance = specs["median"].tolerance
+        _print_sorting(run, tolerance, column, truths[1], values["median"][1], answers["median"][1], console)
+        learned = len(validation)
+        once = {id(row) for row in one_a_product(test, run_id, _image(run))}
+        kept = [n for n, row in enumerate(test) if id(row) in once]
+
+        def dealt(both: Sequence[Sequence[Any]], kept: Sequence[int] = kept) -> list[Any]:
+            return [*both[0], *(both[1][n] for n in kept)]
+
         drawn = [
-            [_draw(run, specs[how], column, target, truths, values[how], answers[how], ids, seed) for how in specs]
+            [
+                _draw(
+                    run, spec, column, target, dealt(truths), dealt(values[how]), dealt(answers[how]), learned, seed
+                )
+                for how, spec in specs.items()
+            ]
             for seed in range(draws)
         ]
-        _print_draws(np.array(drawn, float), target, console)
+        _print_draws(np.array(drawn, float), learned, target, console)
 
 
 def _nth(values: Mapping[str, Sequence[Any]], n: int) -> list[Any]:
@@ -91,7 +109,8 @@ def _print_figures(
     """Print the figures of both ways, and their paired differences."""
     kinds, tolerance = {column: "number"}, NumberSpec(within=within).tolerance
     scores = [metrics.score(kinds, truths, one, ids, within=tolerance)["fields"][column] for one in both]
-    apart = metrics.differences(kinds, truths, *both, ids, within=tolerance)[column]
+    every = metrics.statistics(column, "number", [*truths, *truths], [*both[0], *both[1]], tolerance)
+    apart = paired({name: every[name] for name in FIGURES}, len(truths), ids)
     table = Table(title=title)
     for heading in ("", "token by token", "median", "difference (95 % interval)"):
         table.add_column(heading)
@@ -103,37 +122,63 @@ def _print_figures(
     console.print(table)
 
 
+def _print_sorting(
+    run: Run,
+    tolerance: Tolerance,
+    column: str,
+    truths: Rows,
+    values: Sequence[Any],
+    answers: Sequence[Completion],
+    console: Console,
+) -> None:
+    """Print how well the probability of a number tells right ones from wrong ones, alone and jointly."""
+    known = [n for n, said in enumerate(values) if said is not None]
+    some_truths, some_values = ([part[n] for n in known] for part in (truths, values))
+    right = metrics.correctness(column, "number", some_truths, some_values, tolerance)
+    scores = [field_scores(run.prompt, answers[n], "<|end|>", tolerance)[column] for n in known]
+    for joint, told in ((False, "alone"), (True, "jointly with the fields before it")):
+        odds = log_odds("number", scores, joint)
+        sorts = roc_auc_score(right, odds) if 0 < right.mean() < 1 else float("nan")
+        order = np.argsort(-odds, kind="stable")
+        wrong = np.cumsum(~right[order]) / np.arange(1, len(order) + 1)
+        most = (np.flatnonzero(wrong <= 0.05)[-1] + 1) / len(order) if (wrong <= 0.05).any() else 0.0
+        console.print(
+            f"its probability {told}: area under the ROC curve {sorts:.2f}, "
+            f"{most:.0%} of the rows at 5 % wrong, had the test rows set the threshold"
+        )
+
+
 def _draw(
     run: Run,
     number: NumberSpec,
     column: str,
     target: float,
-    truths: Sequence[Rows],
-    values: Sequence[Sequence[Any]],
-    answers: Sequence[Sequence[Completion]],
-    ids: Sequence[Sequence[str]],
+    truths: Rows,
+    values: Sequence[Any],
+    answers: Sequence[Completion],
+    learned: int,
     seed: int,
 ) -> tuple[float, ...]:
-    """Give coverage, log width, share accepted, broken promise and even bounds, of resampled products."""
-    rng = np.random.default_rng(seed)
-    picked = rng.integers(0, len(ids[0]), len(ids[0]))
-    calibration = _fitted(run, number, *([part[0][i] for i in picked] for part in (truths, values, answers)))
-    products = sorted(set(ids[1]))
-    of = {name: [i for i, own in enumerate(ids[1]) if own == name] for name in products}
-    rows = [rng.choice(of[products[n]]) for n in rng.integers(0, len(products), len(products))]
+    """Give coverage, log width, share accepted, broken promise and even bounds, of products dealt anew.
+
+    `learned` of them calibrate, the others are held to it.
+    """
+    order = np.random.default_rng(seed).permutation(len(truths)).tolist()
+    first, rows = order[:learned], order[learned:]
+    calibration = _fitted(run, number, *([part[i] for i in first] for part in (truths, values, answers)))
     threshold = calibration.threshold(column, target)
     covered, widths, accepted, wrong = [], [], 0, 0
     right = metrics.correctness(
-        column, "number", [truths[1][i] for i in rows], [values[1][i] for i in rows], number.tolerance
+        column, "number", [truths[i] for i in rows], [values[i] for i in rows], number.tolerance
     )
     for i, good in zip(rows, right, strict=True):
-        said, answer = values[1][i], answers[1][i]
+        said, answer = values[i], answers[i]
         if said is None:
             covered.append(False)
             continue
         bounds = calibration.bounds(column, said[column], answer.distributions.get(column))
         if bounds:
-            covered.append(bounds[0] <= truths[1][i][column] <= bounds[1])
+            covered.append(bounds[0] <= truths[i][column] <= bounds[1])
             widths.append(np.log(bounds[1] / bounds[0]))
         score = field_scores(run.prompt, answer, "<|end|>", number.tolerance)[column]
         if threshold is not None and calibration.apply(column, score) >= threshold:
@@ -150,9 +195,11 @@ def _draw(
     )
 
 
-def _print_draws(drawn: Any, target: float, console: Console) -> None:
+def _print_draws(drawn: Any, learned: int, target: float, console: Console) -> None:
     """Print what `_draw` gave, [draws, ways, 5]."""
-    table = Table(title=f"calibrated on resampled validation products, {len(drawn)} draws")
+    table = Table(
+        title=f"{learned} products of validation and test calibrate, the others are held to it, {len(drawn)} deals"
+    )
     for heading in ("", "intervals hold", "mean width", "narrower", "even", "accepted", f"over {target:.0%} wrong"):
         table.add_column(heading)
     for n, how in enumerate(("token by token", "median")):

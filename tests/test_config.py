@@ -45,6 +45,37 @@ def test_the_example_of_the_module_is_a_recipe(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ("5%", [0.05, 0.05, 0.05]),
+        (0.2, [0.2, 0.2, 0.2]),
+        ({"full_price": "10%"}, [0.05, 0.05, 0.1]),
+        ({"full_price": 0.1, "title": "2%"}, [0.02, 0.05, 0.1]),
+    ],
+)
+def test_wrong_values_are_borne_by_column(told, expected, tmp_path: Path):
+    recipe = make_recipe({"catalog": "x", "evaluation": {"accept_error": told}})
+    columns = [field.column for field in recipe.prompt.fields]
+    assert list(recipe.evaluation.bearable(columns).values()) == expected
+    assert load_recipe(written(tmp_path, dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        (2, "2 is no share of wrong values: give one such as 5%"),
+        ("much", "'much' is no share"),
+        ({"full_price": "100%"}, "is no share"),
+        ({"full_price": None}, "is no share"),
+        ({"price": 0.1}, "accept_error names 'price': did you mean 'full_price'"),
+    ],
+)
+def test_what_is_no_share_of_wrong_values(told, reason: str):
+    with pytest.raises(RecipeError, match=reason):
+        make_recipe({"catalog": "x", "evaluation": {"accept_error": told}})
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("catalogue: x", r"unknown key 'catalogue': did you mean 'catalog'\?"),
@@ -176,6 +207,26 @@ def test_a_prompt_that_could_not_be_read_back_is_refused(prompt: dict, message: 
 )
 def test_labels_in_any_language(label: str):
     assert FieldSpec(column="a", label=label, kind="text").label == label
+
+
+def test_a_word_for_what_is_absent_is_of_texts_and_categories():
+    fields = [{"column": "material", "label": "Material", "kind": "category", "absent": "not visible"}]
+    recipe = make_recipe({"catalog": "x", "prompt": {"fields": fields}})
+    assert recipe.prompt.fields[0].absent == "not visible"
+    assert make_recipe({"catalog": "x"}).prompt.fields[1].absent is None
+    assert PromptSpec.model_validate_json(recipe.prompt.model_dump_json()) == recipe.prompt
+    for field, message in (
+        (
+            {"kind": "number"},
+            "prompt.fields.0: a number has no word for a missing value: leave absent out of 'material'",
+        ),
+        ({"absent": ""}, "absent '' is not one line of plain text"),
+        ({"absent": "not\nvisible"}, "absent 'not\\\\nvisible' is not one line of plain text"),
+        ({"absent": "<|end|>"}, "absent .* is not one line of plain text"),
+        ({"absent": False}, "prompt.fields.0.absent: input should be a valid string, not False"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            make_recipe({"catalog": "x", "prompt": {"fields": [fields[0] | field]}})
 
 
 @pytest.mark.parametrize(

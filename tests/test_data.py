@@ -3,15 +3,17 @@ import pickle
 from dataclasses import replace
 from itertools import groupby, product
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from catalens import data
 from catalens.catalog import Catalog, CatalogWriter, Roles, open_picture, picture_facts
-from catalens.checkpoint import load_processor
-from catalens.config import PromptSpec
+from catalens.checkpoint import load_model, load_processor
+from catalens.config import FieldSpec, NumberFormat, PromptSpec
 from catalens.data import IGNORED, Collator, Encoder, Examples, load_examples
+from catalens.digits import neighbours
 from catalens.errors import CatalogError, CheckpointError, PictureError, TooManyBadRowsError, TrainingError
 from catalens.features import FeatureCache
 
@@ -176,6 +178,73 @@ def test_a_packed_batch_is_one_row_without_padding(encoder, dataset):
     assert batch["input_ids"].shape == batch["labels"].shape == batch["position_ids"].shape == (1, sum(lengths))
     assert "attention_mask" not in batch
     assert batch["position_ids"][0].tolist() == [place for length in lengths for place in range(length)]
+
+
+SHOP = PromptSpec(
+    fields=(
+        FieldSpec(column="title", label="Product", kind="text"),
+        FieldSpec(column="price", label="Price", kind="number"),
+        FieldSpec(column="width", label="Width", kind="number"),
+    ),
+    numbers=NumberFormat(decimal=",", thousands=".", prefix="EUR "),
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "digits"),
+    [
+        ({"title": "Jeans 501", "price": 1290.5, "width": 8.25}, {"1290": 1290.5, "8": 8.25}),
+        ({"title": "Jeans 501", "price": -12.0, "width": 0.0}, {}),
+        ({"title": "Jeans 501", "price": None, "width": 30}, {"30": 30}),
+    ],
+)
+def test_the_digits_before_the_point_of_numbers_learn_their_neighbours(row, digits):
+    encoder = Encoder(load_processor("tiny"), SHOP)
+    ids = encoder.answer_ids(row)
+    places, shares = encoder.soft_digits(row, ids, 0.05)
+    assert encoder.tokenizer.decode([ids[place] for place in places]) == "".join(digits)
+    wanted = [share for one, value in digits.items() for share in neighbours(value, one, 0.05)]
+    assert np.array_equal(np.array(shares), np.array(wanted)) or not digits
+    assert (
+        not places or ": " in encoder.tokenizer.decode(ids[: min(places)]).partition("501, ")[2]
+    )  # none of the title
+
+
+def test_neighbours_are_those_of_numbers_around_it():
+    drawn = np.round(np.random.default_rng(0).lognormal(np.log(390), 0.05, 400_000)).astype(int)
+    of_three = drawn[(drawn >= 100) & (drawn < 1000)]
+    first = np.bincount(of_three // 100, minlength=10) / len(of_three)
+    second = np.bincount(of_three[of_three // 100 == 3] // 10 % 10, minlength=10)
+    found = neighbours(390, "390", 0.05)
+    assert found[0] == pytest.approx(first, abs=0.005)
+    assert found[1] == pytest.approx(second / second.sum(), abs=0.005)
+    assert found.sum(1) == pytest.approx(np.ones(3), abs=1e-6)
+    assert neighbours(7, "7", 1e-6)[0].tolist() == np.eye(10)[7].tolist()
+    below, above, *others = neighbours(0.99, "0", 0.05)[0]  # up to 0.999..., up to 1.999...
+    assert (below, above) == (pytest.approx(0.58, abs=0.01), pytest.approx(0.42, abs=0.01))
+    assert max(others) < 1e-6
+
+
+def test_soft_targets_replace_the_labels_of_digits(drawn, encoder):
+    def batch(width: float) -> dict:
+        images = FeatureCache(encoder, 0, features=False)
+        rows = load_examples(Catalog(drawn), encoder, "train", images, width)
+        return Collator(encoder.family, encoder.tokenizer.pad_token_id)([rows[0], rows[~1], rows[2]])
+
+    plain, soft = batch(0.0), batch(0.05)
+    names = ("soft_places", "soft_shares", "soft_words")
+    assert {name for name in soft if name not in plain} == {*names}
+    model = load_model("tiny")
+    logs = model(**{name: value for name, value in soft.items() if name not in ("labels", *names)}).logits
+    logs, labels = logs[:, :-1].log_softmax(-1), soft["labels"][:, 1:]
+    expected = -logs.gather(2, labels.clamp(min=0)[..., None])[labels != IGNORED].sum()
+    for place, shares in zip(soft["soft_places"].tolist(), soft["soft_shares"], strict=True):
+        row, at = divmod(place, soft["labels"].shape[1])
+        assert row != 1  # the example that teaches nothing
+        expected += logs[row, at, labels[row, at]] - (shares * logs[row, at, soft["soft_words"]]).sum()
+    assert model(**soft, num_items_in_batch=1).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    sharp = batch(1e-7)
+    assert model(**sharp).loss.item() == pytest.approx(model(**plain).loss.item(), rel=1e-6)
 
 
 def test_a_tokenizer_that_melts_prompt_and_answer_is_refused():

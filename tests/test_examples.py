@@ -20,6 +20,7 @@ from catalens.examples import (
     format_number,
     parse_number,
     render_answer,
+    value_of,
 )
 from catalens.examples import parse_answer as parse_to
 
@@ -255,6 +256,68 @@ def test_a_row_without_any_field_has_no_answer(row: dict[str, object]):
 def test_the_label_of_a_field_that_is_left_out_may_not_stand_in_a_text(row: dict[str, object], column: str):
     with pytest.raises(PromptError, match=f"^row: field '{column}' does not read back .* another field's label"):
         render_answer(DEFAULT, SCARF | row)
+
+
+STATED = PromptSpec(
+    fields=(
+        FieldSpec(column="title", label="Product", kind="text", absent="unknown"),
+        FieldSpec(column="category3_code", label="Category", kind="category", absent="not visible"),
+        FieldSpec(column="full_price", label="Full Price", kind="number"),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "answer", "gaps"),
+    [
+        (("title",), "Product: unknown, Category: BAGS, Full Price: 390.0", []),
+        (("title", "category3_code"), "Product: unknown, Category: not visible, Full Price: 390.0", []),
+        (("category3_code", "full_price"), "Product: Red Bag, Category: not visible", [END]),
+        (("title", "category3_code", "full_price"), "Product: unknown, Category: not visible", [END]),
+    ],
+)
+@pytest.mark.parametrize("nothing", [None, math.nan, " \n\t"], ids=repr)
+def test_an_answer_states_what_is_absent(lacking: tuple[str, ...], answer: str, gaps: list[str], nothing: object):
+    row: dict[str, object] = {"title": "Red Bag", "category3_code": "BAGS", "full_price": 390.0}
+    row |= dict.fromkeys(lacking, nothing)
+    assert render_answer(STATED, row) == answer
+    assert [(answer + END)[start:end] for start, end in answer_gaps(STATED, row, answer, END)] == gaps
+    truth = {"title": "Red Bag", "category3_code": "BAGS", "full_price": 390.0}
+    truth |= {name: {"title": "unknown", "category3_code": "not visible"}.get(name) for name in lacking}
+    assert {field.column: value_of(field, row) for field in STATED.fields} == truth
+    if "full_price" not in lacking:
+        assert parse_answer(STATED, answer + END).values == truth
+
+
+@given(rows())
+def test_with_a_word_only_numbers_leave_gaps(case: tuple[PromptSpec, dict[str, object]]):
+    spec, row = case
+    fields = [f if f.kind == "number" else f.model_copy(update={"absent": "not\u00a0visible"}) for f in spec.fields]
+    spec = spec.model_copy(update={"fields": tuple(fields)})
+    try:
+        answer = render_answer(spec, row)
+    except PromptError as error:
+        refused = re.match(r"row: field 'c\d'", str(error)) or {f.kind for f in fields} == {"number"}
+        assert refused
+        return
+    values = parse_answer(spec, answer + END).values
+    assert values is not None
+    for field in fields:
+        if field.kind != "number":
+            assert values[field.column] == (canonical_text(str(row[field.column])) or "not visible")
+
+
+def test_a_word_for_what_is_absent_is_a_value_of_the_schema_where_a_row_states_it():
+    rows = [SCARF, SCARF | {"title": "X", "category3_code": " "}]
+    assert answer_space(STATED, rows).of("category3_code").values == ("ACCESSORIES", "not visible")
+    assert answer_space(STATED, [SCARF]) == answer_space(DEFAULT, [SCARF])
+    assert answer_space(STATED, [{**SCARF, "title": "X"}, {**SCARF, "title": None}]).of("title").longest == 10
+
+
+@pytest.mark.parametrize("cell", [None, "not visible", " not  visible"])
+def test_a_field_that_every_row_lacks_is_named_whatever_its_word(cell: str | None):
+    with pytest.raises(PromptError, match=r"^no training row has a value of field 'category3_code': fill some in"):
+        answer_space(STATED, [SCARF | {"category3_code": cell}] * 3)
 
 
 def test_an_answer_schema_goes_by_the_values_that_there_are():

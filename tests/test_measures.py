@@ -7,13 +7,14 @@ import torch
 from crepes import ConformalRegressor
 from hiclass.metrics import f1 as hierarchical_f1
 from rapidfuzz import fuzz
+from sklearn.metrics import f1_score
 from torchmetrics.classification import BinaryCalibrationError
 
 from catalens.confidence import calibration_error, crps, interval_coverage
 from catalens.config import PromptSpec
 from catalens.distributions import Distribution
 from catalens.inference import FieldScore, fit_calibration
-from catalens.measures import close, levels, log_errors, same_text, symmetric_errors, words
+from catalens.measures import class_f1, close, levels, log_errors, same_text, symmetric_errors, words
 from catalens.metrics import metrics_of, score
 from catalens.tolerance import Tolerance
 
@@ -47,6 +48,35 @@ def test_hierarchical_f1_by_hand():
     assert hierarchical(["A > B > C", "A"], ["A > B > X", None]) == pytest.approx(2 * 2 / (4 + 4))
     assert hierarchical(["Shoes", "Bags"], ["Shoes", "Hats"]) == 0.5
     assert levels(["A > B"], ["B > B"]).tolist() == [[0, 2]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_f1_of_a_class_is_that_of_sklearn(seed):
+    rng = np.random.default_rng(seed)
+    truths = rng.choice(["gone", "A", "B"], 60).tolist()
+    predictions = [None if said == "failed" else said for said in rng.choice(["gone", "A", "failed"], 60).tolist()]
+    own = rng.integers(0, 40, 60).tolist()
+    figure = class_f1(truths, predictions, "gone", own)
+    assert figure is not None
+    expected = f1_score([t == "gone" for t in truths], [p == "gone" for p in predictions])
+    assert figure["value"] == pytest.approx(expected)
+    assert figure["low"] < figure["value"] < figure["high"]
+    more = class_f1([*truths, *"ABA"], [*predictions, "A", None, "C"], "gone", [*own, 1, 2, 99])
+    assert more == figure  # rows of other classes have no part in it
+
+
+def test_the_f1_of_a_class_by_hand():
+    assert class_f1(["A", "B"], ["B", None], "gone") is None
+    cases = [
+        (["gone", "A"], ["A", "gone"], 0),
+        (["gone"] * 4, ["gone"] * 4, 1),
+        (["gone", "gone", "A"], ["gone", None, "A"], 2 / 3),
+    ]
+    for truths, predictions, f1 in cases:
+        figure = class_f1(truths, predictions, "gone", ["P1", "P2", "P3", "P3"][: len(truths)])
+        assert figure is not None
+        assert figure["value"] == pytest.approx(f1)
+        assert figure["low"] < figure["high"]  # does not close up where all or none are right
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,16 +1,19 @@
 """A table with gaps from `prepare` to the report: rows teach what they have, figures say of how many rows."""
 
 import csv
+import importlib.util
 import io
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from sklearn.metrics import f1_score
 from typer.testing import CliRunner
 
 import catalens
@@ -19,16 +22,18 @@ from catalens.checkpoint import load_processor
 from catalens.cli import app
 from catalens.config import PromptSpec, make_recipe
 from catalens.data import Encoder, load_examples
-from catalens.errors import PromptError, TrainingError
+from catalens.errors import CatalogError, PromptError, TrainingError
 from catalens.evaluation import figures, validation_scorer
 from catalens.evaluation.compare import compare
 from catalens.evaluation.evaluate import evaluate
+from catalens.examples import load_form
 from catalens.inference import load_predictor
 from catalens.pages import print_scores, write_comparison
 from catalens.predictions import Evaluation
 from catalens.training.train import train
 
 pytestmark = pytest.mark.integration
+needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnxruntime_genai") is None, reason="no onnx: make setup")
 
 FIELDS = {"title": "text", "category3_code": "category", "full_price": "number"}
 LABELS = {"title": "Product", "category3_code": "Category", "full_price": "Full Price"}
@@ -204,6 +209,92 @@ def blanked(catalog: Path, out: Path, column: str, splits: tuple[str, ...]) -> P
                 values = row | ({column: None} if split in splits else {})
                 writer.add(split, row["image"], row["product_code"], values)
     return out
+
+
+@pytest.fixture(scope="module")
+def bagless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn catalogue in which no bag has a category: that it is absent shows in the picture."""
+    folder = tmp_path_factory.mktemp("bagless")
+    catalens.sample(folder / "drawn", 300, seed=5, fractions={"train": 0.6, "validation": 0.1, "test": 0.3})
+    stored = Catalog(folder / "drawn")
+    with CatalogWriter(folder / "catalog", stored.card.roles, {}) as writer:
+        for split in SPLITS:
+            for row in stored.rows(split):
+                bag = row["category3_code"] == "BAGS"
+                writer.add(split, row["image"], row["product_code"], row | ({"category3_code": None} if bag else {}))
+    return folder / "catalog"
+
+
+def stating(recipe: Any, catalog: Path, **training: Any) -> Any:
+    """Recipe of the category alone, with a word for what is absent."""
+    field = {"column": "category3_code", "label": "Category", "kind": "category", "absent": "not visible"}
+    data = recipe_of(recipe, catalog, **training).model_dump(mode="json")
+    return make_recipe(data | {"prompt": {"fields": [field]}})
+
+
+@pytest.fixture(scope="module")
+def stated(recipe: Any, bagless: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    mine = stating(recipe, bagless, max_steps=200, num_evals=1, validation_rows=16)
+    folder = tmp_path_factory.mktemp("runs") / "stated"
+    train(mine, folder, validation_scorer(mine), Console(quiet=True))
+    return folder
+
+
+def test_a_model_says_that_a_value_is_absent_where_the_picture_shows_it(stated: Path, bagless: Path, tmp_path: Path):
+    found = evaluate(stated, console=Console(quiet=True))
+    block = found.metrics["absent"]["category3_code"]
+    rows = Catalog(bagless).rows("test")
+    lacking = sum(row["category3_code"] is None for row in rows)
+    assert (block["word"], block["rows"]) == ("not visible", lacking)
+    assert found.metrics["n"]["category3_code"] == len(rows)
+    said = [[row.truth["category3_code"], (row.values or {}).get("category3_code")] for row in found.rows]
+    truths, answers = ([value == "not visible" for value in column] for column in zip(*said, strict=True))
+    assert block["constrained"]["value"] == pytest.approx(f1_score(truths, answers))
+    always = 2 * lacking / (len(rows) + lacking)
+    assert always < min(block[name]["low"] for name in ("model", "constrained"))
+    assert "F1 of “<bdi>not visible</bdi>”: " in (found.folder / "report.html").read_text()
+    assert (
+        "not visible"
+        in json.loads((stated / "best" / "answers.json").read_text())["fields"]["category3_code"]["values"]
+    )
+    assert (
+        not (stated / "unwritable.jsonl").exists() or "not visible" not in (stated / "unwritable.jsonl").read_text()
+    )
+    arguments = ["predict", str(stated), str(bagless), "--split", "test", "--out", str(tmp_path / "out.csv")]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    with (tmp_path / "out.csv").open() as file:
+        assert sum(row["category3_code"] == "not visible" for row in csv.DictReader(file)) == sum(answers)
+
+
+@pytest.mark.parametrize("to", ["vllm", pytest.param("onnx", marks=needs_onnx)])
+def test_an_export_knows_the_word_for_what_is_absent(stated: Path, to: str, tmp_path: Path):
+    folder = catalens.export(stated, to, tmp_path / to, rows=4, console=Console(quiet=True)).folder
+    prompt, schema = load_form(folder)
+    assert prompt.fields[0].absent == "not visible"
+    assert "not visible" in schema.of("category3_code").values
+
+
+def test_a_check_says_what_becomes_of_what_is_absent(recipe: Any, bagless: Path, tmp_path: Path):
+    finding = next(
+        one
+        for one in catalens.check(bagless, stating(recipe, bagless), tmp_path / "check.html").findings
+        if " is missing in " in one.title
+    )
+    assert finding.why == "The model learns to write 'not visible' for them, and is scored on it."
+
+
+def test_runs_that_state_other_words_are_not_compared(evaluation: Evaluation, tmp_path: Path):
+    fields = [
+        field.model_copy(update={"absent": "?"} if field.kind == "text" else {}) for field in evaluation.prompt.fields
+    ]
+    prompt = evaluation.prompt.model_copy(update={"fields": tuple(fields)})
+    other = replace(
+        evaluation, name="other", folder=tmp_path, recipe=evaluation.recipe.model_copy(update={"prompt": prompt})
+    )
+    with pytest.raises(
+        CatalogError, match=r"^the word for a missing title is None in gaps and '\?' in other: compare runs"
+    ):
+        compare([evaluation, other])
 
 
 @pytest.mark.parametrize("column", FIELDS)

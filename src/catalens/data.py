@@ -16,7 +16,9 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
@@ -24,6 +26,7 @@ from torch.utils.data import Dataset
 from catalens.catalog.pictures import Encoded, Picture, PictureFacts, open_picture
 from catalens.catalog.storage import Catalog, Pictures, Roles
 from catalens.config import PromptSpec
+from catalens.digits import DIGITS, neighbours
 from catalens.errors import (
     CatalogError,
     CheckpointError,
@@ -32,7 +35,7 @@ from catalens.errors import (
     TooManyBadRowsError,
     TrainingError,
 )
-from catalens.examples import Query, answer_gaps, complete_question, fields_of, render_answer
+from catalens.examples import Query, answer_gaps, complete_question, fields_of, render_answer, value_spans
 from catalens.model import Family, ImageInputs, Size, family_of
 
 IGNORED = -100
@@ -89,6 +92,32 @@ class Encoder:
             labels[first:last] = [IGNORED] * (last - first)
         return labels
 
+    def soft_digits(
+        self, row: Mapping[str, Any], answer_ids: Sequence[int], width: float
+    ) -> tuple[list[int], list[NDArray[np.float32]]]:
+        """Find the tokens of digits before the point in a row's answer, and the shares [10] that each learns.
+
+        As `digits.neighbours` has them, of numbers above 0 that the tokenizer writes digit by digit.
+        """
+        answer, places, shares = render_answer(self.prompt, row), [], []
+        spans = value_spans(self.prompt, row, answer)
+        for field in self.prompt.fields:
+            if field.kind != "number" or field.column not in spans or row[field.column] <= 0:
+                continue
+            first, last = (self._count_tokens(answer_ids, answer[:end]) for end in spans[field.column])
+            whole = answer[slice(*spans[field.column])].partition(self.prompt.numbers.decimal)[0]
+            digits = "".join(sign for sign in whole if sign in DIGITS)
+            found = [place for place in range(first, last) if answer_ids[place] in self.digit_ids][: len(digits)]
+            if digits and [answer_ids[place] for place in found] == [self.digit_ids[int(one)] for one in digits]:
+                places += found
+                shares += [*neighbours(float(row[field.column]), digits, width)]
+        return places, shares
+
+    @cached_property
+    def digit_ids(self) -> list[int]:
+        """Tokens of the digits 0 to 9, [10]."""
+        return self.tokenizer.convert_tokens_to_ids([*DIGITS])
+
     def _count_tokens(self, ids: Sequence[int], text: str) -> int:
         """Count the first tokens that it takes to write a text, by bisection: more of them write it as well."""
 
@@ -136,8 +165,10 @@ class Examples(Dataset[dict[str, Any]]):
     a picture cannot be read any more.
     """
 
-    def __init__(self, encoder: Encoder, roles: Roles, images: Any = None) -> None:
+    def __init__(self, encoder: Encoder, roles: Roles, images: Any = None, number_smoothing: float = 0.0) -> None:
         self.encoder, self.roles, self.images = encoder, roles, images
+        self.number_smoothing = number_smoothing
+        """Width of what the digits of numbers learn, 0: the digits themselves; `Encoder.soft_digits`."""
         self.rows: list[dict[str, Any]] = []
         """Id and fields, and in the image column a `Query`."""
         self.bad: list[str] = []
@@ -183,7 +214,15 @@ class Examples(Dataset[dict[str, Any]]):
         except (PictureError, CatalogError) as error:
             shown = ", ".join(str(value) for name, value in row.items() if name != self.roles.image)
             raise TrainingError(f"row ({shown}): picture {error}: see to it, and go on with --resume") from error
-        return example | {"labels": torch.full_like(example["labels"], IGNORED)} if index < 0 else example
+        if index < 0:
+            return example | {"labels": torch.full_like(example["labels"], IGNORED)}
+        if self.number_smoothing:
+            ids = self.answer_ids(place)
+            places, shares = self.encoder.soft_digits(row, ids, self.number_smoothing)
+            begun = len(example["input_ids"]) - len(ids)
+            example |= {"soft_places": [begun + one for one in places], "soft_shares": shares}
+            example["soft_words"] = self.encoder.digit_ids
+        return example
 
     def answer_lengths(self) -> list[int]:
         """Count the tokens A of each row's answer."""
@@ -208,7 +247,9 @@ class Examples(Dataset[dict[str, Any]]):
         return [tuple(by_size[next(pictures).size] for _ in query.pictures) for query in self.queries]
 
 
-def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = None) -> Examples:
+def load_examples(
+    catalog: Catalog, encoder: Encoder, split: str, images: Any = None, number_smoothing: float = 0.0
+) -> Examples:
     """Read the rows of a split that are of use, and the reasons against the others.
 
     The one reader of all stages, so that they have the same rows: text and its tokens read back, the pictures decode,
@@ -218,7 +259,7 @@ def load_examples(catalog: Catalog, encoder: Encoder, split: str, images: Any = 
     do not count, unless there are no others.
     """
     roles, prompt = catalog.card.roles, encoder.prompt
-    found, number, empty = Examples(encoder, roles, images), 0, 0
+    found, number, empty = Examples(encoder, roles, images, number_smoothing), 0, 0
     stored = {column: Pictures(catalog, split, column) for column in roles.images}
     kept = [roles.id, *(field.column for field in prompt.fields)]
     columns = [*roles.images, *roles.facts, *kept, *readable_inputs(prompt, catalog)]
@@ -276,6 +317,8 @@ class Collator:
     token of padding is a sample of its own by its position 0. Packed batches have B = 1 and positions that start
     afresh with each example; `cu_seq_lens_q` [samples + 1] says where, and `max_length_q` how long one may be.
     `shapes`, by `batches.shapes_of`, are the only ones that batches then have: the rows B of each number of tokens T.
+    Where digits have soft targets, `soft_places` [n] are the positions, row after row, of the hidden states that
+    predict them, `soft_shares` [n, 10] their targets, and `soft_words` [10] the tokens of these.
     """
 
     def __init__(
@@ -304,7 +347,18 @@ class Collator:
         }
         if self.packed:
             batch |= self._samples(lengths, tokens)
-        return batch | images
+        starts = [0, *accumulate(lengths)] if self.packed else range(0, tokens * len(ids), tokens)
+        return batch | images | self._soft(examples, starts)
+
+    def _soft(self, examples: Sequence[Mapping[str, Any]], starts: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Put soft targets together, of examples that begin at `starts` of the flattened tokens."""
+        each = zip(starts, examples, strict=False)
+        places = [start + one - 1 for start, example in each for one in example.get("soft_places", ())]
+        if not places:
+            return {}
+        shares = np.stack([one for example in examples for one in example.get("soft_shares", ())])
+        words = next(torch.tensor(example["soft_words"]) for example in examples if "soft_words" in example)
+        return {"soft_places": torch.tensor(places), "soft_shares": torch.from_numpy(shares), "soft_words": words}
 
     def _samples(self, lengths: Sequence[int], tokens: int) -> dict[str, Any]:
         """Give the ends of packed samples; the last one is padding, and some are empty where shapes are fixed."""

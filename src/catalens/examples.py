@@ -17,6 +17,8 @@ A row that lacks a field has an answer without it, of which `answer_gaps` are no
 
     Product: Vintage Check Cotton Scarf, Full Price: 390.0<|end|>
                                        `-- gap ---'
+
+A field with a word for what is absent, such as `not visible`, has no gaps: its answer states the word.
 """
 
 import re
@@ -26,7 +28,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -134,8 +136,8 @@ def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]], lengths
     written: dict[str, set[str]] = {field.column: set() for field in spec.fields}
     for row in rows:
         for field in fields_of(spec, row):
-            written[field.column].add(_write(field, row[field.column], spec.numbers, "row"))
-    if empty := next((column for column, texts in written.items() if not texts), None):
+            written[field.column].add(_write(field, row, spec.numbers, "row"))
+    if empty := next((f.column for f in spec.fields if not written[f.column] - {value_of(f, {})}), None):
         raise PromptError(
             f"no training row has a value of field {empty!r}: fill some in, or take it out of prompt.fields"
         )
@@ -144,9 +146,20 @@ def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]], lengths
     return AnswerSchema(fields=fields, answer_tokens=tokens)
 
 
+def value_of(field: FieldSpec, row: Mapping[str, Any]) -> Any:
+    """Read the value of a field as an answer states it: text in its canonical form, a number as it is.
+
+    Of a row that lacks it, the field's word for what is absent; None without one. A value that equals the word counts
+    as missing, since an answer cannot tell the two apart.
+    """
+    if is_missing(value := row.get(field.column)):
+        value = field.absent
+    return value if field.kind == "number" or value is None else canonical_text(str(value))
+
+
 def fields_of(spec: PromptSpec, row: Mapping[str, object]) -> list[FieldSpec]:
-    """Select the fields that a row has."""
-    return [field for field in spec.fields if not is_missing(row.get(field.column))]
+    """Select the fields that the answer of a row states."""
+    return [field for field in spec.fields if value_of(field, row) is not None]
 
 
 def render_answer(spec: PromptSpec, row: Mapping[str, object], name: str = "row") -> str:
@@ -158,7 +171,7 @@ def render_answer(spec: PromptSpec, row: Mapping[str, object], name: str = "row"
     fields = fields_of(spec, row)
     if not fields:
         raise PromptError(f"{name}: no field has a value: fill one in or leave the row out")
-    texts = {field.column: _write(field, row[field.column], spec.numbers, name) for field in fields}
+    texts = {field.column: _write(field, row, spec.numbers, name) for field in fields}
     answer = ", ".join(f"{field.label}: {texts[field.column]}" for field in fields)
     read = _split(fields, answer)
     before = ""
@@ -210,6 +223,17 @@ def answer_gaps(spec: PromptSpec, row: Mapping[str, object], answer: str, end_to
         gaps += [(at, label)] if lacking else []
         at, lacking = label + len(f" {parts[field.column]}"), False
     return [*gaps, (at, at + len(end_token))] if lacking else gaps
+
+
+def value_spans(spec: PromptSpec, row: Mapping[str, object], answer: str) -> dict[str, tuple[int, int]]:
+    """Find where the values of a row stand in its answer: characters from and to, by column."""
+    present = fields_of(spec, row)
+    parts, spans, at = _split(present, answer), {}, 0
+    for field in present:
+        first = at + len(f"{', ' if at else ''}{field.label}: ")
+        at = first + len(parts[field.column])
+        spans[field.column] = first, at
+    return spans
 
 
 def parse_answer(spec: PromptSpec, text: str, end_token: str) -> Answer:
@@ -299,9 +323,9 @@ def _space(field: FieldSpec, spec: NumberFormat, texts: set[str]) -> FieldConstr
     )
 
 
-def _write(field: FieldSpec, value: object, numbers: NumberFormat, name: str) -> str:
-    """A field's value as text, or PromptError with the row and the field."""
-    where = f"{name}: field {field.column!r}"
+def _write(field: FieldSpec, row: Mapping[str, object], numbers: NumberFormat, name: str) -> str:
+    """The value of a field as text, or PromptError with the row's name and the field."""
+    where, value = f"{name}: field {field.column!r}", value_of(field, row)
     if field.kind == "number":
         if isinstance(value, bool) or not isinstance(value, int | float) or not -LARGEST < value < LARGEST:
             raise PromptError(f"{where} is {value!r}, not a finite number of 15 digits at most before the point")
@@ -309,7 +333,7 @@ def _write(field: FieldSpec, value: object, numbers: NumberFormat, name: str) ->
         if parse_number(numbers, text) is None:
             raise PromptError(f"{where} is {value!r}, written {text!r}, which does not read back as a number")
         return text
-    text = canonical_text(str(value))
+    text = str(value)
     if found := SPECIAL.search(text):
         raise PromptError(f"{where} holds the special token {found.group()!r}: remove it")
     if odd := next((c for c in text if unicodedata.category(c) in ("Cc", "Cs")), None):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import Indel, Levenshtein
 
-from catalens.intervals import Floats, Statistic
+from catalens.intervals import Figure, Floats, Products, Statistic, bootstrap, ratio, share
 from catalens.tolerance import TEN_PER_CENT, Tolerance
 
 SEPARATOR = ">"
@@ -40,6 +40,23 @@ def macro_f1(classes: Floats) -> Statistic:
         return f1.sum(axis=-1, where=support > 0) / (support > 0).sum(axis=-1)
 
     return statistic
+
+
+def class_f1(
+    y_true: Sequence[Any], y_pred: Sequence[Any], name: str, products: Products = None, resamples: int = 1000
+) -> Figure | None:
+    """Estimate the F1 of one class over products: twice the hits over the sum of truths and predictions of it.
+
+    None where there are neither; rows that are neither have no part in it. An interval that closes up is that of a
+    share.
+    """
+    parts = np.array([[t == p == name, ((t == name) + (p == name)) / 2] for t, p in zip(y_true, y_pred, strict=True)])
+    rows = np.flatnonzero(parts[:, 1])
+    if not len(rows):
+        return None
+    own = None if products is None else [products[int(i)] for i in rows]
+    found = bootstrap({"f1": ratio(parts[rows])}, len(rows), own, resamples)["f1"]
+    return share(np.full(len(rows), found["value"]), own) if found["low"] == found["high"] else found
 
 
 def exact(y_true: Sequence[Any], y_pred: Sequence[Any]) -> NDArray[np.bool_]:

@@ -21,7 +21,7 @@ from typing import Any, Self, SupportsBytes
 from catalens.config import PromptSpec, Recipe, load_resolved
 from catalens.distributions import Distribution
 from catalens.errors import CheckpointError
-from catalens.examples import Value, canonical_text, fields_of
+from catalens.examples import Value, value_of
 from catalens.tolerance import TEN_PER_CENT, Tolerance
 
 FORMAT = 2
@@ -109,12 +109,8 @@ def rows_with(column: str, rows: Sequence[ScoredRow]) -> list[ScoredRow]:
 
 
 def truth_of(prompt: PromptSpec, row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's values as an answer would state them: text in its canonical form, numbers as they are; None of none."""
-    known = fields_of(prompt, row)
-    return dict.fromkeys(field.column for field in prompt.fields) | {
-        field.column: row[field.column] if field.kind == "number" else canonical_text(str(row[field.column]))
-        for field in known
-    }
+    """Read a row's values by column, as `value_of` has them."""
+    return {field.column: value_of(field, row) for field in prompt.fields}
 
 
 @dataclass(frozen=True)

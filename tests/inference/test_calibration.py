@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from catalens.config import FieldSpec, PromptSpec
 from catalens.errors import CheckpointError
 from catalens.evaluation import one_a_product
-from catalens.inference import Calibration, FieldScore, fit_calibration, is_below, load_calibration
+from catalens.inference import Calibration, FieldScore, fit_calibration, is_below, load_calibration, log_odds
 from catalens.inference import confidences as apply_logistic
-from catalens.inference.calibration import FILE, log_odds
+from catalens.inference.calibration import FILE
 
 TITLE = PromptSpec(fields=(FieldSpec(column="title", label="Product", kind="text"),))
 PRICE = PromptSpec(fields=(FieldSpec(column="price", label="Price", kind="number"),))

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import io
 import json
 import math
@@ -435,6 +436,21 @@ def test_a_row_without_a_truth_is_neither_right_nor_wrong_in_that_field(field):
         assert (f"0.{place + 2}" in card.tags.split()) is (known and not is_right(field, row))
         others = [other for other in REFERENCE_FIELDS if row.truth[other.column] is not None]
         assert card.right is all(is_right(other, row) for other in others)
+
+
+@pytest.mark.parametrize("word", ["not visible", HOSTILE[0]])
+def test_how_well_absent_values_are_told_stands_below_the_tables(tmp_path, word):
+    told = {"word": word, "rows": 12, "model": FIGURE, "constrained": FIGURE | {"value": 0.04}}
+    nothing = {"word": "unknown", "rows": 0}
+    page = written(tmp_path, evaluated(60), absent={"category3_code": told, "title": nothing})
+    lines = [line.strip() for line in page.splitlines() if "F1 of “" in line]
+    lines = [html.unescape(re.sub(r"<[^>]+>", "", line)) for line in lines]
+    figures = "3.1\u00a0% (2.0\u20135.0\u00a0%) written freely, 4.0\u00a0% (2.0\u20135.0\u00a0%) constrained"
+    assert lines == [
+        "Product is absent in 0 of 60 rows of 60 products. F1 of “unknown”: none, as no answer says it either.",
+        f"Category is absent in 12 of 60 rows of 60 products. F1 of “{word}”: {figures}.",
+    ]
+    assert "F1 of “" not in written(tmp_path, evaluated(60))
 
 
 def test_rows_without_a_category_are_in_no_group_and_in_the_others_of_a_plot():

@@ -33,7 +33,7 @@ def changed(recipe, **training):
 def alone(recipe):
     """Global batches of 8 rows as two of 4; the last one has a single micro-batch, so one process gets none of it."""
     steps = {"max_steps": None, "epochs": 0.75, "batch_size": 4, "gradient_accumulation": 2, "num_checkpoints": 5}
-    rounds = {"num_evals": 2, "validation_rows": 5, "evaluation_budget": 1.0}
+    rounds = {"num_evals": 2, "validation_rows": 5, "evaluation_budget": 1.0, "number_smoothing": 0.05}
     return changed(recipe, **steps, **rounds, parts={}, optimizer="adamw", learning_rate=1e-3, feature_cache=False)
 
 

@@ -297,9 +297,11 @@ def masks_of(model, batch) -> set:
     return set(seen)
 
 
-def test_packed_rows_have_the_loss_of_padded_ones(drawn):
+@pytest.mark.parametrize("number_smoothing", [0.0, 0.05])
+def test_packed_rows_have_the_loss_of_padded_ones(drawn, number_smoothing: float):
     encoder = Encoder(load_processor("tiny"), PromptSpec())
-    rows = load_examples(Catalog(drawn), encoder, "train", FeatureCache(encoder, features=False))
+    images = FeatureCache(encoder, features=False)
+    rows = load_examples(Catalog(drawn), encoder, "train", images, number_smoothing)
     examples = [rows[index] for index in range(8)]
     alone = [load_model("tiny")(**Collator(encoder.family, 3)([one]), num_items_in_batch=1).loss for one in examples]
     labels = sum(int((one["labels"] != IGNORED).sum()) for one in examples)

@@ -58,8 +58,8 @@ class Facts(Scan):
         """Raises CatalogError where `rejected.parquet` cannot be read."""
         super().__init__(catalog.card.roles)
         self.card, self.rejected = catalog.card, read_rejected(catalog.folder)
-        self.learnt: tuple[str, ...] = ()
-        """Fields of the prompt."""
+        self.learnt: Mapping[str, str | None] = {}
+        """Fields of the prompt, and the word of each for what is absent."""
         self.text_tokens: list[int | None] = []
         """Tokens of prompt and answer, the picture's not counted; None where training would leave the row out."""
         self.problems: dict[int, str] = {}
@@ -155,7 +155,7 @@ def read_facts(catalog: Catalog, prompt: PromptSpec, encoder: Encoder | None, pr
     Raises CatalogError where the catalogue's files cannot be read or do not hold what `catalog.json` says.
     """
     facts, roles = Facts(catalog), catalog.card.roles
-    facts.learnt = tuple(field.column for field in prompt.fields)
+    facts.learnt = {field.column: field.absent for field in prompt.fields}
     wanted = [roles.id, *roles.fields, *roles.facts, *readable_inputs(prompt, catalog)]
     for split, batch in catalog.all_batches(dict.fromkeys(wanted)):
         for row in batch:

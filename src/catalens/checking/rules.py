@@ -130,7 +130,8 @@ def _rows(facts: Facts, add: Add) -> None:
     add("unreadable", sorted(facts.problems.items()))
     for name, values in facts.values.items():
         missing = [(row, "") for row, value in enumerate(values) if value is None]
-        add("missing", missing, name=name, share=len(missing) / max(1, len(values)))
+        word = facts.learnt.get(name)
+        add("absent" if word else "missing", missing, name=name, share=len(missing) / max(1, len(values)), word=word)
         trained = any(values[row] is not None for row, split in enumerate(facts.splits) if split == "train")
         if name in facts.learnt and "train" in facts.splits and not trained:
             add("no_values", [], total=facts.card.rows["train"], name=name)

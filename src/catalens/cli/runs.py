@@ -42,7 +42,7 @@ def demo(
     if catalog.exists():
         console.print(f"using the catalogue in {catalog} as it is; remove it to draw {rows} rows", markup=False)
     else:
-        sample(catalog, rows=rows, splits="0.84,0.05,0.11")
+        sample(catalog, rows=rows, splits="0.79,0.10,0.11")
     if out.exists():
         spares = (out.with_name(f"{out.name}-{n}") for n in range(2, 10**6))
         spare = out.rename(next(path for path in spares if not path.exists()))

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Kind = Literal["text", "category", "number"]
 
@@ -35,13 +35,22 @@ class FieldSpec(Frozen):
     """What stands before the value in the answer: `Product` gives `Product: ...`."""
     kind: Kind
     """`text` is scored by match and similarity, `category` by accuracy and F1, `number` by relative error."""
+    absent: str | None = None
+    """Word that the model learns to write where a row lacks the value, such as `not visible`; a cell that holds it
+    lacks the value, too. Unset: such a row teaches its other fields. A number has none."""
 
-    @field_validator("label")
+    @field_validator("label", "absent")
     @classmethod
-    def _plain(cls, label: str) -> str:
-        if label != " ".join(label.split()) or not label or _odd(label):
-            raise ValueError(f"label {label!r} is not one line of plain text without spaces around it")
-        return label
+    def _plain(cls, text: str | None, info: ValidationInfo) -> str | None:
+        if text is not None and (text != " ".join(text.split()) or not text or _odd(text)):
+            raise ValueError(f"{info.field_name} {text!r} is not one line of plain text without spaces around it")
+        return text
+
+    @model_validator(mode="after")
+    def _word_of_a_number(self) -> Self:
+        if self.absent is not None and self.kind == "number":
+            raise ValueError(f"a number has no word for a missing value: leave absent out of {self.column!r}")
+        return self
 
 
 class NumberFormat(Frozen):

@@ -2,15 +2,13 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from catalens.config.prompt import Frozen, PromptSpec
 from catalens.config.training import TrainingSpec
 from catalens.tolerance import Tolerance
-
-Wrong = Annotated[float, Field(gt=0, lt=1)]
 
 
 class EvaluationSpec(Frozen):
@@ -26,7 +24,7 @@ class EvaluationSpec(Frozen):
     """Longest free answer; one that is cut off does not parse and counts as wrong."""
     interval: float = Field(default=0.9, gt=0, lt=1)
     """Share of truths that the interval around a number is to hold."""
-    accept_error: Wrong | dict[str, Wrong] = 0.05
+    accept_error: float | dict[str, float] = 0.05
     """Share of wrong values that the rule of review is judged for, field by field; or by column, such as
     `{full_price: 0.1}`, and 0.05 for the columns that are not named."""
     before: bool = True
@@ -35,6 +33,18 @@ class EvaluationSpec(Frozen):
     """Also score with blanked and with shuffled pictures: the score has to fall."""
     resamples: int = Field(default=1000, ge=100)
     """Bootstrap resamples behind each 95 % interval."""
+
+    @field_validator("accept_error", mode="before")
+    @classmethod
+    def _shares(cls, told: Any) -> Any:
+        given = told if isinstance(told, dict) else {"": told}
+        try:
+            shares = {name: Tolerance.parse(one).size for name, one in given.items()}
+        except ValueError:
+            shares = {"": -1.0}
+        if not all(0 < share < 1 for share in shares.values()):
+            raise ValueError(f"{told!r} is no share of wrong values: give one such as 5%, or one for each column")
+        return shares if isinstance(told, dict) else shares[""]
 
     def bearable(self, columns: Iterable[str]) -> dict[str, float]:
         """`accept_error` of each column."""

@@ -129,6 +129,9 @@ class TrainingSpec(Frozen):
     them to each (DDP)."""
     compile: bool | Literal["auto"] = "auto"
     """Compile each layer (torch.compile), for few shapes of batches; `auto`: on a GPU, but not under `fsdp`."""
+    number_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Digits of a number learn what stands there in numbers around it, as far off as this share of it (a standard
+    deviation); 0: its own digits alone. 0.05 for prices that might as well be a little higher or lower."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target that is spread over the vocabulary."""
     seed: int = 0

@@ -94,13 +94,23 @@ def _flat(node: Mapping[str, Any], path: str = "") -> dict[str, object]:
 
 
 def common_fields(runs: Sequence[Evaluation]) -> list[FieldSpec]:
-    """Select the fields of the first run that all have, of the same kind; CatalogError where there are none."""
+    """Select the fields of the first run that all have, of the same kind.
+
+    CatalogError where there are none, or where runs state another word for what is absent.
+    """
     known = [{(field.column, field.kind) for field in run.prompt.fields} for run in runs]
     fields = [field for field in runs[0].prompt.fields if all((field.column, field.kind) in one for one in known)]
     if not fields:
         raise CatalogError(
             f"{', '.join(run.name for run in runs)} have no field in common: compare runs of one table"
         )
+    for run in runs[1:]:
+        words = {field.column: field.absent for field in run.prompt.fields}
+        if other := next((field for field in fields if field.absent != words[field.column]), None):
+            raise CatalogError(
+                f"the word for a missing {other.column} is {other.absent!r} in {runs[0].name} and "
+                f"{words[other.column]!r} in {run.name}: compare runs with the same prompt.fields[].absent"
+            )
     return fields
 
 

@@ -5,6 +5,7 @@
      "constrained": {...},
      "confidence": {"calibrated_on": 167, "fields": {"title": {"ece": F, "bins": [...], ...}, ...}},
      "bias":       {"full_price": [{"from": null, "to": 97.0, "rows": 71, "bias": F}, ...]},
+     "absent":     {"category3_code": {"word": "not visible", "rows": 31, "model": F, "constrained": F}},
      "review":     {"confidence": 0.95, "fields": {"title": {"target": 0.05, "threshold": 0.81, ...}, ...}},
      "baselines":  {"majority": {...}, "nearest_neighbour": {...}},
      "before":     {...},
@@ -36,11 +37,12 @@ from catalens.errors import CatalogError
 from catalens.evaluation.baselines import majority, nearest_neighbour
 from catalens.evaluation.calibrating import calibrate, confidence_block, review_block, run_predictor, sampled
 from catalens.evaluation.image_use import blanked, image_use, partners
-from catalens.examples import Answer, parse_answer
+from catalens.examples import Answer, parse_answer, value_of
 from catalens.features import FeatureCache
 from catalens.inference.generation import Generator, constrained_generator
 from catalens.inference.predictor import Predictor, Writer
 from catalens.inference.records import Completion
+from catalens.measures import class_f1
 from catalens.metrics import Figure, ImageUse, Row
 from catalens.pages.report import write_report
 from catalens.predictions import FORMAT, Evaluation, ScoredRow, truth_of
@@ -86,7 +88,7 @@ def evaluate(run: Path | str, recipe: Recipe | None = None, console: Console | N
         constrained = rows.answers(predictor.generator, "constrained answers", progress)
         scored = rows.scored(predictor, constrained, free)
         result["constrained"] = rows.score([row.values for row in scored])
-        result |= _trust(predictor, rows, scored)
+        result |= _trust(predictor, rows, scored) | _absent(rows, rows.values(free), scored)
         result["bias"] = {
             name: metrics.bias_by_band(name, rows.truths, [row.values for row in scored], rows.ids, rows.resamples)
             for name, kind in rows.kinds.items()
@@ -290,6 +292,21 @@ def _trust(predictor: Predictor, rows: ScoringRows, scored: Sequence[ScoredRow])
         ),
         "review": review_block(rows.kinds, scored, predictor.targets, predictor.thresholds, rows.within),
     }
+
+
+def _absent(rows: ScoringRows, free: Sequence[Row | None], scored: Sequence[ScoredRow]) -> dict[str, Any]:
+    """Score how well the values that rows lack are told, of each field that has a word for them."""
+    found = {}
+    for field in rows.prompt.fields:
+        if (word := value_of(field, {})) is None:
+            continue
+        column, truths = field.column, [truth[field.column] for truth in rows.truths]
+        found[column] = {"word": word, "rows": truths.count(word)}
+        for name, written in (("model", free), ("constrained", [row.values for row in scored])):
+            values = [None if row is None else row[column] for row in written]
+            if figure := class_f1(truths, values, word, rows.ids, rows.resamples):
+                found[column][name] = figure
+    return {"absent": found} if found else {}
 
 
 def _baselines(

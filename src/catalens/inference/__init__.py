@@ -4,7 +4,7 @@ from catalens.lazy import exports
 
 HOMES = {
     "batch": "BatchSpec predict_lines predict_to run_version",
-    "calibration": "Calibration confidences is_below load_calibration",
+    "calibration": "Calibration confidences is_below load_calibration log_odds",
     "decoding": "Decoder",
     "fitting": "fit_calibration",
     "generation": "Generator",

@@ -18,6 +18,7 @@ pixels, (H, W) HD size in pixels, h x w crops of a picture, m embeddings along a
 merged patch (4 x CLIP hidden size).
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -340,14 +341,17 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
 
         With `labels` [B, T] (-100 where there is none) the loss is the sum over labels in fp32, divided by
         `num_items_in_batch` where given, else by their number; `label_smoothing` spreads that share of each target
-        over the vocabulary. `logits` is None then, unless `logits_to_keep` asks for some: only the positions that
-        predict a label go through the head, which is most of the memory saved; and no cache is made by default.
+        over the vocabulary. Of the B x T hidden states those at `soft_places` [n] learn the words `soft_words` [k] in
+        the shares `soft_shares` [n, k], in place of their labels. `logits` is None then, unless `logits_to_keep` asks
+        for some: only the positions that predict a label go through the head, which is most of the memory saved; and
+        no cache is made by default.
 
         `input_ids` [B, T] hold `image_token_id` in the slots of picture tokens, or `inputs_embeds` [B, T, H] have the
         pictures placed already (`model.embed`). Pictures are as in `Phi3VModel.get_image_features`, which raises
         ValueError where they do not fit. Without `position_ids` [B, T] positions follow `attention_mask` [B, T].
         """
         count, smoothing = kwargs.pop("num_items_in_batch", None), kwargs.pop("label_smoothing", 0.0)
+        soft = [kwargs.pop(f"soft_{name}", None) for name in ("places", "shares", "words")]
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -361,7 +365,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
             **kwargs,
         )
         hidden = outputs.last_hidden_state  # [B, T, H]
-        loss = None if labels is None else self._loss(hidden, labels, count, smoothing)
+        loss = None if labels is None else self._loss(hidden, labels, count, smoothing, soft)
         logits = None
         if labels is None or not isinstance(logits_to_keep, int) or logits_to_keep:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -374,7 +378,9 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
             attentions=outputs.attentions,
         )
 
-    def _loss(self, hidden: torch.Tensor, labels: torch.Tensor, count: Any, smoothing: float) -> torch.Tensor:
+    def _loss(
+        self, hidden: torch.Tensor, labels: torch.Tensor, count: Any, smoothing: float, soft: Sequence[Any]
+    ) -> torch.Tensor:
         following = labels[:, 1:].to(hidden.device)
         labelled = following != IGNORED
         answers, targets = hidden[:, :-1][labelled], following[labelled]  # [labels, H], [labels]
@@ -383,5 +389,10 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, PictureGenerationMixin):  # pyright
         else:  # one with an adapter gives scores alone
             logits = self.lm_head(answers).float()  # [labels, V]
             total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+        places, shares, words = soft
+        if places is not None:
+            logs = self.lm_head(hidden.flatten(0, 1)[places]).float().log_softmax(-1)  # [n, V]
+            hard = logs.gather(1, labels.to(hidden.device).flatten()[places + 1, None]).sum()
+            total = total + (1 - smoothing) * (hard - (shares * logs[:, words]).sum())
         count = len(targets) if count is None else count
         return total / (count.to(total.device).clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))

@@ -73,6 +73,7 @@ def write_report(
         ],
         confidence=confidence(metrics, fields),
         bias=bias(metrics, fields),
+        absent=absent(metrics, fields),
         constrained=bool(metrics.get("constrained")),
         review=review(metrics, fields),
         promise=(metrics.get("review") or {}).get("confidence"),
@@ -254,6 +255,19 @@ def bias(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[tuple[
             lines.append((name, f"{band['rows']:,}", f"{value}\u00a0%", f"{low} to {high}"))
         if lines:
             found.append((field, lines))
+    return found
+
+
+def absent(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[tuple[FieldSpec, str, str, list[str]]]:
+    """Of each field with a word for what is absent: the word, how many rows lack a value, F1 of the word in texts."""
+    found = []
+    for field in fields:
+        if one := (metrics.get("absent") or {}).get(field.column):
+            figures = {
+                how: one[key] for how, key in (("written freely", "model"), ("constrained",) * 2) if key in one
+            }
+            texts = [f"{' ('.join(_with_interval(figure))}) {how}" for how, figure in figures.items()]
+            found.append((field, one["word"], f"{one['rows']:,}", texts))
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from catalens.config import FieldSpec
 from catalens.metrics import METRICS, metrics_of, primary, share_right
-from catalens.pages.format import cell, label, listed, metric_text, number, percent, truths_of
+from catalens.pages.format import PERCENT, cell, label, listed, metric_text, number, percent, truths_of
 from catalens.predictions import tolerance_of
 
 
@@ -132,7 +132,7 @@ def tiles(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict[
         about = {"field": field, "metric": METRICS[metric].label, "n": count, "unseen": ""}
         if rule := rules.get(field.column):
             share = percent(rule["accepted"]["value"]) if rule["threshold"] is not None else "none"
-            about["unseen"] = f"{share} usable unseen at {percent(rule['target'])} wrong"
+            about["unseen"] = f"{share} usable unseen, at most {100 * rule['target']:g}{PERCENT} wrong"
         if figure := figure_of(metrics["model"], field, metric):
             best = _best_baseline(metrics, field)
             against = f"{best[0].lower()} {metric_text(metric, best[1]['value'])}" if best else ""

@@ -18,7 +18,7 @@ from catalens.catalog.storage import Catalog
 from catalens.config import Part, Recipe, dump_recipe
 from catalens.data import Encoder, Examples, load_examples
 from catalens.errors import TrainingError
-from catalens.examples import AnswerSchema, fields_of
+from catalens.examples import AnswerSchema, value_of
 from catalens.features import FeatureCache
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.training.batches import Plan
@@ -73,14 +73,16 @@ class PreparedRun:
     console: Console
 
 
-def load_data(catalog: Catalog, encoder: Encoder, images: FeatureCache, console: Console) -> dict[str, Examples]:
-    """Check every row of train and validation, pictures included.
+def load_data(
+    catalog: Catalog, encoder: Encoder, images: FeatureCache, number_smoothing: float, console: Console
+) -> dict[str, Examples]:
+    """Check every row of train, whose numbers are smoothed, and validation, pictures included.
 
     Raises CatalogError, TooManyBadRowsError, and TrainingError where a split has no row.
     """
     data: dict[str, Examples] = {}
-    for split in ("train", "validation"):
-        data[split] = load_examples(catalog, encoder, split, images)
+    for split, width in (("train", number_smoothing), ("validation", 0.0)):
+        data[split] = load_examples(catalog, encoder, split, images, width)
         if not data[split].rows:
             raise TrainingError(f"{catalog.folder} has no {split} rows: prepare it with other --splits")
     if bad := [reason for examples in data.values() for reason in examples.bad]:
@@ -135,15 +137,16 @@ def report_unwritable(folder: Path, run: PreparedRun) -> None:
     vocabulary = Vocabulary(tokenizer.backend_tokenizer, len(tokenizer), run.encoder.family)
     constraint = Constraint(vocabulary, prompt, run.schema)
     train, found = run.data["train"].rows, []
-    some = {f.column: next(row[f.column] for row in train if f in fields_of(prompt, row)) for f in prompt.fields}
+    some = {f.column: next(v for row in train if (v := value_of(f, row)) is not None) for f in prompt.fields}
     some |= {f.column: "x" for f in prompt.fields if f.kind == "text"}  # another row's might be refused
     for split, examples in run.data.items():
         for index, row in enumerate(examples.rows):
-            answer_ids, own = examples.answer_ids(index), fields_of(prompt, row)
+            answer_ids = examples.answer_ids(index)
+            own = {f.column: value for f in prompt.fields if (value := value_of(f, row)) is not None}
             if len(own) < len(prompt.fields):  # with values of other rows in place of those that it lacks
-                answer_ids = run.encoder.answer_ids(some | {field.column: row[field.column] for field in own})
+                answer_ids = run.encoder.answer_ids(some | own)
             if column := constraint.refused(answer_ids[:-1]):
-                found.append({"split": split, "id": row[roles.id], "field": column, "value": row[column]})
+                found.append({"split": split, "id": row[roles.id], "field": column, "value": own.get(column)})
     path.unlink(missing_ok=True)
     if found:
         _write_lines(path, found)
@@ -193,9 +196,7 @@ def model_card(
 ) -> str:
     """Write `README.md`: what was trained on what, how well, does it see. `steps`: of the best model, of the run."""
     recipe, catalog, rows = run.recipe, run.catalog, run.data["validation"].rows
-    missing = Counter(
-        f.column for row in rows for f in recipe.prompt.fields if f not in fields_of(recipe.prompt, row)
-    )
+    missing = Counter(f.column for row in rows for f in recipe.prompt.fields if value_of(f, row) is None)
     lacking = ", ".join(f"`{column}` {count} of {len(rows)}" for column, count in missing.items())
     tag = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA"}[recipe.training.method]
     table = "\n".join(f"| {figure} | {value:.4g} |" for figure, value in figures.items())

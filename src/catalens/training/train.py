@@ -159,7 +159,7 @@ def prepare_run(recipe: Recipe, catalog: Catalog, setup: RunSetup | None, consol
     wanted = spec.feature_cache if setup is None else setup.cached_features
     if wanted and spec.resolved_parts["vision"].train == "frozen":
         images.open(base, compute_dtype(spec.precision))
-    data = load_data(catalog, encoder, images, console)
+    data = load_data(catalog, encoder, images, spec.number_smoothing, console)
     schema = answer_space(recipe.prompt, data["train"].rows, data["train"].answer_lengths())
     lengths, tiles = data["train"].lengths(), data["train"].tiles()
     training = plan_training(lengths, spec, setup.processes if setup else count)
