@@ -1,6 +1,8 @@
 """What several test files share: a small drawn catalogue, and a run of the tiny model on it."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,7 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("CATALENS_CACHE", tempfile.mkdtemp(prefix="catalens-"))  # nothing at home
+if "CATALENS_CACHE" not in os.environ:  # nothing at home
+    os.environ["CATALENS_CACHE"] = tempfile.mkdtemp(prefix="catalens-")
+    atexit.register(shutil.rmtree, os.environ["CATALENS_CACHE"], ignore_errors=True)
 
 # The same examples every time, and no clock: a busy machine is not a failure.
 settings.register_profile("calm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

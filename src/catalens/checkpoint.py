@@ -303,10 +303,10 @@ def _check_base(run: Path, name: str) -> None:
         raise CheckpointError(f"{run}: its base model {name} has changed since the training (was {known}): {fix}")
 
 
-def load_untrained(name: str = "tiny") -> Run:
-    """A model as it was before any training of ours, ready to write; CheckpointError as `load_model`."""
-    recipe = Recipe(catalog="", model=name)
-    return Run(Path(name), recipe, recipe.prompt, {}, load_model(name).eval(), load_processor(name), AnswerSchema())
+def load_untrained() -> Run:
+    """Load the tiny model that ships with catalens, ready to write."""
+    recipe, model = Recipe(catalog="", model="tiny"), load_model("tiny").eval()
+    return Run(Path("tiny"), recipe, recipe.prompt, {}, model, load_processor("tiny"), AnswerSchema())
 
 
 def _attention(dtype: torch.dtype) -> str:

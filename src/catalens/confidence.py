@@ -13,20 +13,21 @@ from numpy.typing import NDArray
 
 from catalens.intervals import Figure, Floats, Products, bootstrap, clusters, product_weights, share
 
+BINS = 10
+"""Of confidences from 0 to 1."""
 
-def reliability(
-    confidence: Floats, right: NDArray[np.bool_], products: Products = None, bins: int = 10
-) -> list[dict[str, Any]]:
+
+def reliability(confidence: Floats, right: NDArray[np.bool_], products: Products = None) -> list[dict[str, Any]]:
     """Group `[{"low", "high", "rows", "confidence", "right": Figure}]`: mean confidence and share right by bin.
 
     Bins are of equal width. In simulations bins of equal mass found bad calibration no more often, and showed more
     error where there was none, above all where confidences lie close together.
     """
-    index, cluster = _bins(confidence, bins), clusters(products, len(right))
+    index, cluster = _bins(confidence), clusters(products, len(right))
     return [
         {
-            "low": n / bins,
-            "high": (n + 1) / bins,
+            "low": n / BINS,
+            "high": (n + 1) / BINS,
             "rows": int((index == n).sum()),
             "confidence": float(confidence[index == n].mean()),
             "right": share(right[index == n], cluster[index == n].tolist()),
@@ -36,29 +37,24 @@ def reliability(
 
 
 def calibration_error(
-    confidence: Floats,
-    right: NDArray[np.bool_],
-    products: Products = None,
-    bins: int = 10,
-    resamples: int = 1000,
-    seed: int = 0,
+    confidence: Floats, right: NDArray[np.bool_], products: Products = None, resamples: int = 1000
 ) -> Figure:
     """Estimate the expected calibration error (Naeini et al., 2015): the mean gap between confidence and share right.
 
     It is never 0 on finitely many rows: chance alone opens gaps (Kumar et al., 2019), and resampling opens them
     again, so that the interval lies high. Ten bins keep that small.
     """
-    gaps = np.zeros((len(confidence), bins))
-    gaps[np.arange(len(confidence)), _bins(confidence, bins)] = confidence - right
+    gaps = np.zeros((len(confidence), BINS))
+    gaps[np.arange(len(confidence)), _bins(confidence)] = confidence - right
 
     def statistic(counts: Floats) -> Floats:
         return np.abs(counts @ gaps).sum(axis=-1) / counts.sum(axis=-1)
 
-    return bootstrap({"ece": statistic}, len(gaps), products, resamples, seed)["ece"]
+    return bootstrap({"ece": statistic}, len(gaps), products, resamples)["ece"]
 
 
-def _bins(confidence: Floats, bins: int) -> NDArray[np.intp]:
-    return np.minimum((confidence * bins).astype(np.intp), bins - 1)
+def _bins(confidence: Floats) -> NDArray[np.intp]:
+    return np.minimum((confidence * BINS).astype(np.intp), BINS - 1)
 
 
 def acceptance(confidence: Floats, right: NDArray[np.bool_], points: int) -> list[tuple[float, int, int]]:

@@ -1,6 +1,7 @@
 """Devices, precision and processes of this machine."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import psutil
@@ -56,6 +57,12 @@ def compute_dtype(precision: Precision = "auto") -> torch.dtype:
         gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if gpu else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def eager(model: Any) -> AbstractContextManager[object]:
+    """Run a model's layers as they are within, even if they are compiled."""
+    compiled = any(getattr(module, "_compiled_call_impl", None) for module in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def allows_tf32(precision: Precision) -> bool:

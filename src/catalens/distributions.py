@@ -15,6 +15,8 @@ import numpy as np
 from catalens.tolerance import Tolerance
 
 Estimate = Literal["median", "mean", "mode"]
+TOP = 3
+"""Likeliest categories that are told, and of which one should be right."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Distribution:
         """The likeliest value."""
         return max(zip(self.probabilities, self.values, strict=True), key=lambda pair: pair[0])[1]
 
-    def top(self, count: int) -> list[tuple[float | str, float]]:
+    def top(self, count: int = TOP) -> list[tuple[float | str, float]]:
         """Select the likeliest values, each with its probability."""
         order = np.argsort(-np.array(self.probabilities), kind="stable")[:count]
         return [(self.values[i], self.probabilities[i]) for i in order.tolist()]

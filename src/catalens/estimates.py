@@ -29,7 +29,7 @@ NF4_BYTES = 4.127 / 8
 CONTEXT = 1e9
 """Bytes that the driver, CUDA's context and the libraries take."""
 FRAGMENTATION = 1.1
-"""What the allocator reserves over what is allocated."""
+"""Memory that the allocator reserves over what is allocated, as a factor."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Setup:
     rank: int = 16
     """Rank of the adapters, which stand on every linear layer of the text model, and of the tower where it trains."""
     dropout: bool = True
-    """Whether the adapters drop out: the mask of their input is kept."""
+    """Set where the adapters drop out: the mask of their input is kept."""
     checkpointing: bool = False
     """Recompute each layer in the backward pass."""
     cached_features: bool = False
@@ -68,10 +68,10 @@ class MemoryEstimate:
     weights: float
     """The model as it is stored for training."""
     states: float
-    """What each trained weight has beside: gradient, two moments, under autocast a bf16 copy that lasts as long as no
+    """Beside each trained weight: gradient, two moments, under autocast a bf16 copy that lasts as long as no
     layer is recomputed; of adapters the weights too."""
     sample: float
-    """What one row of the batch keeps for the backward pass, and works with."""
+    """Bytes that one row of the batch keeps for the backward pass, and works with."""
 
     def peak(self, batch: int) -> float:
         """Bytes of GPU memory at a batch size."""

@@ -16,11 +16,11 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -35,6 +35,8 @@ from catalens.files import atomic
 from catalens.model import ImageInputs
 from catalens.progress import bars
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 SHARD_BYTES = 256 * 2**20
 TOGETHER = 8
 """Pictures that the tower sees at once, and that the estimate measures."""
@@ -88,7 +90,7 @@ class FeatureCache:
     def __init__(self, encoder: Encoder, room: int = 2**30, features: bool = True) -> None:
         self.encoder, self.room = encoder, room
         self.features = features
-        """Whether images are to have features; where not, they are decoded pictures."""
+        """Tell whether images are to have features; else they are decoded pictures."""
         self.folder: Path | None = None
         self._model: Any = None
         self.kept: dict[bytes, ImageInputs] = {}
@@ -128,7 +130,8 @@ class FeatureCache:
     def open(self, model: Any, dtype: torch.dtype) -> None:
         """Take to features on disk, of the tower of `model`, whose products are of this type, as are they."""
         self._model, self.dtype, self.features = model, dtype, True
-        self.folder = _home() / "features" / _fingerprint(self.encoder, model, dtype)
+        home = Path(os.environ.get("CATALENS_CACHE") or Path.home() / ".cache" / "catalens")
+        self.folder = home / "features" / _fingerprint(self.encoder, model, dtype)
         self.refresh()
 
     def close(self, used: bool) -> None:
@@ -188,31 +191,19 @@ class FeatureCache:
         shard: dict[str, torch.Tensor] = {}
         # after a kill the same pictures share a pass again, and have the same bits
         groups = [pictures[start : start + TOGETHER] for start in range(0, len(pictures), TOGETHER)]
+        missing = ([one for one in dict.fromkeys(group) if one.digest.hex() not in self._shards] for group in groups)
         done = 0
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for group, missing, images in self._decoded(groups, pool):
-                if missing:
-                    shard |= zip(missing, self._run([image.result() for image in images]), strict=True)
-                done += len(group)
-                on_progress(done)
-                if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
-                    yield shard
-                    shard = {}
+        decoded = decoded_ahead(missing, lambda one: self.encoder.image(bytes(one)), AHEAD)
+        for group, (some, images) in zip(groups, decoded, strict=True):
+            if some:
+                shard |= zip((one.digest.hex() for one in some), self._run(images), strict=True)
+            done += len(group)
+            on_progress(done)
+            if sum(tensor.nbytes for tensor in shard.values()) >= SHARD_BYTES:
+                yield shard
+                shard = {}
         if shard:
             yield shard
-
-    def _decoded(
-        self, groups: Sequence[Sequence[Picture]], pool: Executor
-    ) -> Iterator[tuple[Sequence[Picture], list[str], list[Future[ImageInputs]]]]:
-        """Groups with the names and images of their missing pictures, decoded while the tower sees those before."""
-        waiting: deque[tuple[Sequence[Picture], list[str], list[Future[ImageInputs]]]] = deque()
-        for group in groups:
-            missing = {name: one for one in group if (name := one.digest.hex()) not in self._shards}
-            images = [pool.submit(lambda one=one: self.encoder.image(bytes(one))) for one in missing.values()]
-            waiting.append((group, [*missing], images))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft()
-        yield from waiting
 
     def _run(self, images: Sequence[ImageInputs]) -> list[torch.Tensor]:
         with torch.autocast(self._model.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -229,6 +220,25 @@ class FeatureCache:
         for path in sorted(self.folder.glob("*.safetensors")) if self.folder else ():
             with safe_open(path, framework="pt") as shard:
                 self._shards |= dict.fromkeys(shard.keys(), path)
+
+
+def decoded_ahead(
+    batches: Iterable[Sequence[Item]], decode: Callable[[Item], Made], ahead: int
+) -> Iterator[tuple[Sequence[Item], list[Made]]]:
+    """Give batches with what `decode` makes of their items, on all cores; as many as `ahead` before their turn."""
+    waiting: deque[tuple[Sequence[Item], list[Future[Made]]]] = deque()
+
+    def first() -> tuple[Sequence[Item], list[Made]]:
+        batch, coming = waiting.popleft()
+        return batch, [one.result() for one in coming]
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for batch in batches:
+            waiting.append((batch, [pool.submit(decode, one) for one in batch]))
+            if len(waiting) > ahead:
+                yield first()
+        while waiting:
+            yield first()
 
 
 def fill_where_it_pays(
@@ -254,10 +264,6 @@ def fill_where_it_pays(
 
 def _digest(picture: Encoded) -> bytes:
     return picture.digest if isinstance(picture, Picture) else hashlib.sha256(picture).digest()
-
-
-def _home() -> Path:
-    return Path(os.environ.get("CATALENS_CACHE") or Path.home() / ".cache" / "catalens")
 
 
 def _fingerprint(encoder: Encoder, model: Any, dtype: torch.dtype) -> str:

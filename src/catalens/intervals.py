@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 Figure = dict[str, float]
 """`{"value": ..., "low": ..., "high": ...}`, low and high bounding the 95 % interval."""
 Statistic = Callable[[Floats], Floats]
-"""How often a resample holds each row, [..., n] -> the figure over it, [...]."""
+"""Counts of each row in a resample, [..., n] -> the figure over it, [...]."""
 Products = Sequence[object] | None
 """The product that each row shows; None where every row shows another one."""
 
@@ -104,7 +104,6 @@ def paired(
     products: Products = None,
     made_up: int = 0,
     resamples: int = 10_000,
-    seed: int = 0,
 ) -> dict[str, Figure]:
     """Estimate figures of one system less those of another on the same rows, each with its two-sided `p`.
 
@@ -122,7 +121,7 @@ def paired(
 
     differences = {name: difference(statistic) for name, statistic in statistics.items()}
     cluster = clusters(products, rows)
-    drawn = _over_resamples(differences, cluster, resamples, seed)
+    drawn = _over_resamples(differences, cluster, resamples)
     real = (np.arange(rows) < rows - made_up).astype(float)
     figures = {}
     for name, statistic in differences.items():
@@ -143,7 +142,7 @@ def holm(ps: Sequence[float]) -> list[bool]:
 
 
 def _over_resamples(
-    statistics: Mapping[str, Statistic], cluster: NDArray[np.intp], resamples: int, seed: int
+    statistics: Mapping[str, Statistic], cluster: NDArray[np.intp], resamples: int, seed: int = 0
 ) -> dict[str, Floats]:
     """Each statistic over resampled products, [resamples]."""
     parts: dict[str, list[Floats]] = {name: [] for name in statistics}

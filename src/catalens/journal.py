@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 from catalens.errors import CatalensError, CatalogError
 
 STATE = "CREATE TABLE state (name TEXT PRIMARY KEY, value TEXT);"
+FIX = "mend that and give the same command again, what is done is kept"
 PAGE = 500
 """Rows that are looked at together."""
 UNWRITABLE = ("FULL", "IOERR", "READONLY", "CANTOPEN", "PERM", "BUSY", "LOCKED", "NOMEM", "TOOBIG", "NOLFS")
@@ -58,8 +59,7 @@ class Journal:
                 yield cls(path, database)
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_").startswith(UNWRITABLE):
-                fix = "mend that and give the same command again, what is done is kept"
-                raise cls.error(f"{path} cannot be written ({error}): {fix}") from error
+                raise cls.error(f"{path} cannot be written ({error}): {FIX}") from error
             raise cls.error(f"{path} is damaged ({error}): {fix}") from error
 
     @staticmethod

@@ -1,6 +1,6 @@
 """Public names of a package, each imported from its module when it is first asked for.
 
-    __getattr__, __all__ = exports(__name__, {"storage": "Catalog CatalogWriter", "splits": "assign_splits"})
+    __getattr__, __all__ = exports(__name__, {"storage": "Catalog Roles", "splits": "assign_splits"})
 
 So `import catalens` and `catalens --help` load nothing, and one name of a package does not load the others.
 """

@@ -26,6 +26,8 @@ CAP = 100.0
 """Largest error of a number in a mean, as a share of its truth."""
 FARTHEST = 1e30
 """Largest error of a number as a share of its truth."""
+BANDS = 5
+"""Bands of a number by which its errors are told."""
 
 
 def macro_f1(classes: Floats) -> Statistic:
@@ -166,3 +168,9 @@ def close(y_true: Sequence[Any], y_pred: Sequence[Any], within: Tolerance = TEN_
     """Test for a number within a tolerance of the truth, [n]."""
     truths = np.array(y_true, float)
     return np.where([p is None for p in y_pred], math.inf, absolute_errors(y_true, y_pred)) <= within.around(truths)
+
+
+def band_edges(truths: Sequence[float]) -> list[float]:
+    """Find numbers that part truths into `BANDS` bands of about as many rows, or fewer where many are alike."""
+    marks = np.linspace(0, 1, BANDS + 1)[1:-1]
+    return np.unique(np.quantile(np.array(truths, float), marks, method="nearest")).tolist()

@@ -24,19 +24,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from catalens.intervals import (
-    Figure,
-    Products,
-    Statistic,
-    bootstrap,
-    mean,
-    median,
-    paired,
-    ratio,
-    share,
-)
+from catalens.intervals import Figure, Products, Statistic, bootstrap, mean, median, paired, ratio, share
 from catalens.measures import (
     absolute_errors,
+    band_edges,
     capped_errors,
     close,
     exact,
@@ -53,8 +44,6 @@ from catalens.measures import (
 from catalens.tolerance import TEN_PER_CENT, Tolerance
 
 Row = Mapping[str, object]
-BANDS = 5
-"""Bands of a number by which its bias is told."""
 ImageUse = Literal["uses_image", "ignores_image", "undecided"]
 """Outcome of the check of the pictures; undecided where the rows are too few to tell."""
 
@@ -66,8 +55,8 @@ def all_right(
     right = np.array([row is not None for row in predictions])
     for name, kind in kinds.items():
         if known := rows_with(name, truths):
-            own = [truths[i] for i in known], [predictions[i] for i in known]
-            right[known] &= correctness(name, kind, *own, within)
+            y_true, y_pred = _picked(known, truths, predictions)
+            right[known] &= correctness(name, kind, y_true, y_pred, within)
     return right
 
 
@@ -110,10 +99,7 @@ METRICS: dict[str, Metric] = {
         right=True,
     ),
     "record_accuracy": Metric(
-        "answer",
-        "all right",
-        "Share of rows whose every field is right: what nobody would have to touch.",
-        all_right,
+        "answer", "all right", "Share of rows whose every field is right: what nobody would have to touch.", all_right
     ),
     "exact": Metric(
         "text",
@@ -279,7 +265,7 @@ def score(
         found = fields[name] = {}
         if not (rows := rows_with(name, truths)):
             continue
-        y_true, y_pred = [truths[i] for i in rows], [predictions[i] for i in rows]
+        y_true, y_pred = _picked(rows, truths, predictions)
         own = None if products is None else [products[i] for i in rows]
         found |= bootstrap(statistics(name, kind, y_true, y_pred, within), len(rows), own, resamples, seed)
         for metric, entry in metrics_of(kind, within).items():
@@ -300,11 +286,7 @@ def rows_with(name: str, truths: Sequence[Row]) -> list[int]:
 
 
 def statistics(
-    name: str,
-    kind: str,
-    truths: Sequence[Row],
-    predictions: Sequence[Row | None],
-    within: Tolerance = TEN_PER_CENT,
+    name: str, kind: str, truths: Sequence[Row], predictions: Sequence[Row | None], within: Tolerance = TEN_PER_CENT
 ) -> dict[str, Statistic]:
     """Make the figures of a column over any resample of rows that all have a truth: `{metric: Statistic}`."""
     columns = _columns(name, truths, predictions)
@@ -330,38 +312,19 @@ def differences(
     numbers = [*range(len(truths))] if products is None else [*products]
     found: dict[str, dict[str, Figure]] = {}
     for name, kind in kinds.items():
-        known = rows_with(name, truths)
-        one, two = ([rows[i] for i in known] for rows in (first, other))
-        y_true, own = [truths[i] for i in known], [numbers[i] for i in known]
-        found[name] = _differences(name, kind, y_true, one, two, own, resamples, within) if known else {}
+        if not (known := rows_with(name, truths)):
+            found[name] = {}
+            continue
+        y_true, one, two, own = _picked(known, truths, first, other, numbers)
+        plain = statistics(name, kind, y_true * 2, [*one, *two], within)
+        each = max(1, round(len(known) / len(set(own))))
+        extra, right, wrong = [y_true[0]] * (2 * each), [y_true[0]] * each, [None] * each
+        padded = statistics(name, kind, [*y_true, *extra] * 2, [*one, *right, *wrong, *two, *wrong, *right], within)
+        made_up = [("made up", n // each) for n in range(2 * each)]
+        unbounded = {metric: plain[metric] for metric in padded if not METRICS[metric].share}
+        found[name] = paired(padded, len(known) + len(extra), [*own, *made_up], len(extra), resamples)
+        found[name] |= paired(unbounded, len(known), own, resamples=resamples)
     return found
-
-
-def _differences(
-    name: str,
-    kind: str,
-    truths: Sequence[Row],
-    first: Sequence[Row | None],
-    other: Sequence[Row | None],
-    products: Sequence[object],
-    resamples: int,
-    within: Tolerance,
-) -> dict[str, Figure]:
-    rows = len(truths)
-    plain = statistics(name, kind, [*truths, *truths], [*first, *other], within)
-    each = max(1, round(rows / len(set(products))))
-    extra, right, wrong = [truths[0]] * (2 * each), [truths[0]] * each, [None] * each
-    padded = statistics(name, kind, [*truths, *extra] * 2, [*first, *right, *wrong, *other, *wrong, *right], within)
-    made_up = [("made up", n // each) for n in range(2 * each)]
-    unbounded = {metric: plain[metric] for metric in padded if not METRICS[metric].share}
-    found = paired(padded, rows + len(extra), [*products, *made_up], len(extra), resamples)
-    return found | paired(unbounded, rows, products, resamples=resamples)
-
-
-def band_edges(truths: Sequence[float]) -> list[float]:
-    """Find numbers that part truths into `BANDS` bands of about as many rows, or fewer where many are alike."""
-    marks = np.linspace(0, 1, BANDS + 1)[1:-1]
-    return np.unique(np.quantile(np.array(truths, float), marks, method="nearest")).tolist()
 
 
 def bias_by_band(
@@ -396,11 +359,7 @@ def _picked(rows: Sequence[int], *columns: Sequence[Any]) -> list[list[Any]]:
 
 
 def correctness(
-    name: str,
-    kind: str,
-    truths: Sequence[Row],
-    predictions: Sequence[Row | None],
-    within: Tolerance = TEN_PER_CENT,
+    name: str, kind: str, truths: Sequence[Row], predictions: Sequence[Row | None], within: Tolerance = TEN_PER_CENT
 ) -> NDArray[np.bool_]:
     """Test each value of a column, [n], of rows that have a truth: text, category exact, number within tolerance."""
     metric = metrics_of(kind, within)[share_right(kind)]

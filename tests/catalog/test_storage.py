@@ -11,7 +11,17 @@ import pytest
 import yaml
 from PIL import Image
 
-from catalens.catalog import SPLITS, Catalog, CatalogWriter, Pictures, RejectedRow, Roles, picture_facts, storage
+from catalens.catalog import (
+    SPLITS,
+    Catalog,
+    CatalogWriter,
+    Pictures,
+    RejectedRow,
+    Roles,
+    picture_facts,
+    storage,
+    writer,
+)
 from catalens.catalog.storage import FACTS
 from catalens.errors import CatalogError
 
@@ -45,8 +55,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_pictures_are_read_by_row_across_groups_and_files(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(storage, "GROUP_ROWS", 2)
-    monkeypatch.setattr(storage, "SHARD_BYTES", 1)
+    monkeypatch.setattr(writer, "GROUP_ROWS", 2)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 1)
     fill(tmp_path / "shop", "t" * 7 + "v")
     catalog = Catalog(tmp_path / "shop")
     assert len(catalog.files("train")) > 1
@@ -84,8 +94,8 @@ def test_datasets_opens_it_as_it_is(tmp_path: Path, splits: str, monkeypatch: py
     from datasets.utils import logging
 
     logging.disable_progress_bar()
-    monkeypatch.setattr(storage, "GROUP_BYTES", 200)
-    monkeypatch.setattr(storage, "SHARD_BYTES", 400)
+    monkeypatch.setattr(writer, "GROUP_BYTES", 200)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 400)
     fill(tmp_path / "shop", splits)
     opened: Any = load_dataset(str(tmp_path / "shop"), cache_dir=str(tmp_path / "cache"))
     names = {"train": "t", "validation": "v", "test": "e"}
@@ -187,8 +197,8 @@ def test_nothing_left_out_leaves_no_list(tmp_path: Path):
 
 
 def test_large_splits_are_cut_into_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(storage, "GROUP_BYTES", 2 * len(picture(0)))
-    monkeypatch.setattr(storage, "SHARD_BYTES", 4 * len(picture(0)))
+    monkeypatch.setattr(writer, "GROUP_BYTES", 2 * len(picture(0)))
+    monkeypatch.setattr(writer, "SHARD_BYTES", 4 * len(picture(0)))
     fill(tmp_path / "shop", "t" * 11 + "vvvv")
     files = {path.name: pq.ParquetFile(path).metadata for path in (tmp_path / "shop" / "data").iterdir()}
     assert {name: (data.num_rows, data.num_row_groups) for name, data in files.items()} == {
@@ -208,8 +218,8 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path):
 
 def test_the_content_hash_is_of_the_rows_not_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = fill(tmp_path / "whole").card.content_hash
-    monkeypatch.setattr(storage, "GROUP_BYTES", 1)
-    monkeypatch.setattr(storage, "SHARD_BYTES", 1)
+    monkeypatch.setattr(writer, "GROUP_BYTES", 1)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 1)
     assert fill(tmp_path / "shards").card.content_hash == whole
     assert len(list((tmp_path / "shards" / "data").glob("train-*"))) == 4
     assert fill(tmp_path / "other split", "ttvtee").card.content_hash != whole

@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 
 from catalens.evaluation import partners
-from catalens.evaluation.image_use import MARGIN, image_use
+from catalens.evaluation.image_use import MARGIN
+from catalens.evaluation.image_use import image_use as image_use_of
 from catalens.metrics import score
 
 Rows = list[dict[str, Any]]
 KINDS: Any = {"category": "category"}
 CHANCES = (0.6, 0.1, 0.1, 0.1, 0.1)
 DRAWS = 100
+
+
+def image_use(kinds: Any, truths: Rows, said: Rows, ids: list[str], resamples: int = 10_000) -> dict[str, Any]:
+    """The test of a model that reads from a picture the same in any row."""
+    return image_use_of(kinds, truths, said, [said[i] for i in partners(ids)], ids, resamples)
 
 
 def drawn(rng: np.random.Generator, rows: int, sees: float, each: int = 1) -> tuple[Rows, Rows, list[str]]:

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,11 +14,9 @@ import parity
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
 
 from catalens import export, load_predictor
 from catalens.checkpoint import load_run
-from catalens.cli import app
 from catalens.config import PromptSpec
 from catalens.errors import CheckpointError, RecipeError
 from catalens.examples import AnswerSchema, FieldConstraints, Query
@@ -277,17 +274,8 @@ def test_a_calibration_of_other_graphs_is_refused(exported, tmp_path):
 
 
 @onnx
-def test_the_commands_of_the_docs_run(adapted, tmp_path, monkeypatch):
-    root = Path(__file__).parents[2]
-    text = (root / "docs" / "exporting-onnx.md").read_text(encoding="utf-8")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "practice").symlink_to(adapted)
-    (tmp_path / "examples").symlink_to(root / "examples")
-    monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
-    for command in block.splitlines():
-        result = CliRunner().invoke(app, [*shlex.split(command)[1:], *(["--rows", "8"] if "--to" in command else [])])
-        assert result.exit_code == 0, f"{command}\n{result.output}"
+def test_the_commands_of_the_docs_run(run_commands):
+    text = run_commands("exporting-onnx.md")
     told = re.findall(r"`(\w+\.(?:onnx(?:\.data)?|json|parquet))`", text)
     assert {path.name for path in Path("exports/practice-onnx").iterdir()} == set(told) | {"README.md"}
 

@@ -5,8 +5,6 @@ import importlib.util
 import io
 import json
 import os
-import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -389,14 +387,5 @@ def test_a_server_of_vllm_answers_as_the_run(adapted, exported, photos):
 
 
 @vllm
-def test_the_commands_of_the_docs_run(adapted, tmp_path, monkeypatch):
-    root = Path(__file__).parents[2]
-    text = (root / "docs" / "exporting-vllm.md").read_text(encoding="utf-8")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "practice").symlink_to(adapted)
-    (tmp_path / "examples").symlink_to(root / "examples")
-    monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
-    for command in block.splitlines():
-        result = CliRunner().invoke(app, [*shlex.split(command)[1:], *(["--rows", "8"] if "--to" in command else [])])
-        assert result.exit_code == 0, f"{command}\n{result.output}"
+def test_the_commands_of_the_docs_run(run_commands):
+    run_commands("exporting-vllm.md")

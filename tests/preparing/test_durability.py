@@ -17,7 +17,7 @@ from hostile import Hostile, encoded, hostile_server, jpeg, pixels  # noqa: F401
 from typer.testing import CliRunner
 
 from catalens import files, prepare
-from catalens.catalog import SPLITS, Catalog, CatalogWriter, Roles, group_batches, open_parquet, storage
+from catalens.catalog import SPLITS, Catalog, CatalogWriter, Roles, group_batches, open_parquet, storage, writer
 from catalens.catalog import folder as folders
 from catalens.cli import app
 from catalens.errors import CatalensError, CatalogError, TooManyBadRowsError
@@ -243,7 +243,7 @@ def test_a_kill_while_a_catalogue_is_replaced_leaves_one(out: Path, moment: int,
     with monkeypatch.context() as patched:
         for owner, name in ((Path, "rename"), (Path, "unlink"), (shutil, "rmtree"), (folders, "manifest")):
             patched.setattr(owner, name, dying(getattr(owner, name)))
-        patched.setattr(storage, "sweep", lambda folder: None)
+        patched.setattr(writer, "sweep", lambda folder: None)
         with pytest.raises(Killed):
             prepared(table_of(out), out, fractions={"train": 0.5, "validation": 0.3, "test": 0.2})
     assert any((place / "catalog.json").is_file() for place in (out, out.parent / ".out.previous"))

@@ -472,9 +472,20 @@ def test_reasons_are_counted_by_what_is_wrong(reason: str, kind: str):
     assert kind_of_reason(reason) == kind
 
 
+def exported(
+    source: Path, lines: list[str], missing: Any = "keep"
+) -> tuple[list[tuple[Any, ...]], CatalogCard, list[str]]:
+    """Rows without pictures, the card and all notices of a catalogue of a shop's export, its columns guessed."""
+    table(source)
+    (source / "export.csv").write_text("\n".join(lines))
+    told: list[str] = []
+    spec = PrepareSpec(max_bad=0, fractions={"train": 1.0}, table=TableSpec(missing=missing))
+    folder, card = prepare_source(str(source / "export.csv"), source.parent / missing, spec=spec, notice=told.append)
+    return [tuple(row.values())[1:] for row in Catalog(folder).rows("train")], card, told
+
+
 def test_a_parent_says_what_its_variants_lack(source: Path):
     """As WooCommerce exports products with variations: the parent has no price."""
-    table(source)
     lines = [
         "ID,Type,SKU,Name,Regular price,Categories,Images,Parent",
         "1,variable,X,Mug,,Home > Mugs,a.png,",
@@ -482,25 +493,18 @@ def test_a_parent_says_what_its_variants_lack(source: Path):
         "3,variation,X-2,Mug - red,6.50,,,X",
         "4,simple,Y,Hat,7.50,Hats,a.png,",
     ]
-    (source / "woo.csv").write_text("\n".join(lines))
-    told: list[str] = []
-    spec = PrepareSpec(max_bad=0.5, fractions={"train": 1.0})
-    folder, card = prepare_source(str(source / "woo.csv"), source.parent / "woo", spec=spec, notice=told.append)
+    (parent, *others), card, told = exported(source, lines)
     assert "--id 'Parent|SKU'" in told[0]
-    rows = [tuple(row.values())[1:] for row in Catalog(folder).rows("train")]
-    parent, *others = rows
     assert parent == ("X", "Mug", "Home > Mugs", None)
     assert others == [("X", "Mug - blue", "Home > Mugs", 5.5), ("Y", "Hat", "Hats", 7.5)]
     assert card.left_out == {NO_PICTURE: 1}
-    refuse = spec.model_copy(update={"table": TableSpec(missing="refuse")})
-    folder, card = prepare_source(str(source / "woo.csv"), source.parent / "refuse", spec=refuse)
-    assert [tuple(row.values())[1:] for row in Catalog(folder).rows("train")] == others
+    rows, card, _ = exported(source, lines, missing="refuse")
+    assert rows == others
     assert card.left_out == {PARENT: 1, NO_PICTURE: 1}
 
 
 def test_further_pictures_of_a_product_teach_title_and_category(source: Path):
     """As Shopify exports them: title and type stand on the first row, a price on the rows of variants."""
-    table(source)
     lines = [
         "Handle,Title,Type,Variant Price,Image Src",
         "mug,Blue Mug,Mugs,5.50,a.png",
@@ -508,11 +512,7 @@ def test_further_pictures_of_a_product_teach_title_and_category(source: Path):
         "mug,,,6.50,",
         "hat,Red Hat,Hats,7.50,a.png",
     ]
-    (source / "shopify.csv").write_text("\n".join(lines))
-    told: list[str] = []
-    spec = PrepareSpec(max_bad=0, fractions={"train": 1.0})
-    folder, card = prepare_source(str(source / "shopify.csv"), source.parent / "shop", spec=spec, notice=told.append)
-    rows = [tuple(row.values())[1:] for row in Catalog(folder).rows("train")]
+    rows, card, told = exported(source, lines)
     assert rows == [
         ("mug", "Blue Mug", "Mugs", 5.5),
         ("mug", "Blue Mug", "Mugs", None),

@@ -133,12 +133,12 @@ def test_a_half_written_checkpoint_is_not_there(short, peace, tmp_path):
 def test_a_bad_disk_is_one_sentence_and_the_run_goes_on(short, peace, tmp_path, monkeypatch):
     from catalens.training import checkpoints
 
-    def full(folder: Path) -> None:
-        if folder.name == "checkpoint-8":
+    def full(path: Path) -> None:
+        if path.parent.name == "checkpoint-8":
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "_sync", full)
+        patch.setattr(checkpoints, "sync", full)
         with pytest.raises(
             TrainingError, match=r"checkpoint-8 cannot be written \(.*No space left on device\).*--resume"
         ):

@@ -49,7 +49,8 @@ def near_pairs(fingerprints: NDArray[np.uint8], threshold: int = THRESHOLD) -> N
     if len(fingerprints) == 0:
         return np.empty((0, 2), np.intp)
     unique, first, inverse = np.unique(fingerprints, axis=0, return_index=True, return_inverse=True)
-    seen = np.concatenate([unique, unique ^ _mirror()])  # [2u, 32]
+    mirror = np.packbits(np.tile(np.arange(SIDE) % 2 == 1, SIDE))  # turns over odd horizontal frequencies
+    seen = np.concatenate([unique, unique ^ mirror])  # [2u, 32]
     words, upright = seen.view(np.uint64), len(unique)  # [2u, 4]
     links = np.empty((0, 2), np.intp)  # of the u distinct ones
     for band in range(0, seen.shape[1], BAND_BYTES):
@@ -76,8 +77,3 @@ def _distinct(pairs: NDArray[np.intp], count: int) -> NDArray[np.intp]:
     """Pairs of `count` nodes, each once with the lower one first, in order; none of one and itself."""
     pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
     return np.stack(np.divmod(np.unique(pairs[:, 0] * count + pairs[:, 1]), count), axis=1)
-
-
-def _mirror() -> NDArray[np.uint8]:
-    """The bits that a mirrored picture turns over: those of odd horizontal frequencies."""
-    return np.packbits(np.tile(np.arange(SIDE) % 2 == 1, SIDE))

@@ -26,7 +26,7 @@ PngImagePlugin.MAX_TEXT_CHUNK = 2**25  # bytes of a comment, which is no reason 
 START, SCAN, END = b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 """Marks of a JPEG: its beginning, that of its pixels, its end."""
 FILLERS = (b"", b"\x55" * 64, b"\xaa" * 64, b"\x1b" * 64)
-"""What may stand before the end mark of a JPEG: pixels of a whole one do not depend on it."""
+"""Bytes that may stand before the end mark of a JPEG: pixels of a whole one do not depend on it."""
 CLOSED, REDUCED = "JPEG pictures without an end mark", f"JPEG pictures of more than {MAX_PIXELS:,} pixels"
 JPEG_QUALITY = 92
 """Of photos that are made smaller."""
@@ -82,7 +82,7 @@ class PictureFacts:
     fingerprint: str = ""
     """Perceptual hash of 256 bits, in hex (see `duplicates`)."""
     reason: str = ""
-    """Why it cannot be decoded."""
+    """Reason why it cannot be decoded."""
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -37,7 +37,7 @@ class Check:
     """Errors first, then warnings and notes."""
     costs: tuple[CropCost, ...]
     view: Mapping[str, Any]
-    """What page and terminal show, by section."""
+    """Content of page and terminal, by section."""
 
     def count(self, severity: str) -> int:
         """Count findings of a severity."""

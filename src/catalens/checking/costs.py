@@ -100,11 +100,7 @@ def crop_costs(facts: Facts, processor: Any, sizes: ModelSizes, training: Traini
 
 
 def _crop_cost(
-    num_crops: int,
-    tokens: NDArray[np.float64],
-    crops: NDArray[np.float64],
-    sizes: ModelSizes,
-    training: TrainingSpec,
+    num_crops: int, tokens: NDArray[np.float64], crops: NDArray[np.float64], sizes: ModelSizes, training: TrainingSpec
 ) -> CropCost:
     long, most = float(np.percentile(tokens, LONG_ROW)), float(np.percentile(crops, LONG_ROW))
     batch, allowed = _batch(training, long), training.gradient_checkpointing

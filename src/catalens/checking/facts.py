@@ -43,10 +43,10 @@ class Rejected:
     """Rows of the table that were left out for one reason."""
 
     reason: str
-    """What stands before the first colon."""
+    """Words before the first colon."""
     count: int
     forms: tuple[tuple[str, int], ...]
-    """What stands after it, with the number of rows, the most frequent first."""
+    """Words after it, with the number of rows, the most frequent first."""
     rows: tuple[tuple[str, str], ...]
     """Name and whole reason of the first rows."""
 

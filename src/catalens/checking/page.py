@@ -19,7 +19,7 @@ from rich.table import Table
 from catalens.catalog.storage import SPLITS, Catalog
 from catalens.checking.costs import CropCost, method_name
 from catalens.checking.facts import Facts
-from catalens.checking.rules import SEVERITIES, Finding
+from catalens.checking.rules import SEVERITIES, Count, Finding
 from catalens.config import TrainingSpec
 from catalens.pages.base import shown, thumbnail
 from catalens.pages.charts import Scale, histogram
@@ -48,7 +48,7 @@ def view_of(
         "products": sum(card.products.values()),
         "headline": _headline(found),
         "rows_by_split": [f"{count:,} {split}" for split, count in card.rows.items()],
-        "severities": [_count(found[severity], severity) for severity in SEVERITIES],
+        "severities": [f"{Count(found[severity]):{severity}}" for severity in SEVERITIES],
         "findings": findings,
         "fields": [_field(facts, name, kind) for name, kind in card.roles.fields.items()],
         "rejected": facts.rejected,
@@ -65,14 +65,10 @@ def view_of(
 
 def _headline(found: Mapping[str, int]) -> str:
     if found["error"]:
-        return f"Mend {_count(found['error'], 'error')} before training."
+        return f"Mend {Count(found['error']):error} before training."
     if found["warning"]:
-        return f"Ready to train, with {_count(found['warning'], 'warning')}."
+        return f"Ready to train, with {Count(found['warning']):warning}."
     return "Ready to train."
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _filled(facts: Facts, kind: Any) -> list[str]:

@@ -55,7 +55,7 @@ class Finding:
     severity: Severity
     title: str
     why: str
-    """What it does to a run."""
+    """Its effect on a run."""
     fix: str
     count: int
     """Rows concerned."""

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from catalens.pages.compare import Comparison
 
 Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe: --set training.epochs=3"),
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the recipe: --set training.epochs=3")
 ]
 
 

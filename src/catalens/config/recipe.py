@@ -23,7 +23,7 @@ class EvaluationSpec(Frozen):
     max_new_tokens: int = Field(default=128, ge=1)
     """Longest free answer; one that is cut off does not parse and counts as wrong."""
     interval: float = Field(default=0.9, gt=0, lt=1)
-    """How often the interval around a number is to hold the truth."""
+    """Share of truths that the interval around a number is to hold."""
     accept_error: float | dict[str, float] = 0.05
     """Share of wrong values that the rule of review is judged for, field by field; or by column, such as
     `{full_price: 0.1}`, and 0.05 for the columns that are not named."""
@@ -83,7 +83,7 @@ class TrackingSpec(Frozen):
     examples: int = Field(default=16, ge=0)
     """Validation pictures in the table of what the model reads; 0 keeps every picture home."""
     model: bool = True
-    """Whether the best model is stored as an artifact."""
+    """Store the best model as an artifact."""
 
 
 class Recipe(Frozen):
@@ -98,13 +98,13 @@ class Recipe(Frozen):
     prompt: PromptSpec = PromptSpec()
     """Question, fields and number format."""
     training: TrainingSpec = TrainingSpec()
-    """How the model is trained."""
+    """Settings of the training."""
     number: NumberSpec = NumberSpec()
-    """How numbers are read, and when they are right."""
+    """Reading of numbers, and the error within which they are right."""
     evaluation: EvaluationSpec = EvaluationSpec()
-    """How the run is scored."""
+    """Settings of the scoring."""
     tracking: TrackingSpec = TrackingSpec()
-    """Where the run is tracked."""
+    """Settings of the tracking."""
 
     @model_validator(mode="after")
     def _known_metric(self) -> Self:

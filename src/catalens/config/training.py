@@ -62,7 +62,7 @@ class TrainingSpec(Frozen):
     method: Literal["full", "lora", "qlora"] = "lora"
     """Train all weights, low-rank adapters, or adapters over weights in 4 bits (nf4 with double quantisation)."""
     parts: PartsSpec = PartsSpec()
-    """What trains, part by part, where it is not what the method says."""
+    """Parts that train otherwise than the method says."""
     lora: LoraSpec = LoraSpec()
     """Used where a part is adapted."""
     epochs: float = Field(default=3.0, gt=0)
@@ -112,7 +112,7 @@ class TrainingSpec(Frozen):
     validation_rows: int = Field(default=64, ge=0)
     """Validation rows that are generated freely at each round; 0: validation loss only."""
     metric_for_best_model: str = "loss"
-    """What chooses the best checkpoint: `loss`, `parse_rate`, or `<column>.<metric>` such as `title.exact`."""
+    """Figure that chooses the best checkpoint: `loss`, `parse_rate`, or `<column>.<metric>` such as `title.exact`."""
     num_checkpoints: int = Field(default=10, ge=1)
     """Checkpoints written in a run, evenly spaced, besides those at validation rounds: what a kill can cost."""
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -21,23 +21,17 @@ from rich.markup import escape
 
 from catalens.catalog.storage import Catalog
 from catalens.checkpoint import Run, load_run
-from catalens.confidence import (
-    acceptance,
-    calibration_error,
-    crps,
-    interval_coverage,
-    reliability,
-    review_outcome,
-)
+from catalens.confidence import acceptance, calibration_error, crps, interval_coverage, reliability, review_outcome
 from catalens.config import EvaluationSpec, NumberSpec, Recipe
 from catalens.data import Encoder, load_examples
 from catalens.devices import processes
+from catalens.distributions import TOP
 from catalens.errors import CatalogError
 from catalens.examples import parse_answer
 from catalens.features import FeatureCache
 from catalens.inference.calibration import Calibration, load_calibration
 from catalens.inference.fitting import fit_calibration
-from catalens.inference.generation import Generator
+from catalens.inference.generation import constrained_generator
 from catalens.inference.predictor import Predictor, Writer, field_scores
 from catalens.intervals import bootstrap, mean, share
 from catalens.metrics import correctness
@@ -47,8 +41,6 @@ from catalens.tolerance import TEN_PER_CENT, Tolerance
 
 PRODUCTS = 2000
 """Most products of the validation split that a calibration learns from."""
-TOP = 3
-"""Likeliest categories of which one should be right."""
 POINTS = 100
 """Most points of a risk-coverage curve."""
 REVIEW_CONFIDENCE = 0.95
@@ -81,30 +73,19 @@ def run_predictor(run: Run, recipe: Recipe, console: Console, memory: FeatureCac
         except CatalogError as error:
             console.print(f"[yellow]not calibrated:[/] {escape(str(error))}", highlight=False)
     targets = spec.bearable(field.column for field in run.prompt.fields)
-    return Predictor(_writer(run, spec, number, memory), run.prompt, calibration, targets, number)
+    writer = constrained_generator(run, spec, number.estimate, memory)
+    return Predictor(writer, run.prompt, calibration, targets, number)
 
 
 def _calibrated(run: Run, spec: EvaluationSpec, number: NumberSpec, console: Console) -> Calibration:
     """Learn a calibration, kept in the run's folder by the process that writes there where it is the run's own."""
     with bars(console) as progress:
-        calibration = learn_calibration(run, _writer(run, spec, number), spec.interval, number, progress)
+        writer = constrained_generator(run, spec, number.estimate)
+        calibration = learn_calibration(run, writer, spec.interval, number, progress)
     own = run.recipe.evaluation.interval, run.recipe.number
     if processes().is_main_process and (spec.interval, number) == own:
         calibration.save(run.folder)
     return calibration
-
-
-def _writer(run: Run, spec: EvaluationSpec, number: NumberSpec, memory: FeatureCache | None = None) -> Generator:
-    return Generator(
-        run.model,
-        run.processor,
-        run.prompt,
-        spec.batch_size,
-        spec.max_new_tokens,
-        run.space,
-        cache=memory,
-        estimate=number.estimate,
-    )
 
 
 def learn_calibration(
@@ -208,7 +189,7 @@ def _spread(name: str, kind: str, rows: Sequence[ScoredRow], resamples: int) -> 
     if not known:
         return {}
     if kind != "number":
-        held = [any(row.truth[name] == value for value, _ in row.distributions[name].top(TOP)) for row in known]
+        held = [any(row.truth[name] == value for value, _ in row.distributions[name].top()) for row in known]
         return {f"top_{TOP}": share(np.array(held), products)}
     scores = np.array(
         [

@@ -39,7 +39,7 @@ from catalens.evaluation.calibrating import calibrate, confidence_block, review_
 from catalens.evaluation.image_use import blanked, image_use, partners
 from catalens.examples import Answer, parse_answer, value_of
 from catalens.features import FeatureCache
-from catalens.inference.generation import Generator
+from catalens.inference.generation import Generator, constrained_generator
 from catalens.inference.predictor import Predictor, Writer
 from catalens.inference.records import Completion
 from catalens.measures import class_f1
@@ -170,7 +170,7 @@ class ScoringRows:
         else:
             exchanged = [replace(one, pictures=theirs) for one, theirs in zip(self.queries, others, strict=True)]
             shuffled = self.values(self.answers(engine, "shuffled pictures", progress, exchanged))
-        found = image_use(self.kinds, self.truths, predictions, self.ids, shuffled)
+        found = image_use(self.kinds, self.truths, predictions, shuffled, self.ids)
         places = [
             self._position_use(engine, predictions, place, progress) for place in range(most if most > 1 else 0)
         ]
@@ -188,7 +188,7 @@ class ScoringRows:
             exchanged.append(replace(self.queries[i], pictures=tuple(pictures)))
         written = self.values(self.answers(engine, f"picture {place + 1} exchanged", progress, exchanged))
         truths, own = [self.truths[i] for i in rows], [predictions[i] for i in rows]
-        return {"rows": len(rows)} | image_use(self.kinds, truths, own, ids, written)
+        return {"rows": len(rows)} | image_use(self.kinds, truths, own, written, ids)
 
     def scored(
         self, predictor: Predictor, written: Sequence[Completion], free: Sequence[Completion]
@@ -328,16 +328,7 @@ def _baselines(
 def _before(run: Run, recipe: Recipe, rows: ScoringRows, progress: Progress) -> dict[str, Any]:
     run.model.to("cpu")  # a GPU need not hold both
     base = load_model(recipe.model, compute_dtype(recipe.training.precision), recipe.training.attention).eval()
-    spec = recipe.evaluation
-    untrained = Generator(
-        base,
-        run.processor,
-        run.prompt,
-        spec.batch_size,
-        spec.max_new_tokens,
-        run.space,
-        estimate=recipe.number.estimate,
-    )
+    untrained = constrained_generator(replace(run, model=base), recipe.evaluation, recipe.number.estimate)
     return rows.score(rows.values(rows.answers(untrained, "as it was before training", progress)))
 
 

@@ -1,6 +1,6 @@
 """Test of whether a model uses its pictures: what it reads from each one, against another product's.
 
-    image_use(kinds, truths, predictions, ids)
+    image_use(kinds, truths, predictions, exchanged, ids)
     {"verdict": "uses_image", "margin": 0.05,
      "fields": {"title": {"metric": "exact", "loss": {"value": 0.62, "low": 0.55, "high": 0.69, "p": 0.002},
                           "shown": true, "telling": true}, ...}}
@@ -44,13 +44,13 @@ def image_use(
     kinds: Mapping[str, str],
     truths: Sequence[metrics.Row],
     predictions: Sequence[metrics.Row | None],
+    exchanged: Sequence[metrics.Row | None],
     ids: Sequence[str],
-    exchanged: Sequence[metrics.Row | None] | None = None,
     resamples: int = 10_000,
 ) -> dict[str, Any]:
     """Test on the same rows how much the first figure of each field loses by other products' pictures.
 
-    `exchanged` is what was read with the pictures of `partners`; unset: what they read in their own rows.
+    `exchanged` is what was read with the pictures of `partners`.
 
     `uses_image`: some field loses, by a paired test with Holm's correction over the fields. `ignores_image`: none
     does, and the 95 % interval of each loss ends within `MARGIN`, in the `telling` fields, which have more than that
@@ -63,8 +63,7 @@ def image_use(
     if not rows:
         return result
     y_true, own = [truths[i] for i in rows], [predictions[i] for i in rows]
-    other = [predictions[given[i]] if exchanged is None else exchanged[i] for i in rows]
-    changes = metrics.differences(kinds, y_true, own, other, [ids[i] for i in rows], resamples)
+    changes = metrics.differences(kinds, y_true, own, [exchanged[i] for i in rows], [ids[i] for i in rows], resamples)
     shown = [truths[given[i]] for i in rows]
     measured = {name: metrics.primary(kind) for name, kind in kinds.items() if changes[name]}
     held = holm([changes[name][metric]["p"] for name, metric in measured.items()])

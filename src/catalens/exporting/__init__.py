@@ -14,7 +14,7 @@
 
 A target is a module with these functions, chosen in `export.target_of`:
 
-    write(run: checkpoint.Run, folder: Path) -> str       writes its files; gives the key of `certificate.TOLERANCES`
+    write(run: checkpoint.Run, folder: Path) -> str       writes its files; gives the key of `certificate.LIMITS`
     calibration(run, folder, progress)                    of what was written, or None
     load(folder: Path) -> certificate.Runtime             the exported thing in its own runtime
     lacking() -> str | None                               why that cannot be had here; may be left out
@@ -28,7 +28,7 @@ constrained answer, and its summed log-probability. `certificate` imports no tor
 from catalens.lazy import exports
 
 HOMES = {
-    "certificate": "Certificate Check ReferenceRow Runtime Tolerance TOLERANCES Trace compare sample_pixels",
+    "certificate": "Certificate Check LIMITS ReferenceRow Trace compare sample_pixels",
     "card": "licence_of renew_equality write_card",
     "export": "check export Exported target_of",
     "onnx_writer": "write_graphs",

@@ -22,9 +22,9 @@ from catalens.config import FieldSpec, PromptSpec, Recipe, load_recipe
 from catalens.errors import CheckpointError
 from catalens.exporting.certificate import Certificate
 from catalens.files import atomic
-from catalens.metrics import METRICS, metrics_of, share_right
+from catalens.metrics import share_right
 from catalens.pages.format import label, listed, metric_text, percent, rows_of
-from catalens.pages.scores import figure_of, image_use_in_words, score_table, truths_in, verdict
+from catalens.pages.scores import figure_of, image_use_in_words, score_columns, score_table, truths_in, verdict
 from catalens.predictions import tolerance_of
 
 CARD = "README.md"
@@ -80,21 +80,19 @@ def read_metrics(run: Path) -> Mapping[str, Any] | None:
 
 def results_of(metrics: Mapping[str, Any], recipe: Recipe) -> Iterator[EvalResult]:
     """Give every figure of the model, for the model-index."""
-    columns = [("", metric) for metric in metrics_of("answer")]
-    columns += [(field.column, metric) for field in recipe.prompt.fields for metric in metrics_of(field.kind)]
-    labels = {field.column: f"{field.label}, " for field in recipe.prompt.fields}
-    for column, metric in columns:
-        if figure := figure_of(metrics["model"], column, metric):
+    for field, metric in score_columns(recipe.prompt.fields, None):
+        if figure := figure_of(metrics["model"], field, metric):
+            named = label(metric, tolerance_of(metrics))
             yield EvalResult(
                 task_type="image-text-to-text",
                 dataset_type="catalens-catalogue",
                 dataset_name=Path(recipe.catalog).name,
                 dataset_split=metrics["split"],
-                metric_type=f"{column}.{metric}" if column else metric,
-                metric_name=f"{labels.get(column, '')}{label(metric, tolerance_of(metrics))}",
+                metric_type=f"{field.column}.{metric}" if field else metric,
+                metric_name=f"{field.label}, {named}" if field else named,
                 metric_value=figure["value"],
                 metric_args={
-                    "n": (metrics.get("n") or {}).get(column, metrics["rows"]),
+                    "n": (metrics.get("n") or {}).get(field.column if field else "", metrics["rows"]),
                     "products": metrics["products"],
                     "interval95": [figure["low"], figure["high"]],
                 },
@@ -133,15 +131,13 @@ def _scores(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> Iterator
     rows = rows_of(metrics["rows"], metrics["products"], metrics["split"])
     yield f"## Scores\n\n**{verdict(metrics, fields)['headline']}**"
     yield f"Free generation on {rows}, which training never saw, unless it is said; 95 % intervals over products."
-    columns = [("", metric) for metric in metrics_of("answer")]
-    columns += [(_cell(field.label), metric) for field in fields for metric in metrics_of(field.kind)]
-    columns = [(name, metric) for name, metric in columns if not METRICS[metric].detail]
     table = score_table(metrics, fields)
     lines = [f"| | {' | '.join(row['name'] for row in table)} |", "|---|" + "---:|" * len(table)]
-    for n, (name, metric) in enumerate(columns):
+    for n, (field, metric) in enumerate(score_columns(fields)):
         cells = [row["cells"][n] for row in table]
         shown = [f"{one['value']} ({one['interval']})" if one["interval"] else one["value"] for one in cells]
-        lines.append(f"| {f'{name}, ' if name else ''}{label(metric, tolerance_of(metrics))} | {' | '.join(shown)} |")
+        name = f"{_cell(field.label)}, " if field else ""
+        lines.append(f"| {name}{label(metric, tolerance_of(metrics))} | {' | '.join(shown)} |")
     yield "\n".join(lines)
     if lacking := [f"{field.label} {n}" for field in fields if (n := truths_in(metrics, field.column))]:
         yield f"Rows that have a truth: {'; '.join(lacking)}."
@@ -160,7 +156,7 @@ def _confidence(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> str:
     ]
     for field in fields:
         if measured := metrics["confidence"]["fields"].get(field.column):
-            right = figure_of(metrics["constrained"], field.column, share_right(field.kind))
+            right = figure_of(metrics["constrained"], field, share_right(field.kind))
             interval = measured["interval"]
             holds = f"{percent(interval['coverage']['value'])} of {percent(interval['nominal'])}" if interval else ""
             share = metric_text(share_right(field.kind), right["value"]) if right else ""

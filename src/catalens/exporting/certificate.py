@@ -34,7 +34,7 @@ SCORED = ("vllm",)
 
 
 @dataclass(frozen=True)
-class Tolerance:
+class Limits:
     """Largest differences at which an export passes; None: measured, and not judged."""
 
     pixels: float | None = 1e-4
@@ -46,13 +46,13 @@ class Tolerance:
     """Share of right values that a field may lose; None: told, and no check."""
 
 
-TOLERANCES: Mapping[str, Tolerance] = {
-    "fp32": Tolerance(),
+LIMITS: Mapping[str, Limits] = {
+    "fp32": Limits(),
     # 8 bits of mantissa: near 20 two neighbours are 0.125 apart, and other kernels round otherwise
-    "bf16": Tolerance(logits=0.5, log_probability=0.5, answers=0.1),
+    "bf16": Limits(logits=0.5, log_probability=0.5, answers=0.1),
     # other weights: what counts is how often they are right, of which one row of 32 is 3 points
-    "int8": Tolerance(logits=None, log_probability=None, answers=None, accuracy=0.1),
-    "int4": Tolerance(logits=None, log_probability=None, answers=None, accuracy=0.1),
+    "int8": Limits(logits=None, log_probability=None, answers=None, accuracy=0.1),
+    "int4": Limits(logits=None, log_probability=None, answers=None, accuracy=0.1),
 }
 """By precision of the export."""
 
@@ -108,7 +108,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Tell whether it is within its tolerance."""
+        """Tell whether it is within its limit."""
         return self.allowed is None or (self.measured is not None and self.measured <= self.allowed)
 
     def line(self, rows: int) -> str:
@@ -141,7 +141,7 @@ class Certificate:
     differences: Sequence[Mapping[str, str]] = ()
     """Rows whose ids or answers differ: id, run, export."""
     unchecked: str | None = None
-    """Why nothing was compared, and how it can be."""
+    """Reason why nothing was compared, and how it can be."""
 
     @property
     def passed(self) -> bool:
@@ -193,25 +193,25 @@ def compare(
     accuracy: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Certificate:
     """Certify the traces of a run and of its export, in this order; `accuracy` is of the same rows."""
-    tolerance, pairs = TOLERANCES[precision], list(zip(*traces, strict=True))
+    limits, pairs = LIMITS[precision], list(zip(*traces, strict=True))
     same = [(a, b) for a, b in pairs if a.answer == b.answer]
     first = [(a.logits, b.logits) for a, b in pairs]
     if to in SCORED:
         first = [(_log_softmax(a), _log_softmax(b)) for a, b in first]
     checks = [
-        Check("pixels", _largest([_apart(a.pixels, b.pixels) for a, b in pairs]), tolerance.pixels),
+        Check("pixels", _largest([_apart(a.pixels, b.pixels) for a, b in pairs]), limits.pixels),
         Check("ids", _share([list(a.ids) != list(b.ids) for a, b in pairs]), 0.0),
-        Check("logits", _largest([_apart(*logits) for logits in first]), tolerance.logits),
-        Check("answers", _share([a.answer != b.answer for a, b in pairs]), tolerance.answers),
+        Check("logits", _largest([_apart(*logits) for logits in first]), limits.logits),
+        Check("answers", _share([a.answer != b.answer for a, b in pairs]), limits.answers),
         Check(
             "log_probability",
             _largest([abs(a.log_probability - b.log_probability) for a, b in same]),
-            tolerance.log_probability,
+            limits.log_probability,
         ),
     ]
-    if tolerance.accuracy is not None:
+    if limits.accuracy is not None:
         lost = [shares["run"] - shares["export"] for shares in (accuracy or {}).values()]
-        checks.append(Check("accuracy", _largest(lost), tolerance.accuracy))
+        checks.append(Check("accuracy", _largest(lost), limits.accuracy))
     differences = [
         {"id": row.id, "run": a.answer, "export": b.answer}
         for row, (a, b) in zip(rows, pairs, strict=True)

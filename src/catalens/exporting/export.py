@@ -106,7 +106,8 @@ def export(
         save_reference(aside, asked, _trace(NativeRuntime(loaded), asked, "the run", progress))
         del loaded
         _free_memory()
-        certificate = _certify(aside, progress, lacking_of(target))
+        lacking = target.lacking() if hasattr(target, "lacking") else None  # as vLLM may be, of those that write
+        certificate = _certify(aside, progress, lacking)
         certificate.save(aside)
         if not certificate.passed and not certificate.unchecked:
             raise CheckError(_refusal(certificate, f"{out} is not written"))
@@ -209,11 +210,6 @@ def _base_name(run: "Run") -> str:
 def _trace(runtime: Any, rows: Sequence[ReferenceRow], name: str, progress: Progress) -> list[Trace]:
     progress(name, 0, len(rows))
     return runtime(rows, lambda done: progress(name, done, len(rows)))
-
-
-def lacking_of(target: ModuleType) -> str | None:
-    """Say why the runtime of a target cannot run here; None where it can, as all but vLLM's can that write."""
-    return target.lacking() if hasattr(target, "lacking") else None
 
 
 def _certify(folder: Path, progress: Progress, lacking: str | None = None) -> Certificate:

@@ -17,7 +17,7 @@ from catalens.errors import CheckpointError
 from catalens.examples import Query
 from catalens.exporting.certificate import ReferenceRow, Trace, sample_pixels
 from catalens.inference.calibration import Calibration, load_calibration
-from catalens.inference.generation import Generator
+from catalens.inference.generation import constrained_generator
 from catalens.progress import Progress
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -43,11 +43,8 @@ class NativeRuntime:
     """A run or a merged export in catalens."""
 
     def __init__(self, run: Run) -> None:
-        spec = run.recipe.evaluation
         self.model, self.encoder = run.model, Encoder(run.processor, run.prompt)
-        self.generator = Generator(
-            run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space
-        )
+        self.generator = constrained_generator(run, run.recipe.evaluation)
 
     def __call__(
         self, rows: Sequence[ReferenceRow], on_progress: Callable[[int], None] = lambda done: None

@@ -67,13 +67,12 @@ def calibration(run: "Run", folder: Path, progress: Progress) -> "Calibration | 
     """
     from catalens.evaluation.calibrating import learn_calibration
     from catalens.inference.calibration import load_calibration
-    from catalens.inference.generation import Generator
+    from catalens.inference.generation import constrained_generator
 
     known, spec = load_calibration(run.folder, run.prompt), run.recipe.evaluation
     if known is None or known.number.estimate == "mode":
         return known
-    writer = Generator(run.model, run.processor, run.prompt, spec.batch_size, spec.max_new_tokens, run.space)
-    return learn_calibration(run, writer, spec.interval, reading(run), progress)
+    return learn_calibration(run, constrained_generator(run, spec), spec.interval, reading(run), progress)
 
 
 def reading(run: "Run") -> "NumberSpec":

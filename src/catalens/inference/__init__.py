@@ -10,14 +10,12 @@ HOMES = {
     "generation": "Generator",
     "grammar": "Constraint Vocabulary",
     "inputs": "Input InputSpec open_input",
-    "onnx": "describe OnnxGenerator open_export",
+    "onnx": "describe open_export",
     "output_writer": "finish_output",
-    "photos": "are_photos predict_photos",
     "predictor": "field_scores load_predictor Predictor question_inputs",
     "records": "Completion csv_cell FieldScore Outcome record_schema",
     "steps": "KeyValues Step",
-    "trees": "Choices Forest QUANTILES Turn choices_of",
-    "vllm": "Local open_vllm read_settings Server VllmGenerator",
+    "vllm": "Local open_vllm Server",
 }
 """Public names by module."""
 __getattr__, __all__ = exports(__name__, HOMES)

@@ -31,7 +31,7 @@ from catalens.inference.output_writer import finish_output, open_output
 from catalens.inference.predictor import Predictor
 from catalens.inference.records import Outcome, Record, json_line, record_schema
 from catalens.predictions import Prediction, record_of
-from catalens.preparing.collect import CollectSpec, receive
+from catalens.preparing.collect import CollectSpec, receiving
 from catalens.preparing.download import Downloader
 from catalens.preparing.fetch import DownloadSpec
 from catalens.progress import Progress, silent
@@ -145,8 +145,8 @@ def _fetched(chunks: Chunks, source: Input, spec: BatchSpec) -> Chunks:
     async def fetch(row: TableRow) -> TableRow:
         if row.reason is not None:
             return row
-        received = await receive(row.picture, row.embedded, asked, downloader, threads)
-        return replace(row, embedded=received.body, reason=received.reason)
+        async with receiving(row.picture, row.embedded, asked, downloader, threads) as got:
+            return replace(row, embedded=got.body, reason=got.reason)
 
     async def fetch_all(rows: Product) -> Product:
         return await asyncio.gather(*map(fetch, rows))

@@ -213,7 +213,7 @@ class Decoder:
         """Write the values of rows that wait for the same field out of their distributions."""
         assert self.cache is not None
         choices = self.fields[waiting[0].turn.place]
-        texts = [choices.opened(row.written) or b"" for row in waiting]
+        texts = [row.written[row.turn.at :] for row in waiting]
         forest = Forest(choices, [row.matcher for row in waiting], texts)
         first = torch.stack([row.scores for row in waiting if row.scores is not None])
         forest.grow(lambda branches, tokens: first[branches][:, tokens].cpu().numpy())

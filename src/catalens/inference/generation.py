@@ -22,11 +22,7 @@ Shapes: B rows, T tokens, V vocabulary, F features of an embedding.
 
 import gc
 import math
-import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -40,14 +36,14 @@ from numpy.typing import NDArray
 from torch.nn.functional import adaptive_avg_pool2d
 
 from catalens.catalog.pictures import picture_size
-from catalens.checkpoint import greedy
-from catalens.config import PromptSpec
+from catalens.checkpoint import Run, greedy
+from catalens.config import EvaluationSpec, PromptSpec
 from catalens.data import Encoded, Encoder, Picture, Query
-from catalens.devices import free_memory, processes
+from catalens.devices import eager, free_memory, processes
 from catalens.distributions import Estimate
 from catalens.errors import InferenceError, PictureError
 from catalens.examples import AnswerSchema, complete_question
-from catalens.features import FeatureCache
+from catalens.features import FeatureCache, decoded_ahead
 from catalens.inference.decoding import Decoder
 from catalens.inference.grammar import Constraint, Vocabulary
 from catalens.inference.records import Completion
@@ -159,7 +155,7 @@ class Generator:
         state, was_training = processes(), self.model.training
         self.model.eval()  # while it trains, checkpointing would drop the KV cache
         try:
-            with _uncompiled(self.model):
+            with eager(self.model):  # each of a batch's shapes would be compiled anew
                 if state.num_processes == 1 or not queries:
                     return work(queries, on_progress)
                 share = math.ceil(len(queries) / state.num_processes)  # the same in each: they wait for one another
@@ -205,20 +201,13 @@ class Generator:
 
     def _batches_ahead(
         self, queries: Sequence[Query], on_progress: OnProgress
-    ) -> Iterator[tuple[list[_Asked], list[list[ImageInputs] | PictureError]]]:
-        """Batches with their pictures, decoded on all cores while the batches before are worked on."""
-        waiting: deque[tuple[list[_Asked], list[Future[list[ImageInputs] | PictureError]]]] = deque()
-        batches, done = self._batches(queries), 0
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            while True:
-                while len(waiting) <= AHEAD and (batch := next(batches, None)):
-                    waiting.append((batch, [pool.submit(self._encoded, row.query) for row in batch]))
-                if not waiting:
-                    return
-                rows, coming = waiting.popleft()
-                yield rows, [one.result() for one in coming]
-                done += len(rows)
-                on_progress(done)
+    ) -> Iterator[tuple[Sequence[_Asked], list[list[ImageInputs] | PictureError]]]:
+        """Batches with their pictures, which are counted when the next one is asked for."""
+        done = 0
+        for rows, images in decoded_ahead(self._batches(queries), self._encoded, AHEAD):
+            yield rows, images
+            done += len(rows)
+            on_progress(done)
 
     def _batches(self, queries: Sequence[Query]) -> Iterator[list[_Asked]]:
         chunk, room = CHUNK * self.batch_size, self._cache_tokens()
@@ -266,9 +255,9 @@ class Generator:
             return psutil.virtual_memory().total - weights
         return free_memory(device) // ROUGH * ROUGH
 
-    def _encoded(self, query: Query) -> list[ImageInputs] | PictureError:
+    def _encoded(self, row: _Asked) -> list[ImageInputs] | PictureError:
         try:
-            return [(self._cache or self._encoder.image)(picture) for picture in query.pictures]
+            return [(self._cache or self._encoder.image)(picture) for picture in row.query.pictures]
         except PictureError as error:
             return error
 
@@ -309,7 +298,9 @@ class Generator:
         return self._fitting(work, batch[:half]) + self._fitting(work, batch[half:])
 
 
-def _uncompiled(model: Any) -> AbstractContextManager[object]:
-    """Run compiled layers as they are: each of a batch's shapes would be compiled anew."""
-    compiled = any(getattr(module, "_compiled_call_impl", None) for module in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+def constrained_generator(
+    run: Run, spec: EvaluationSpec, estimate: Estimate | None = None, cache: FeatureCache | None = None
+) -> Generator:
+    """Make the generator of a run's answers under its answer schema, as `predict` has it."""
+    limits = spec.batch_size, spec.max_new_tokens
+    return Generator(run.model, run.processor, run.prompt, *limits, run.space, cache=cache, estimate=estimate)

@@ -20,8 +20,8 @@ from catalens.catalog.storage import SPLITS, Catalog, Roles
 from catalens.errors import CatalogError, RecipeError
 from catalens.reading.addresses import PICTURE_NAME
 from catalens.reading.columns import names_of
+from catalens.reading.opening import is_table, open_source
 from catalens.reading.roles import expand, guess_id, guess_image
-from catalens.reading.sources import is_table, open_source
 from catalens.reading.table import Table, TableRow, TableSpec, local_base, more_images, picture_columns
 
 TABLES_ONLY = ("image", "id", "image_root", *TableSpec.model_fields)
@@ -49,7 +49,7 @@ class Input:
     key: Literal["file", "id"]
     """Column by which the output names a picture."""
     numbered: bool
-    """Whether the ids are the rows' numbers."""
+    """Set where the ids are the rows' numbers."""
     base: str
     """Folder or URL that picture paths are relative to."""
     version: str

@@ -145,7 +145,7 @@ class OnnxGenerator:
             logits[self.about.image_token] = -np.inf
             text = b"".join(map(piece, tokens)) if self._fields else b""
             if choices := turn.now(text, len(prompt) + len(tokens)):
-                found = self._grown(choices, matcher, text, logits, cache)
+                found = self._grown(choices, matcher, text[turn.at :], logits, cache)
                 matcher.consume_tokens(list(found.tokens))
                 distributions[choices.spec.column] = found.distribution
                 tokens, scores = tokens + list(found.tokens), scores + list(found.log_probabilities)
@@ -161,7 +161,7 @@ class OnnxGenerator:
         return Completion(pieces, tuple(scores[:kept]), distributions, len(prompt), max(0, steps - 1))
 
     def _grown(
-        self, choices: Choices, matcher: Any, text: bytes, logits: Floats, cache: tuple[int, Sequence[Any]]
+        self, choices: Choices, matcher: Any, begun: bytes, logits: Floats, cache: tuple[int, Sequence[Any]]
     ) -> Found:
         """Grow the tree of a value over a cache: a level feeds all tokens of its branches, many branches together.
 
@@ -169,7 +169,7 @@ class OnnxGenerator:
         repeated.
         """
         assert self.estimate is not None
-        forest = Forest(choices, [matcher], [choices.opened(text) or b""])
+        forest = Forest(choices, [matcher], [begun])
         forest.grow(lambda branches, tokens: logits[None, tokens])
         none = np.zeros((0, self.about.hidden), np.float32)
         length, past = cache

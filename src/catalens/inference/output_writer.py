@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 from catalens.errors import InferenceError, RecipeError
 from catalens.files import atomic, locked, writing
 from catalens.inference.records import FORMATS, Record, json_line, write_records
-from catalens.journal import Journal, read_object
+from catalens.journal import FIX, Journal, read_object
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-FIX = "mend that and give the same command again, what is done is kept"
 
 
 class OutputJournal(Journal):

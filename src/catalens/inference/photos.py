@@ -21,10 +21,7 @@ def are_photos(names: Sequence[str]) -> bool:
 
 
 def predict_photos(
-    names: Sequence[str],
-    load: Callable[[], Predictor],
-    write: Callable[[str], object],
-    progress: Progress = silent,
+    names: Sequence[str], load: Callable[[], Predictor], write: Callable[[str], object], progress: Progress = silent
 ) -> Outcome:
     """Hand the record of each file to `write` as a line of JSON, in their order; raises what `load` raises."""
     predictor = load()

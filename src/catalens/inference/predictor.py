@@ -66,10 +66,10 @@ class Predictor:
     ) -> None:
         self.generator, self.prompt, self.calibration = generator, prompt, calibration
         self.number = calibration.number if calibration else number
-        """How numbers are read, and when they are right."""
+        """Reading of numbers, and the error within which they are right."""
         self._end = generator.family.end_token
         self.calibrated = calibration is not None
-        """Whether confidences are calibrated; where not, they are the model's own."""
+        """Set where confidences are calibrated; else they are the model's own."""
         self.targets = accept_error or {}
         self.thresholds = {
             column: calibration.threshold(column, target) if calibration else None

@@ -55,7 +55,7 @@ class Completion:
     steps: int = 0
     """Passes through the model after the prompt's."""
     error: str | None = None
-    """Why there is no answer."""
+    """Reason why there is no answer."""
 
     @property
     def text(self) -> str:
@@ -70,7 +70,7 @@ class FieldScore:
     log_probability: float
     """Natural logarithm of the product of the probabilities of its tokens, the one that ends it among them."""
     tokens: int
-    """How many these are, at least 1."""
+    """Number of these, at least 1."""
     before: float = 0.0
     """The same logarithm of the fields before it in the answer, on which its value depends."""
 

@@ -86,21 +86,12 @@ class Choices:
         self.constraint, self.prompt, self.spec = constraint, prompt, spec
         place = prompt.fields.index(spec)
         following = [*prompt.fields[place + 1 :], None][0]
-        self._labels = [
+        self.labels = [
             f"{', ' if n else ''}{one.label}:".encode() for n, one in enumerate(prompt.fields[: place + 1])
         ]
+        """Those of the fields up to this one, its own the last."""
         self._ending = f", {following.label}:".encode() if following else None
         self._known: dict[bytes, tuple[NDArray[np.intp], list[Choice]]] = {}
-
-    def opened(self, text: bytes) -> bytes | None:
-        """Cut what an answer so far has after the field's label; None where that does not stand yet."""
-        at = 0
-        for label in self._labels:  # one after the other: a value may hold the label of a later field
-            place = text.find(label, at)
-            if place < 0:
-                return None
-            at = place + len(label)
-        return text[at:]
 
     def begins(self, rest: bytes) -> bool:
         """Tell whether a value is yet to come after what stands behind its label."""
@@ -153,14 +144,21 @@ class Turn:
     switch: float = math.inf
     """Most positions before the rotary embedding changes: no tree grows across."""
     place: int = 0
+    found: int = 0
+    """Labels that stand already."""
+    at: int = 0
+    """Bytes of the answer up to the end of the last of them."""
 
     def now(self, text: bytes, length: int) -> Choices | None:
         """Give the field whose value comes after an answer's `text`, at this position; None where none does."""
         while self.place < len(self.fields):
             choices = self.fields[self.place]
-            if (rest := choices.opened(text)) is None:
-                return None
-            if choices.begins(rest) and not length <= self.switch < length + ROOM:
+            for label in choices.labels[self.found :]:  # one after the other: a value may hold a later field's label
+                start = text.find(label, self.at)
+                if start < 0:
+                    return None
+                self.found, self.at = self.found + 1, start + len(label)
+            if choices.begins(text[self.at :]) and not length <= self.switch < length + ROOM:
                 return choices
             self.place += 1
         return None
@@ -174,7 +172,7 @@ class Forest:
     starts: Sequence[Any]
     """Matcher of each row before the value."""
     texts: Sequence[bytes]
-    """What stands of it already: a space, a currency sign."""
+    """Beginning of it that stands already: a space, a currency sign."""
     growing: list[Branch] = field(default_factory=list)
     whole: list[Branch] = field(default_factory=list)
 

@@ -101,12 +101,7 @@ class VllmGenerator:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        prompt: PromptSpec,
-        schema: AnswerSchema,
-        backend: Backend,
-        free_categories: bool = False,
+        self, folder: Path, prompt: PromptSpec, schema: AnswerSchema, backend: Backend, free_categories: bool = False
     ) -> None:
         self.family, self.folder, self.backend = Chat(), folder, backend
         try:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from catalens.catalog.folder import refuse_taken
 from catalens.catalog.pictures import picture_facts
 from catalens.catalog.splits import split_of
-from catalens.catalog.storage import FACTS, Catalog, CatalogCard, CatalogWriter
+from catalens.catalog.storage import FACTS, Catalog, CatalogCard
+from catalens.catalog.writer import CatalogWriter
 from catalens.mimicking.fidelity import Fidelity, compare, refuse_leaks
 from catalens.mimicking.learning import Survey, learn_profile, survey_catalog
 from catalens.mimicking.page import write_fidelity

@@ -55,12 +55,7 @@ def causal_attention(
 
 
 def _all_at_once(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    ends: torch.Tensor,
-    longest: int,
-    scale: float | None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: torch.Tensor, longest: int, scale: float | None
 ) -> torch.Tensor:
     # autocast does not know the operator, and the rotary embedding may have left queries and keys in fp32
     q, k, v = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))  # [T, heads, D]

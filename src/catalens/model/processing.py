@@ -79,11 +79,7 @@ class Phi3VImageProcessor(BaseImageProcessor):
         return self.cutter().image_tokens((height, width))
 
     def preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        images: Any,
-        num_crops: int | None = None,
-        return_tensors: str | None = "pt",
-        **kwargs: Any,
+        self, images: Any, num_crops: int | None = None, return_tensors: str | None = "pt", **kwargs: Any
     ) -> BatchFeature:
         """Cut one picture or a list of pictures.
 

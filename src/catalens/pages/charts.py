@@ -32,7 +32,7 @@ class Scale:
     high: float
     logarithmic: bool = False
     whole: bool = False
-    """Whether only whole numbers stand on it."""
+    """Set where only whole numbers stand on it."""
 
     def at(self, value: float) -> float:
         """Position of a value between 0 and 1."""

@@ -36,9 +36,9 @@ class Difference:
     p: float
     """Two-sided, of the bootstrap; not corrected."""
     claim: bool
-    """Whether it is of its field's primary metric, which alone is called better or worse."""
+    """Set where it is of its field's primary metric, which alone is called better or worse."""
     shown: bool = False
-    """Whether the claim holds after Holm's correction."""
+    """Set where the claim holds after Holm's correction."""
     n: str = ""
     """Number of rows that have a truth of the field, where not all have."""
 

@@ -85,8 +85,8 @@ class Gallery(NamedTuple):
     cards: list[Card]
 
 
-TOP, POSSIBLE = 3, 0.01
-"""Categories that are told with their probabilities, and the least probability of a second one."""
+POSSIBLE = 0.01
+"""Least probability of a second category that is told."""
 Runs = Sequence[ScoredRow]
 """A row as each run scored it; identity, truth and picture are the same in all."""
 Options = list[tuple[str, Callable[[Runs], bool]]]
@@ -238,7 +238,7 @@ def _value(field: FieldSpec, row: ScoredRow) -> Value:
 
 def _others(row: ScoredRow, name: str) -> str:
     """Next likeliest categories, with their probabilities, where they are not out of the question."""
-    known = row.distributions[name].top(TOP)[1:] if name in row.distributions else ()
+    known = row.distributions[name].top()[1:] if name in row.distributions else ()
     others = [f"{shown(value, 40)} {percent(share)}" for value, share in known if share >= POSSIBLE]
     return f"else {', '.join(others)}" if others else ""
 

@@ -12,7 +12,7 @@ Each part of `report.html.j2` has a function here, which makes the text of its c
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ import numpy as np
 
 from catalens.config import FieldSpec
 from catalens.intervals import bootstrap, median, share
-from catalens.measures import relative_errors
-from catalens.metrics import METRICS, Metric, band_edges, correctness, metrics_of, tolerating
+from catalens.measures import band_edges, relative_errors
+from catalens.metrics import METRICS, Metric, correctness, tolerating
 from catalens.pages.base import write_page
 from catalens.pages.charts import SERIES, reliability, risk_coverage, scatter
 from catalens.pages.format import between, change, exact_number, number, percent, rows_of, truths_of
 from catalens.pages.gallery import SCRIPT, gallery, most_frequent
-from catalens.pages.scores import costs, noise_floor, score_table, tiles, truths_in, verdict
+from catalens.pages.scores import costs, noise_floor, score_columns, score_table, tiles, truths_in, verdict
 from catalens.predictions import ScoredRow, rows_with, tolerance_of
 from catalens.tolerance import Tolerance
 
@@ -89,9 +89,8 @@ def _columns(
     fields: Sequence[FieldSpec], within: Tolerance, detail: bool
 ) -> list[tuple[FieldSpec | None, dict[str, Metric]]]:
     """Group the columns of a table of scores, by field; None is the whole answer."""
-    groups = [(None, metrics_of("answer")), *((field, metrics_of(field.kind, within)) for field in fields)]
-    told = [(field, {name: one for name, one in names.items() if one.detail is detail}) for field, names in groups]
-    return [(field, names) for field, names in told if names]
+    groups = groupby(score_columns(fields, detail), key=lambda column: column[0])
+    return [(field, {name: tolerating(METRICS[name], within) for _, name in some}) for field, some in groups]
 
 
 def _plot(field: FieldSpec, fields: Sequence[FieldSpec], rows: Sequence[ScoredRow]) -> dict[str, Any] | None:

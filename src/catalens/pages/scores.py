@@ -64,9 +64,9 @@ def scores_of(metrics: Mapping[str, Any], system: System) -> Mapping[str, Any]:
     return node
 
 
-def figure_of(scores: Mapping[str, Any], column: str, metric: str) -> Mapping[str, float] | None:
-    """A figure of a system, of the whole answer where there is no column; None where it is absent or no number."""
-    figure = (scores.get("fields", {}).get(column, {}) if column else scores).get(metric)
+def figure_of(scores: Mapping[str, Any], field: FieldSpec | None, metric: str) -> Mapping[str, float] | None:
+    """A figure of a system, of the whole answer where there is no field; None where it is absent or no number."""
+    figure = (scores.get("fields", {}).get(field.column, {}) if field else scores).get(metric)
     return figure if figure and math.isfinite(figure["value"]) else None
 
 
@@ -89,10 +89,10 @@ def score_table(
     """
     systems = [(system, scores) for system in SYSTEMS if (scores := scores_of(metrics, system))]
     table = [{"name": system.name, "note": system.note, "cells": []} for system, _ in systems]
-    for column, metric in _columns(fields, detail):
+    for field, metric in score_columns(fields, detail):
         figures = [
             # a baseline writes no answers, so it has no parse rate to show
-            None if "baselines" in system.path and metric == "parse_rate" else figure_of(scores, column, metric)
+            None if "baselines" in system.path and metric == "parse_rate" else figure_of(scores, field, metric)
             for system, scores in systems
         ]
         values = [figure["value"] for figure in figures if figure]
@@ -102,20 +102,23 @@ def score_table(
     return table
 
 
-def _columns(fields: Sequence[FieldSpec], detail: bool) -> list[tuple[str, str]]:
-    """List column and metric of each column of a table of scores; no column where it is of the whole answer."""
-    columns = [("", metric) for metric in metrics_of("answer")]
-    columns += [(field.column, metric) for field in fields for metric in metrics_of(field.kind)]
-    return [(column, metric) for column, metric in columns if METRICS[metric].detail is detail]
+def score_columns(fields: Sequence[FieldSpec], detail: bool | None = False) -> list[tuple[FieldSpec | None, str]]:
+    """List field and metric of each column of a table of scores; None is the whole answer.
+
+    Only those that are a detail, only others, or all of them.
+    """
+    columns: list[tuple[FieldSpec | None, str]] = [(None, metric) for metric in metrics_of("answer")]
+    columns += [(field, metric) for field in fields for metric in metrics_of(field.kind)]
+    return [(field, metric) for field, metric in columns if detail in (None, METRICS[metric].detail)]
 
 
 def noise_floor(metrics: Mapping[str, Any], fields: Sequence[FieldSpec], detail: bool = False) -> list[str]:
     """The table's last row, where the data says what its noise leaves to the best of models; else empty."""
     known = metrics.get("noise_floor") or {}
-    numbers = {field.column for field in fields if field.kind == "number"}
     cells = []
-    for column, metric in _columns(fields, detail):
-        value = known.get(f"{column}.{metric}", known.get(metric) if column in numbers else None)
+    for field, metric in score_columns(fields, detail):
+        of_all = known.get(metric) if field and field.kind == "number" else None
+        value = known.get(f"{field.column}.{metric}", of_all) if field else None
         cells.append("" if value is None else metric_text(metric, value))
     return cells if any(cells) else []
 
@@ -130,7 +133,7 @@ def tiles(metrics: Mapping[str, Any], fields: Sequence[FieldSpec]) -> list[dict[
         if rule := rules.get(field.column):
             share = percent(rule["accepted"]["value"]) if rule["threshold"] is not None else "none"
             about["unseen"] = f"{share} usable unseen, at most {100 * rule['target']:g}{PERCENT} wrong"
-        if figure := figure_of(metrics["model"], field.column, metric):
+        if figure := figure_of(metrics["model"], field, metric):
             best = _best_baseline(metrics, field)
             against = f"{best[0].lower()} {metric_text(metric, best[1]['value'])}" if best else ""
             result.append(about | {"against": against} | cell(metric, figure))
@@ -173,7 +176,7 @@ def training_made_worse(metrics: Mapping[str, Any], fields: Sequence[FieldSpec])
     worse = []
     for field in fields:
         metric = primary(field.kind)
-        then, now = (figure_of(scores, field.column, metric) for scores in (before, after))
+        then, now = (figure_of(scores, field, metric) for scores in (before, after))
         bound = "high" if METRICS[metric].higher_is_better else "low"
         if then and now and beats(metric, then["value"], now[bound]):
             worse.append(field.label)
@@ -191,7 +194,7 @@ def image_use_in_words(use: Mapping[str, Any], fields: Sequence[FieldSpec]) -> s
         falls = [
             f"{metric_text(metric, figure['value'])} when {word}"
             for key, word in (("blank", "blanked"), ("shuffled", "shuffled"))
-            if (figure := figure_of(use.get(key) or {}, field.column, metric))
+            if (figure := figure_of(use.get(key) or {}, field, metric))
         ]
         positions = [(n, place["verdict"]) for n, place in enumerate(use.get("positions", ()), start=1)]
         used, unused = (
@@ -225,11 +228,11 @@ def _in_words(field: FieldSpec, metrics: Mapping[str, Any]) -> tuple[str, str] |
     """A field's share of right values, and its primary figure where that is another; how many rows have a truth."""
     right, first, scores = share_right(field.kind), primary(field.kind), metrics["model"]
     count = truths_in(metrics, field.column)
-    if not (figure := figure_of(scores, field.column, right)):
+    if not (figure := figure_of(scores, field, right)):
         return (field.label, f"has {count} in these rows") if count else None
     how = {"text": "exactly right", "category": "right", "number": label(right, tolerance_of(metrics))}[field.kind]
     says = f"{how} on {percent(figure['value'])}"
-    if first != right and (other := figure_of(scores, field.column, first)):
+    if first != right and (other := figure_of(scores, field, first)):
         says += f", {METRICS[first].label} {metric_text(first, other['value'])}"
     return field.label, f"{says} ({count})" if count else says
 
@@ -239,7 +242,7 @@ def _best_baseline(metrics: Mapping[str, Any], field: FieldSpec) -> tuple[str, M
     known = [
         (system.name, figure)
         for system in SYSTEMS
-        if "baselines" in system.path and (figure := figure_of(scores_of(metrics, system), field.column, metric))
+        if "baselines" in system.path and (figure := figure_of(scores_of(metrics, system), field, metric))
     ]
     best = max if METRICS[metric].higher_is_better else min
     return best(known, key=lambda pair: pair[1]["value"]) if known else None
@@ -247,7 +250,7 @@ def _best_baseline(metrics: Mapping[str, Any], field: FieldSpec) -> tuple[str, M
 
 def _clears_baselines(metrics: Mapping[str, Any], field: FieldSpec) -> bool:
     metric = primary(field.kind)
-    figure, best = figure_of(metrics["model"], field.column, metric), _best_baseline(metrics, field)
+    figure, best = figure_of(metrics["model"], field, metric), _best_baseline(metrics, field)
     if not figure or not best:
         return bool(figure)
     worst, bound = ("low", "high") if METRICS[metric].higher_is_better else ("high", "low")

@@ -103,7 +103,7 @@ async def _collect(journal: TableJournal, spec: CollectSpec, take: Callable[[Wan
                     web = not one.kept and _url(one.source, spec.base) is not None
                     async with nullcontext() if web else here:  # the downloader has slots of its own
                         data = journal.received(one.number) if one.kept else None
-                        async with _received(one.source, data, spec, downloader, threads) as got:
+                        async with receiving(one.source, data, spec, downloader, threads) as got:
                             take(one, await loop.run_in_executor(threads, _record, got, spec, web, one.kept))
 
             try:
@@ -150,22 +150,14 @@ def picture_key(picture: str, embedded: bytes | None, spec: CollectSpec) -> str:
     return f"file:{path} {found.st_size} {found.st_mtime_ns}"
 
 
-async def receive(
-    picture: str, embedded: bytes | None, spec: CollectSpec, downloader: Downloader, threads: ThreadPoolExecutor
-) -> Fetched:
-    """The bytes of a picture, whatever they are: from its row, a file below the table's folder, or the web.
-
-    Never raises: `reason` says why there are none.
-    """
-    async with _received(picture, embedded, spec, downloader, threads) as got:
-        return got
-
-
 @asynccontextmanager
-async def _received(
+async def receiving(
     picture: str, embedded: bytes | None, spec: CollectSpec, downloader: Downloader, threads: ThreadPoolExecutor
 ) -> AsyncIterator[Fetched]:
-    """`receive`, with the slot of a connection kept until the block ends."""
+    """Give the bytes of a picture, whatever they are: from its row, a file below the table's folder, or the web.
+
+    The slot of a connection is kept until the block ends. Never raises: `reason` says why there are none.
+    """
     if embedded is not None:
         yield Fetched(None, None, embedded)
     elif (url := _url(picture, spec.base)) is not None:

@@ -65,7 +65,7 @@ class Record(NamedTuple):
     """Outcome of fetching and decoding a picture."""
 
     got: Fetched
-    """What came; its reason says why there is no picture."""
+    """Bytes that came; its reason says why there is no picture."""
     facts: PictureFacts | None = None
     """Of the picture as the catalogue will hold it."""
     stored: bytes | None = None
@@ -73,7 +73,7 @@ class Record(NamedTuple):
     received: bytes | None = None
     """As it came from the web, to be kept with it."""
     oddities: tuple[str, ...] = ()
-    """What was mended in it, to be counted."""
+    """Defects that were mended in it, to be counted."""
 
 
 class TableJournal(Journal):

@@ -15,7 +15,7 @@ that it has not seen; it may be removed.
 import asyncio
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,14 +27,8 @@ from catalens.catalog.duplicates import near_pairs
 from catalens.catalog.folder import manifest, occupied, recover, refuse_taken
 from catalens.catalog.pictures import PictureFacts, picture_facts
 from catalens.catalog.splits import DEFAULT_FRACTIONS, Ties, assign_splits, key
-from catalens.catalog.storage import (
-    GROUP_BYTES,
-    Catalog,
-    CatalogCard,
-    CatalogWriter,
-    RejectedRow,
-    kind_of_reason,
-)
+from catalens.catalog.storage import GROUP_BYTES, Catalog, CatalogCard, RejectedRow, kind_of_reason
+from catalens.catalog.writer import CatalogWriter
 from catalens.config import Kind
 from catalens.errors import CatalogError, TooManyBadRowsError
 from catalens.files import locked, writing
@@ -42,9 +36,10 @@ from catalens.preparing.collect import CollectSpec, collect, picture_key
 from catalens.preparing.download import Downloader
 from catalens.preparing.journal import TableJournal
 from catalens.progress import Progress, silent
+from catalens.reading.opening import open_source
 from catalens.reading.roles import Columns
-from catalens.reading.sources import Source, open_source
-from catalens.reading.table import SPARE, Table, TableRow, TableSpec, local_base
+from catalens.reading.source import Source
+from catalens.reading.table import SPARE, Notice, Table, TableRow, TableSpec, local_base
 
 MAX_SOURCE = 200
 """Characters that are shown of a URL or path."""
@@ -52,7 +47,6 @@ BATCH_ROWS = 1000
 """Rows that are written down together, or fewer with `GROUP_BYTES` of pictures that came with them."""
 TIED = "tied to products of two splits"
 TIED_FIX = "give variants of one product one id, or raise --max-bad to leave them out"
-Notice = Callable[[str], None]
 
 
 class PrepareSpec(CollectSpec):
@@ -140,14 +134,7 @@ def _held_journal(out: Path) -> Iterator[TableJournal]:
 class _Work:
     """The passes over a journal."""
 
-    def __init__(
-        self,
-        out: Path,
-        table: Table,
-        spec: PrepareSpec,
-        journal: TableJournal,
-        notice: Notice,
-    ) -> None:
+    def __init__(self, out: Path, table: Table, spec: PrepareSpec, journal: TableJournal, notice: Notice) -> None:
         self.table, self.source, self.roles = table, table.source, table.roles
         beside = local_base(table.source, None) if spec.image_root else None
         self.spec = spec.model_copy(update={"base": local_base(table.source, spec.image_root), "beside": beside})

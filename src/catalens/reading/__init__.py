@@ -5,11 +5,12 @@ from catalens.lazy import exports
 HOMES = {
     "addresses": "filled pictures_of",
     "columns": "picture_reason read_id read_values Unreadable",
-    "formats": "batch_rows",
+    "arrow": "batch_rows",
     "nested": "paths_in paths_of value_of",
     "numbers": "Numbers tell_numbers",
     "roles": "Columns expand guess_columns Sample",
-    "sources": "open_source ReadSpec Source",
+    "opening": "open_source",
+    "source": "ReadSpec Source",
     "text": "detect_delimiter detect_encoding records",
     "table": "NO_PICTURE PARENT SPARE Table TableRow TableSpec",
 }

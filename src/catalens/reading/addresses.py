@@ -21,18 +21,8 @@ from catalens.reading.nested import parsed
 
 PICTURE_NAME = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|avif)(\?|#|$)", re.IGNORECASE)
 BEST_KEYS = (
-    "hi_res",
-    "original",
-    "full",
-    "large",
-    "url",
-    "src",
-    "href",
-    "image",
-    "image_url",
-    "link",
-    "path",
-    "thumb",
+    *("hi_res", "original", "full", "large", "url", "src", "href", "image"),
+    *("image_url", "link", "path", "thumb"),
 )
 """Keys of an object that hold its picture, the best first."""
 WRAPPED = re.compile(

@@ -13,20 +13,16 @@ from typing import Any, Literal
 from catalens.catalog.storage import Roles
 from catalens.catalog.values import is_missing
 from catalens.reading.nested import parsed, paths_of
-from catalens.reading.numbers import Numbers
+from catalens.reading.numbers import SHOWN, Numbers
 
 SAMPLE_ROWS = 500
 """Rows that a guess looks at."""
 MAX_TEXT = 2000
 """Characters of a text or category; a longer one is no title."""
-SHOWN = 40
-"""Characters of a cell that a reason shows."""
 Missing = Literal["keep", "refuse"]
-"""What becomes of a row that lacks some of its fields."""
+"""Treatment of a row that lacks some of its fields."""
 NO_VALUES = "no field has a value"
 """Reason against a row that lacks them all."""
-
-
 PLAIN = Numbers()
 
 

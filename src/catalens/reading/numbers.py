@@ -41,6 +41,7 @@ BESIDE = re.compile(
 USUAL = ("USD", "EUR", "GBP", "JPY", "SEK", "INR")
 """Taken first for a sign that several currencies share."""
 SHOWN = 40
+"""Characters of a cell that a reason shows."""
 
 
 class Numbers(Frozen):
@@ -190,10 +191,10 @@ def _parts(text: str) -> tuple[str, frozenset[str]] | None:
         digits, before = digits[1:], before + digits[0]
     before, after = _mark(before), _mark(found["after"])
     marks = [mark for mark in (before, after) if mark]
-    known = [_marks().get(mark) for mark in marks]
-    if not all(known):
+    known = [codes for mark in marks if (codes := _marks().get(mark))]
+    if len(known) < len(marks):
         return None
-    codes = frozenset.intersection(*known) if known else frozenset()  # type: ignore[arg-type]
+    codes = known[0].intersection(*known[1:]) if known else frozenset[str]()
     if len(known) == 2 and not codes:
         return None
     digits = re.sub(r"^([-+]?)\s+", r"\1", (found["sign"] + digits).translate(_MINUS))

@@ -29,19 +29,8 @@ PICTURES = (
     *("local image path", "main image url", "main image", "image src", "image url", "image link", "image", "images"),
     *("img", "picture", "photo", "photos", "pictures", "bild", "bilder", "foto", "fotos", "imagen", "immagine"),
     *("afbeelding", "zdjecie", "obraz", "kep", "file name", "filename", "imageurl", "imagelink", "thumbnail"),
-    *(
-        "imagem",
-        "imagenes",
-        "bilde",
-        "billede",
-        "kuva",
-        "obrazek",
-        "gorsel",
-        "resim",
-        "фото",
-        "изображение",
-        "εικονα",
-    ),
+    *("imagem", "imagenes", "bilde", "billede", "kuva", "obrazek", "gorsel", "resim", "фото", "изображение"),
+    "εικονα",
 )
 PRODUCTS = (
     *("product code", "item group id", "handle", "parent sku", "product id", "productid", "sku", "asin", "uniq id"),
@@ -50,17 +39,8 @@ PRODUCTS = (
     *("codice", "referentie", "kod", "artikl", "varenummer", "cikkszam", "артикул", "код", "κωδικος"),
 )
 GROUPS = (
-    *(
-        "parent",
-        "parent sku",
-        "item group id",
-        "group id",
-        "variant group",
-        "master id",
-        "master sku",
-        "master product",
-    ),
-    *("variant of", "group sku", "configurable sku"),
+    *("parent", "parent sku", "item group id", "group id", "variant group", "master id", "master sku"),
+    *("master product", "variant of", "group sku", "configurable sku"),
 )
 """Names of columns that only the variants of a product have."""
 NO_GROUPS = {"category", "categories", "type", "name", "title", "department"}
@@ -77,22 +57,8 @@ CATEGORIES = (
 )
 NUMBERS = (
     *("full price", "price", "sale price", "regular price", "list price", "preis", "prix", "precio", "prezzo"),
-    *(
-        "prijs",
-        "cena",
-        "pris",
-        "hind",
-        "ar",
-        "amount",
-        "msrp",
-        "rrp",
-        "cost",
-        "preco",
-        "hinta",
-        "fiyat",
-        "цена",
-        "τιμη",
-    ),
+    *("prijs", "cena", "pris", "hind", "ar", "amount", "msrp", "rrp", "cost", "preco", "hinta", "fiyat", "цена"),
+    "τιμη",
 )
 SPECIAL_NAMES = {
     *("additional", "compare", "cost", "shipping", "tax", "unit", "old", "before", "discount", "min", "max"),
@@ -163,7 +129,7 @@ def ranked(columns: Sequence[str], names: Sequence[str], last: bool = False) -> 
             wanted = name.split()
             if plain == wanted or "".join(plain) == "".join(wanted):
                 rank = (special, 0, index)
-            elif _within(wanted, plain):
+            elif any(plain[at : at + len(wanted)] == wanted for at in range(len(plain) - len(wanted) + 1)):
                 rank = (special, 1 + len(plain) - len(wanted), index)
             else:
                 continue
@@ -171,10 +137,6 @@ def ranked(columns: Sequence[str], names: Sequence[str], last: bool = False) -> 
             rank = (*rank, -number if last else number)
             found[column] = min(found.get(column, rank), rank)
     return sorted(found, key=lambda column: found[column])
-
-
-def _within(wanted: Sequence[str], words: Sequence[str]) -> bool:
-    return any(list(words[at : at + len(wanted)]) == list(wanted) for at in range(len(words) - len(wanted) + 1))
 
 
 def guess_columns(sample: Sample, given: Columns, probe: Probe | None = None) -> Columns:

@@ -27,7 +27,7 @@ from catalens.reading.columns import Missing, picture_reason, read_id, read_valu
 from catalens.reading.nested import paths_in
 from catalens.reading.numbers import Numbers, Sign, tell_numbers
 from catalens.reading.roles import ROW_NUMBERS, Columns, Probe, Sample, expand, further_images, guess_columns
-from catalens.reading.sources import OWN_SPLIT, ReadSpec, Row, Source, with_split_column
+from catalens.reading.source import OWN_SPLIT, ReadSpec, Row, Source, with_split_column
 
 REMEMBERED = 2**16
 """Products whose texts and categories are kept for rows that lack them."""
@@ -82,7 +82,7 @@ class TableRow:
     """URL or path of the picture; empty where the bytes came with the row."""
     embedded: bytes | None = None
     reason: str | None = None
-    """Why it cannot be used, whatever its picture is."""
+    """Reason why it cannot be used, whatever its picture is."""
     split: str | None = None
     """Its own split, where the table says one."""
     together: int | None = None

@@ -40,7 +40,7 @@ PAGES = (
 )
 """Encodings without a mark that Excel and its like write."""
 WEIGHTS = {"cp1252": 1.15, "cp1257": 0.85, "cp874": 0.85, "mac-roman": 0.85, "iso-8859-2": 0.95}
-"""How much more or less likely a page is before anything is read."""
+"""Factors by which a page is more or less likely before anything is read."""
 LEAST = 0.01
 """Confidence below which no language of a page is recognised."""
 MARGIN = 0.15
@@ -67,7 +67,7 @@ SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
 """A line that Excel writes above the header to say the delimiter."""
 
 NOTHING = "\\N"
-"""What MySQL and PostgreSQL write for a cell without a value."""
+"""Sign that MySQL and PostgreSQL write for a cell without a value."""
 Quotes = Literal["double", "backslash", "none"]
 DOUBLED, BACKSLASHED = re.compile(r'[^\s,;|]""[^\s,;|]'), re.compile(r'[^\\]\\"[^\r\n,;|\t]')
 """A quote inside a cell as most programs write it, and as MySQL does."""

@@ -20,7 +20,8 @@ import numpy as np
 
 from catalens.catalog.pictures import PictureFacts, picture_facts
 from catalens.catalog.splits import DEFAULT_FRACTIONS, split_of
-from catalens.catalog.storage import CatalogCard, CatalogWriter, Roles
+from catalens.catalog.storage import CatalogCard, Roles
+from catalens.catalog.writer import CatalogWriter
 from catalens.progress import Progress, silent
 from catalens.sampling.assortment import DEMO, Assortment, plan_product, plan_rows
 from catalens.sampling.picture import photograph
@@ -44,7 +45,7 @@ class DrawnRow(NamedTuple):
     full_price: float
     image: bytes  # an encoded JPEG, PNG or WebP file
     expected_price: float  # what the picture tells: the price before the noise
-    facts: PictureFacts | None = None  # where they are asked for
+    facts: PictureFacts
 
 
 def sample_catalog(
@@ -74,7 +75,7 @@ def sample_catalog(
         provenance["noise_by_category"] = True
     prices: list[tuple[float, float]] = []
     with CatalogWriter(out, SAMPLE_ROLES, provenance) as writer:
-        for done, row in enumerate(draw_catalog(rows, seed, assortment, workers, noise, facts=True), start=1):
+        for done, row in enumerate(draw_catalog(rows, seed, assortment, workers, noise), start=1):
             split = split_of(row.product_code, fractions)
             writer.add(split, row.image, row.product_code, row._asdict(), row.facts)
             prices.append((row.full_price, row.expected_price))
@@ -84,22 +85,22 @@ def sample_catalog(
 
 
 def draw_catalog(
-    rows: int, seed: int, assortment: Assortment = DEMO, workers: int = 1, noise: float = 0.08, facts: bool = False
+    rows: int, seed: int, assortment: Assortment = DEMO, workers: int = 1, noise: float = 0.08
 ) -> Iterator[DrawnRow]:
-    """Draw `rows` rows in order, as `sample_catalog` does, with the `facts` of their pictures or without.
+    """Draw `rows` rows in order, as `sample_catalog` does.
 
     More than one worker means a process pool, started by spawning: a script needs its `if __name__ == "__main__"`.
     """
     plan = plan_rows(rows, lambda number: plan_product(seed, number, assortment, noise).photographs)
-    return in_pool(partial(_draw_row, seed=seed, assortment=assortment, noise=noise, facts=facts), plan, workers)
+    return in_pool(partial(_draw_row, seed=seed, assortment=assortment, noise=noise), plan, workers)
 
 
-def _draw_row(index: Index, seed: int, assortment: Assortment, noise: float, facts: bool) -> DrawnRow:
+def _draw_row(index: Index, seed: int, assortment: Assortment, noise: float) -> DrawnRow:
     number, shot = index
     plan = plan_product(seed, number, assortment, noise)
     image = photograph(plan.look, random.Random(f"catalens/{seed}/product/{number}/photograph/{shot}"))
-    known = picture_facts(image) if facts else None
-    return DrawnRow(plan.code, plan.title, plan.category, plan.price, image, plan.expected_price, known)
+    facts = picture_facts(image)
+    return DrawnRow(plan.code, plan.title, plan.category, plan.price, image, plan.expected_price, facts)
 
 
 def in_pool(draw: Callable[[Index], Drawn], plan: Iterator[Index], workers: int) -> Iterator[Drawn]:

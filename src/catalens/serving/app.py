@@ -61,8 +61,6 @@ from catalens.serving.requests import (
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 PICTURES = (1, 2, 4, 8, 16, 32, 64)
 LINGER = 2.0  # seconds in which what a refused client still sends is thrown away, so that it gets to read the answer
-TOP = 3
-"""Likeliest categories that are told."""
 GONE = 499  # nginx's status for a client that left; nobody receives it, it is counted
 DESCRIPTION = yaml.safe_load((Path(__file__).parents[1] / "assets" / "openapi.yaml").read_text(encoding="utf-8"))
 """Requests, and reasons for no answer by status, as `/openapi.json` describes them."""
@@ -80,7 +78,7 @@ class FieldAnswer(BaseModel, use_attribute_docstrings=True):
     """One field of a picture."""
 
     value: Value
-    """What the picture shows."""
+    """Value that the picture shows."""
     confidence: float | None
     """Probability that the value is right (a number: within the run's tolerance)."""
     needs_review: bool
@@ -116,7 +114,7 @@ class PictureAnswer(BaseModel, use_attribute_docstrings=True):
     needs_review: bool
     """True where any field does, or there is an error."""
     error: str | None
-    """Why the picture was not read."""
+    """Reason why the picture was not read."""
 
 
 class Answer(BaseModel, use_attribute_docstrings=True):
@@ -138,8 +136,7 @@ class Service:
         """Set when the server is to end: nothing new is accepted."""
         self.in_flight = 0
         """Requests for predictions that are not answered yet."""
-        self.predictor, self.name = predictor, name
-        self.started = int(time.time())
+        self.predictor, self.name, self.started = predictor, name, int(time.time())
         self._reader = RequestReader(settings, network, predictor.prompt.inputs)
         self._requests = Counter("catalens_requests", "Requests for predictions", ["status"], registry=self.registry)
         self._pictures = Counter("catalens_pictures", "Pictures answered", ["outcome"], registry=self.registry)
@@ -325,7 +322,7 @@ def answer_of(prompt: PromptSpec, prediction: Prediction) -> PictureAnswer:
             low, high = prediction.intervals.get(column, (None, None))
             fields[column] = NumberAnswer(**values, low=low, high=high)
         elif known := prediction.distributions.get(column):
-            likeliest = [Likely(value=str(value), probability=share) for value, share in known.top(TOP)]
+            likeliest = [Likely(value=str(value), probability=share) for value, share in known.top()]
             fields[column] = CategoryAnswer(**values, likeliest=likeliest)
         else:
             fields[column] = FieldAnswer(**values)
@@ -365,8 +362,7 @@ class _Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return await self._app(scope, receive, send)
         named = dict(scope["headers"])
         unread = b"transfer-encoding" in named or named.get(b"content-length", b"0") != b"0"
 
@@ -387,7 +383,7 @@ class _Guard:
                         await self._linger(received)
             await send(message)
 
-        await self._app(scope, received, guarded)
+        return await self._app(scope, received, guarded)
 
     async def _linger(self, receive: Receive) -> None:
         """Read on: a socket that is closed on unread bytes is reset, and the answer is lost with it."""

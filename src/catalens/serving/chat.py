@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 from catalens.config import PromptSpec
 from catalens.errors import PromptError
 from catalens.examples import render_answer
-from catalens.serving.requests import JSON, Product, Received, check_caller, decoded, refuse_skeleton
+from catalens.serving.requests import JSON, Product, Received, check_caller, decoded, invalid, refuse_skeleton
 
 if TYPE_CHECKING:
     from catalens.serving.app import Service
@@ -98,9 +98,7 @@ class Chat:
         try:
             asked = self._body = ChatBody.model_validate_json(body)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            where = ".".join(str(part) for part in first["loc"] if part not in ("text", "image_url", "list[Part]"))
-            raise HTTPException(422, f"{where or 'the body'}: {first['msg']}; see /openapi.json") from error
+            raise invalid(error, ("text", "image_url", "list[Part]")) from error
         if asked.model != self._model:
             raise HTTPException(404, f"there is no model {asked.model[:60]!r}: ask {self._model!r}")
         content = asked.messages[0].content

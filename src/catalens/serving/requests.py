@@ -18,7 +18,7 @@ Only the header of a picture is read here; it is decoded by the predictor, in it
 import asyncio
 import base64
 import hmac
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Annotated, NamedTuple
@@ -62,9 +62,9 @@ class ServeSettings(Frozen):
     timeout: float = Field(default=60.0, gt=0, le=3600)
     """Seconds that a body may take to come (else 408), and its answer after that (else 503)."""
     allow_urls: bool = False
-    """Whether pictures may be named by URL; only public addresses are asked."""
+    """Set where pictures may be named by URL; only public addresses are asked."""
     token: str | None = Field(default=None, repr=False)
-    """What clients have to know."""
+    """Secret that clients have to know."""
     hosts: tuple[str, ...] = LOOPBACK_NAMES
     """Names by which the server may be called; `*` for any."""
 
@@ -96,7 +96,7 @@ class PictureSource(Frozen):
     base64: str | None = None
     """The bytes of a picture file, in base64 (RFC 4648)."""
     url: str | None = None
-    """Where it is, on a public address; only where the server was started with `--allow-urls`."""
+    """Its URL, on a public address; only where the server was started with `--allow-urls`."""
 
     @model_validator(mode="after")
     def _one(self) -> "PictureSource":
@@ -352,9 +352,7 @@ def json_products(body: bytes, limit: int) -> list[Product]:
     try:
         asked = PredictBody.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the body"
-        raise HTTPException(422, f"{where}: {first['msg']}; see /openapi.json") from error
+        raise invalid(error) from error
     products = asked.products or tuple(ProductSource(pictures=(one,)) for one in asked.pictures or ())
     if sum(len(product.pictures) for product in products) > limit:
         raise HTTPException(413, f"more than {limit} pictures: send fewer at a time")
@@ -365,6 +363,13 @@ def refuse_skeleton(body: bytes, form: str) -> None:
     """Raise HTTPException 422 for JSON with too much besides its strings, before it is parsed."""
     if sum(map(len, body.split(b'"')[::2])) > SKELETON:
         raise HTTPException(422, f"not of the form {form}: see /openapi.json")
+
+
+def invalid(error: ValidationError, unsaid: Collection[str] = ()) -> HTTPException:
+    """Make the refusal of a body that is not of its form, which names where; without the parts that are `unsaid`."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in unsaid) or "the body"
+    return HTTPException(422, f"{where}: {first['msg']}; see /openapi.json")
 
 
 def _source(source: PictureSource) -> Received | str:

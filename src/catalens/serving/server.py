@@ -117,7 +117,7 @@ class _Impatient(H11Protocol):
 
     _deadline: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         if len(self.connections) > CONNECTIONS:  # uvicorn's own limit does not say when to come back
             come_back = {"Retry-After": "1", "Connection": "close"}

@@ -41,7 +41,7 @@ class LoggedExample:
     prediction: Mapping[str, Any] | None
     """Field to value; None where the answer did not parse."""
     error: str | None
-    """Why the answer did not parse, else None."""
+    """Reason why the answer did not parse, else None."""
 
 
 class Tracker(Protocol):

@@ -72,8 +72,8 @@ def possible_passes(accumulation: int, rows: int) -> list[int]:
     return [*fewer, *(accumulation * parts for parts in range(1, rows + 1))]
 
 
-def shapes_of(plan: Plan, lengths: Sequence[int], packed: bool, most: int = SHAPES) -> dict[int, int]:
-    """Rows by tokens of at most so many shapes that hold all micro-batches: layers are compiled once for each.
+def shapes_of(plan: Plan, lengths: Sequence[int], packed: bool) -> dict[int, int]:
+    """Rows by tokens of at most `SHAPES` shapes that hold all micro-batches: layers are compiled once for each.
 
     Of packed batches, the samples of the largest one.
     """
@@ -81,10 +81,10 @@ def shapes_of(plan: Plan, lengths: Sequence[int], packed: bool, most: int = SHAP
         (sum(own) if packed else max(own), len(own))
         for step in plan
         for batch in step
-        for own in [_own(batch, lengths)]
+        for own in [[lengths[row] for row in batch]]
     ]
     low, high = min(tokens for tokens, _ in seen), max(tokens for tokens, _ in seen)
-    width = max(math.ceil((high - low + 1) / most), high // NARROW, 1)
+    width = max(math.ceil((high - low + 1) / SHAPES), high // NARROW, 1)
     bins: dict[int, list[tuple[int, int]]] = {}
     for tokens, rows in seen:
         bins.setdefault((tokens - low) // width, []).append((tokens, rows))
@@ -93,10 +93,6 @@ def shapes_of(plan: Plan, lengths: Sequence[int], packed: bool, most: int = SHAP
         tokens = math.ceil(max(tokens for tokens, _ in own) / ALIGNED) * ALIGNED
         shapes[tokens] = max(shapes.get(tokens, 0), *(rows for _, rows in own))
     return shapes
-
-
-def _own(batch: Sequence[int], lengths: Sequence[int]) -> list[int]:
-    return [lengths[row] for row in batch]
 
 
 def _divided(batch: list[int], parts: int) -> list[list[int]]:
@@ -147,13 +143,11 @@ def _epoch(lengths: Sequence[int], spec: TrainingSpec, rng: random.Random) -> li
         for start in range(0, len(order), window)
         for row in sorted(order[start : start + window], key=lambda row: lengths[row], reverse=backwards)
     ]
-    batches = _by_tokens(order, lengths, spec) if spec.batch_tokens else _by_rows(order, spec.rows)
+    rows = spec.rows
+    batches = [order[start : start + rows] for start in range(0, len(order), rows)]
+    batches = _by_tokens(order, lengths, spec) if spec.batch_tokens else batches
     rng.shuffle(batches)
     return batches
-
-
-def _by_rows(order: Sequence[int], size: int) -> list[list[int]]:
-    return [list(order[start : start + size]) for start in range(0, len(order), size)]
 
 
 def _by_tokens(order: Sequence[int], lengths: Sequence[int], spec: TrainingSpec) -> list[list[int]]:

@@ -119,7 +119,8 @@ class Training:
             self.accelerator.wait_for_everyone()  # each writes its own state
             if main:
                 (written / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-                _sync(written)
+                for path in written.iterdir():  # a rename shall not stand for what a power cut has taken
+                    sync(path)
         except (OSError, SafetensorError, RuntimeError) as error:
             if isinstance(error.__context__, KeyboardInterrupt):  # torch's zip writer buries it under its own
                 raise KeyboardInterrupt from error
@@ -184,9 +185,3 @@ def remove_surplus(folder: Path, keep: int, best_step: int | None, last: bool = 
     kept = {folder / f"checkpoint-{best_step}", *(found[-1:] if last else ())}
     for path in [path for path in found if path not in kept][: max(0, len(found) - keep)]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Put files on disk, so that a rename never stands for what a power cut has taken."""
-    for path in folder.iterdir():
-        sync(path)

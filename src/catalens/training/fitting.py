@@ -23,11 +23,7 @@ USABLE = 0.92
 
 
 def estimated_fit(
-    spec: TrainingSpec,
-    setup: Setup,
-    sizes: ModelSizes,
-    largest: tuple[int, int, int],
-    memory: float | None,
+    spec: TrainingSpec, setup: Setup, sizes: ModelSizes, largest: tuple[int, int, int], memory: float | None
 ) -> tuple[int, bool]:
     """Choose the passes of a step and whether activations are recomputed, by the recipe and an estimate.
 

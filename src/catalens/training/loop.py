@@ -28,7 +28,7 @@ from transformers import get_scheduler, set_seed
 
 from catalens.config import TrainingSpec
 from catalens.data import IGNORED, Collator, Examples
-from catalens.devices import broadcast, compute_dtype, processes
+from catalens.devices import broadcast, compute_dtype, eager, processes
 from catalens.errors import TrainingError, first_line
 from catalens.metrics import Figure, ImageUse, higher_is_better, is_detail
 from catalens.model import Family
@@ -149,7 +149,7 @@ class Loop:
             return batch
 
         try:
-            with self.eager(not self.compiled), uncast_adapters(self.model, self.spec):
+            with self._as_compiled(), uncast_adapters(self.model, self.spec):
                 dry_step(self.model, inputs)
         except torch._dynamo.exc.TorchDynamoException as error:  # type: ignore[attr-defined]
             if self.spec.compile is True or should_reduce_batch_size(error):
@@ -159,9 +159,8 @@ class Loop:
             self.compiled = False
             self._try(plan)
 
-    def eager(self, wanted: bool = True) -> AbstractContextManager[Any]:
-        """Run layers as they are within, even if they are compiled."""
-        return torch.compiler.set_stance("force_eager") if wanted and compiles(self.spec) else nullcontext()
+    def _as_compiled(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.compiled else eager(self.model)
 
     def fit(self) -> float:
         """Train to the end of the plan, or until nothing gets better; give the seconds that it took.
@@ -175,7 +174,7 @@ class Loop:
         batches, rows = iter(loader), iter(loader.batch_sampler or ())
         self.meter.start()
         for _ in range(first, total):
-            if self._stopped():
+            if self.spec.patience is not None and self.state.rounds_since_best >= self.spec.patience:
                 break
             micro_batches = self._fetch(batches, rows)
             if self.checkpoint and self.state.step == first:
@@ -233,7 +232,7 @@ class Loop:
             # FSDP2 keeps its sums sharded, and cannot wait where a module never runs
             sums_now = index == len(micro_batches) - 1 or self.training.sharded
             syncing = nullcontext() if sums_now else self.accelerator.no_sync(self.wrapped)
-            with syncing, self.eager(not self.compiled), uncast_adapters(self.model, self.spec):
+            with syncing, self._as_compiled(), uncast_adapters(self.model, self.spec):
                 inputs = send_to_device(batch, self.accelerator.device)
                 loss = self.wrapped(**inputs, **smoothing, num_items_in_batch=labels.float()).loss
                 loss = loss * self.accelerator.num_processes  # DDP and FSDP2 take the mean of the gradients
@@ -262,7 +261,7 @@ class Loop:
     def _validate(self) -> None:
         """Validate; keep in mind the best round and how long ago it was."""
         started = time.perf_counter()
-        with self.meter.paused(), self.eager():
+        with self.meter.paused(), eager(self.model):
             loss = self._validation_loss()
             self._check("validation", loss)
             scores = self._scores() if self.score else {}
@@ -329,9 +328,6 @@ class Loop:
         with self.meter.paused():
             self.training.save(self.folder / "checkpoints", self.state, self.spec.keep_checkpoints)
 
-    def _stopped(self) -> bool:
-        return self.spec.patience is not None and self.state.rounds_since_best >= self.spec.patience
-
     def _finish(self, first: int, seconds: float) -> float:
         """Log the loss of the whole, and go back to the best checkpoint."""
         if self.compiled:
@@ -390,9 +386,7 @@ def start_accelerator(spec: TrainingSpec, family: Family) -> Accelerator:
         )
     AcceleratorState._reset_state(reset_partial_state=True)  # of another run of this process, in another precision
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="bf16" if bf16 else "no",
-        fsdp_plugin=plugin,
+        cpu=not torch.cuda.is_available(), mixed_precision="bf16" if bf16 else "no", fsdp_plugin=plugin
     )
     if plugin and accelerator.distributed_type == DistributedType.MULTI_CPU:  # torch shards on CPUs, too
         processes().distributed_type = DistributedType.FSDP

@@ -56,9 +56,10 @@ def prepare_parts(model: Any, spec: TrainingSpec) -> Any:
         # PEFT trains whole modules in full beside adapters, no single parameters (separators) and no text layers
         whole = [name for name, part in family.whole_modules.items() if parts[part].train == "full"]
         lora = spec.lora
+        alpha: Any = lora.alpha  # PEFT takes fractions, too
         config = LoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_alpha=alpha,
             lora_dropout=lora.dropout,
             use_rslora=lora.rslora,
             use_dora=lora.dora,
@@ -95,7 +96,8 @@ def compile_layers(model: Any) -> None:
     """
     family = family_of(model.config.model_type)
     # all layers of a kind share one code, of which torch keeps 8 versions by default, and then compiles no more
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # type: ignore[attr-defined]
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(64, limits.recompile_limit)
     for name, module in model.named_modules():
         if type(module).__name__ in family.layer_classes:
             module.compile(dynamic=None if family.part_of(name) == "vision" else False)
@@ -196,7 +198,7 @@ class OptimizerPair(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """One step of both; no closure is needed by either."""
         for part in self.parts:
             part.step()

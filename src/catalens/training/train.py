@@ -34,7 +34,7 @@ from catalens.catalog.storage import Catalog
 from catalens.checkpoint import base_id, load_model, load_processor, save_best, weights_hash
 from catalens.config import Part, Recipe, TrainingSpec
 from catalens.data import Encoder
-from catalens.devices import AMPERE, compute_dtype, gpu_memory, processes, set_precision
+from catalens.devices import AMPERE, compute_dtype, eager, gpu_memory, processes, set_precision
 from catalens.errors import RecipeError, TrainingError
 from catalens.estimates import Setup, sample_flops
 from catalens.examples import answer_space
@@ -214,7 +214,7 @@ def _finish(run: PreparedRun, loop: Loop, seconds: float) -> Trained:
     use: ImageUse | None = None
     folder, state, tracker, console = loop.folder, loop.state, loop.tracker, run.console
     if loop.score:
-        with loop.eager():
+        with eager(loop.model):
             use, shuffled = loop.score.image_use(loop.model, run.data["validation"])
         tracker.summary({"image_use": use, **{f"shuffled/{name}": f["value"] for name, f in shuffled.items()}})
         if use == "ignores_image":

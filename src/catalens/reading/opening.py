@@ -1,49 +1,40 @@
-"""Sources of rows: a table, a folder of pictures, a dataset; read row by row, never as a whole.
+"""Opening of tables, folders of pictures and datasets as sources of rows, read one by one, never as a whole.
 
-    open_source("burberry.csv")
-    open_source("s3://shop/products.parquet")
-    open_source("photos/")                                         pictures with a metadata.csv beside them
-    open_source("DBQ/Burberry.Product.prices.United.States")       a Hugging Face dataset
-
-give a `Source` whose `rows()` yields `{"imageurl": "https://...", "product_code": "8043", "full_price": 390.0, ...}`.
-Values are as the file has them: text where the format knows no types, so that no code loses its leading zeros; the
-shortest decimal of a narrow number, 20.99 and not 20.989999771118164. A row that cannot be read is a sentence that
-says why; a cell that cannot be (a timestamp in the year 300000, half a character, a damaged page) is `Unreadable`.
+open_source("burberry.csv")
+open_source("s3://shop/products.parquet")
+open_source("photos/")                                         pictures with a metadata.csv beside them
+open_source("DBQ/Burberry.Product.prices.United.States")       a Hugging Face dataset
 """
 
 import codecs
-import hashlib
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-import fsspec
-
-from catalens.config import Frozen
-from catalens.errors import CatalensError, CatalogError, first_line
+from catalens.errors import CatalogError, first_line
 from catalens.files import file_hash
-from catalens.reading.columns import SAMPLE_ROWS, SHOWN, names_of
-from catalens.reading.formats import (
-    Read,
-    Reader,
-    Row,
-    batch_rows,
-    kind_of,
-    named,
-    read_document,
-    read_feed,
-    read_parquet,
-    read_sheet,
-    read_tar,
+from catalens.reading.arrow import batch_rows, named, read_parquet
+from catalens.reading.columns import SAMPLE_ROWS
+from catalens.reading.formats import Reader, Row, kind_of, read_document, read_feed, read_sheet, read_tar
+from catalens.reading.numbers import SHOWN
+from catalens.reading.source import (
+    FIRST_BYTES,
+    ReadSpec,
+    Source,
+    digest,
+    own_split,
+    remote_version,
+    split_named,
+    splits_in,
+    states_of,
+    version_of,
 )
-from catalens.reading.nested import paths_in, value_of
 from catalens.reading.text import (
     DELIMITERS,
-    Quotes,
     csv_records,
     csv_rows,
     detect_delimiter,
@@ -77,116 +68,14 @@ KINDS = {
 """Flags, and names, of the kinds of tables."""
 SAMPLE_BYTES = 2**18
 """Beginning of a text table that tells its encoding and delimiter."""
-FIRST_BYTES = 2**26
-"""Most bytes of pictures that are held to guess columns."""
 DATASET_ROWS = 64
 """Rows of a dataset read at a time."""
 PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 SAVED = ("dataset_dict.json", "state.json")
 """Files of a folder that `save_to_disk` of `datasets` made."""
-SPLIT_COLUMNS = ("split", "subset", "partition", "set", "fold", "data_split", "dataset_split")
-OWN_SPLIT = "(split)"
-"""Name under which a row has the split that its source gives it."""
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"
 """Column of a metadata file that names the picture, by the imagefolder convention of Hugging Face datasets."""
-IDENTITIES = ("ETag", "etag", "Content-MD5", "md5Hash", "blob_id")
-"""Names of a mark of a file's content, in the file systems of fsspec."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rows that can be read again and again, in the same order."""
-
-    where: str
-    """Path, URL or id, as the user gave it."""
-    name: str
-    """Default name of a catalogue made of it."""
-    base: str
-    """Folder or URL that picture paths are relative to."""
-    columns: tuple[str, ...]
-    read: Read
-    files: tuple[tuple[Path, object], ...]
-    """Local files that hold the rows, each as it was before its content was looked at."""
-    version: str
-    """Changes when the rows may have changed."""
-    notice: str = ""
-    """How the file was read, where that was guessed."""
-    length: int | None = None
-    """Rows in all, where the file tells it."""
-    splits: tuple[str, ...] = ()
-    """Splits of its own, where it has several; each row names its one as `OWN_SPLIT`."""
-    loose: bool = False
-    """Later rows may have columns that the first ones lack."""
-
-    def rows(self, columns: Collection[str] | None = None) -> Iterator[Row]:
-        """Rows from the first on; what is wrong in a column that is not among `columns` does no harm.
-
-        Raises CatalogError where the table breaks off.
-        """
-        number = 0
-        known = set(self.columns)
-        paths = {name: paths_in(name, self.columns) for name in columns or () if name not in known}
-        wanted = None if columns is None else {*columns, *(root for some in paths.values() for root, _ in some)}
-        try:
-            for row in self.read(wanted):
-                number += 1
-                if paths and isinstance(row, Mapping):
-                    row = {**{name: value_of(row, some) for name, some in paths.items() if some}, **row}
-                yield row
-        except CatalensError:
-            raise
-        except Exception as error:  # whatever a file system, a server or a parser raises
-            raise CatalogError(f"{self.where}: cannot be read beyond row {number} ({first_line(error)})") from error
-
-    def count(self) -> int:
-        """Rows in all; reads through a table that does not tell."""
-        return sum(1 for _ in self.rows(self.columns[:1])) if self.length is None else self.length
-
-    def changed(self) -> bool:
-        """Tell whether a local file is another than when the source was opened."""
-        return any(_state(path) != state for path, state in self.files)
-
-    def _later(self, name: str) -> bool:
-        """Tell whether a column stands in a row beyond those from which `columns` are known."""
-        return self.loose and any(isinstance(row, Mapping) and name in row for row in self.rows([name]))
-
-    def first(self, *named: str | None) -> list[Mapping[Any, Any]]:
-        """Some first rows; CatalogError where there are none, or where a column that is `named` is not there."""
-        for name in named:
-            if name and name not in self.columns and not paths_in(name, self.columns) and not self._later(name):
-                raise CatalogError(f"{self.where}: no column {name!r}; its columns are {names_of(self.columns)}")
-        rows: list[Mapping[Any, Any]] = []
-        reason, held = "", 0
-        for row in islice(self.rows(), SAMPLE_ROWS):
-            if isinstance(row, str):
-                reason = reason or row
-                continue
-            rows.append(row)
-            cells = (value.get("bytes") if isinstance(value, Mapping) else value for value in row.values())
-            held += sum(len(data) for data in cells if isinstance(data, bytes))
-            if held > FIRST_BYTES:
-                break
-        if not rows and reason:
-            raise CatalogError(f"{self.where}: none of its first rows can be read: {reason}")
-        if not rows:
-            raise CatalogError(f"{self.where}: the table has no rows")
-        return rows
-
-
-class ReadSpec(Frozen):
-    """Settings of reading a table; what is unset is detected."""
-
-    encoding: str | None = None
-    """Of delimited text and JSON Lines."""
-    delimiter: str | None = None
-    """Of delimited text."""
-    quote: Quotes | None = None
-    """How a quote stands within a quoted cell of delimited text: twice, behind a backslash, or as any other sign."""
-    sheet: str | None = None
-    """Of a workbook; else the first with cells."""
-    config: str | None = None
-    """Of a Hugging Face dataset."""
 
 
 def open_source(where: str, spec: ReadSpec | None = None) -> Source:
@@ -228,14 +117,14 @@ def _table(where: str, spec: ReadSpec) -> Source:
     local = "://" not in where
     if local and not Path(where).is_file():
         raise CatalogError(f"{where}: " + ("is no file" if Path(where).exists() else "there is no such file"))
-    files = _states([Path(where)] if local else [])
+    files = states_of([Path(where)] if local else [])
     table = read_table(where, spec)
     columns = list(table.columns)
     if twice := next((name for name in columns if name and columns.count(name) > 1), None):
         raise CatalogError(f"{where}: column {twice!r} stands twice: rename one")
     base, name = (str(Path(where).parent), Path(where).name) if local else where.rsplit("/", 1)
     name = PurePosixPath(name).name.split(".")[0]
-    version = file_hash(where) if local else _remote_version(where)
+    version = file_hash(where) if local else remote_version(where)
     source = Source(where, name, base, tuple(columns), table.rows, files, version, table.notice, table.length)
     return replace(source, loose=table.loose)
 
@@ -312,11 +201,11 @@ def _folder(folder: Path, spec: ReadSpec) -> Source:
             words = re.split(r"[^a-z]+", path.relative_to(folder).as_posix().lower())
             split = next((word for word in words if split_named(word)), "train")
             tars.setdefault(split, []).append(read_tar(str(path)))
-        name, version = folder.resolve().name, _version_of(shards, folder)
-        return replace(_pooled(str(folder), name, tars, _states(shards), version), loose=True)
+        name, version = folder.resolve().name, version_of(shards, folder)
+        return replace(_pooled(str(folder), name, tars, states_of(shards), version), loose=True)
     if not found:
         return _dataset(str(folder), spec)
-    files, tables = _states(found), {}
+    files, tables = states_of(found), {}
     for path in found:
         table = read_table(str(path), spec)
         if FILE_NAME not in table.columns:
@@ -330,12 +219,12 @@ def _folder(folder: Path, spec: ReadSpec) -> Source:
                 if isinstance(row, Mapping):
                     name = row.get(FILE_NAME)
                     path = {FILE_NAME: (inner / name).as_posix()} if name and isinstance(name, str) else {}
-                    row = {**row, **path, **_own(split, columns)}
+                    row = {**row, **path, **own_split(split, columns)}
                 yield row
 
     columns = dict.fromkeys(name for table in tables.values() for name in table.columns)
-    name, version = folder.resolve().name, _version_of(found, folder)
-    splits, notice = _all([inner.parts[0] for inner in tables if inner.parts])
+    name, version = folder.resolve().name, version_of(found, folder)
+    splits, notice = splits_in([inner.parts[0] for inner in tables if inner.parts])
     return Source(str(folder), name, str(folder), tuple(columns), rows, files, version, notice, splits=splits)
 
 
@@ -349,26 +238,26 @@ def _dataset(where: str, spec: ReadSpec) -> Source:
     try:
         if here and any((Path(where) / mark).is_file() for mark in SAVED):
             paths = sorted(Path(where).rglob("*.arrow"))
-            files, version = _states(paths), _version_of(paths, Path(where))
+            files, version = states_of(paths), version_of(paths, Path(where))
             saved = load_from_disk(where)
-            splits: Mapping[Any, Any] = {"": saved} if isinstance(saved, Dataset) else saved
+            splits: Any = {"": saved} if isinstance(saved, Dataset) else saved
         else:
             # "." has no name
             builder = load_dataset_builder(str(Path(where).absolute()) if here else where, spec.config)
             data_files = (builder.config.data_files or {}).values()
             paths = [Path(path) for some in data_files for path in some]
             if here and all(path.is_file() for path in paths):
-                files, version = _states(paths), _version_of(paths, Path(where))
+                files, version = states_of(paths), version_of(paths, Path(where))
             else:
                 marks = [getattr(some, "origin_metadata", "") for some in data_files]
-                version = _digest([str(builder.hash), *map(str, paths), *map(str, marks)])
+                version = digest([str(builder.hash), *map(str, paths), *map(str, marks)])
             if files and builder.name == "parquet":  # read as single files are
                 tables = {
                     str(split): [read_parquet(path) for path in some]
                     for split, some in (builder.config.data_files or {}).items()
                 }
                 return _pooled(where, name, tables, files, version)
-            splits = builder.as_streaming_dataset()  # type: ignore[assignment]
+            splits = builder.as_streaming_dataset()
         tables = {str(split): [_dataset_table(part)] for split, part in splits.items()}
     except Exception as error:
         names = _configs(where) if "onfig" in str(error) else []
@@ -421,91 +310,10 @@ def _pooled(
         for split, some in tables.items():
             for table in some:
                 for row in table.rows(columns):
-                    yield row if isinstance(row, str) else {**row, **_own(split_named(split), columns)}
+                    yield row if isinstance(row, str) else {**row, **own_split(split_named(split), columns)}
 
     every = [table for some in tables.values() for table in some]
     columns = dict.fromkeys(column for table in every for column in table.columns)
     length = None if any(table.length is None for table in every) else sum(table.length or 0 for table in every)
-    splits, notice = _all([split for split, some in tables.items() if some])
+    splits, notice = splits_in([split for split, some in tables.items() if some])
     return Source(where, name, where, tuple(columns), rows, files, version, notice, length, splits)
-
-
-def _own(split: str | None, columns: Collection[str] | None) -> dict[str, str | None]:
-    """The split of a row, where it is asked for."""
-    return {OWN_SPLIT: split} if columns and OWN_SPLIT in columns else {}
-
-
-def split_named(name: str) -> str | None:
-    """The split that a dataset calls so; None of another name."""
-    known = {"train": "train", "training": "train", "test": "test", "validation": "validation"}
-    return (known | dict.fromkeys(("val", "valid", "dev", "eval"), "validation")).get(name.lower())
-
-
-def _all(names: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    """Own splits of a source, where each part is one and there is more than one; what is said of other parts."""
-    found = dict.fromkeys(map(split_named, names))
-    if len(found) < 2:
-        return (), ""
-    if None not in found:
-        return tuple(map(str, found)), ""
-    parts = ", ".join(dict.fromkeys(names))
-    return (), f"{parts} are pooled: own splits are kept where all are called train, validation or test"
-
-
-def with_split_column(source: Source, rows: Sequence[Mapping[Any, Any]]) -> Source:
-    """A table with the splits that a column of it says, where all of the first `rows` and any others say one."""
-    for name in source.columns if not source.splits else ():
-        if name.lower() not in SPLIT_COLUMNS or not all(split_named(str(row.get(name)).strip()) for row in rows):
-            continue
-        every = (str(row.get(name)).strip() for row in source.rows([name]) if isinstance(row, Mapping))
-        found = dict.fromkeys(map(split_named, dict.fromkeys(every)))
-        if None not in found and len(found) > 1:
-
-            def read(columns: Collection[str] | None, name: str = name) -> Iterator[Row]:
-                for row in source.read({*columns, name} if columns is not None else None):
-                    own = {} if isinstance(row, str) else _own(split_named(str(row.get(name)).strip()), columns)
-                    yield row if isinstance(row, str) else {**row, **own}
-
-            return replace(source, read=read, splits=tuple(map(str, found)))
-    return source
-
-
-# Versions --------------------------------------------------------------------------------------------------------
-
-
-def _states(files: Iterable[Path]) -> tuple[tuple[Path, object], ...]:
-    return tuple((path, _state(path)) for path in files)
-
-
-def _state(path: Path) -> object:
-    """Size, time and inode, which differ when a file is written anew; None where it is gone."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns, found.st_ino
-
-
-def _remote_version(where: str) -> str:
-    """Mark that a server gives a file's content, or else its SHA-256."""
-    system, path = fsspec.core.url_to_fs(where)
-    info = system.info(path)
-    marks = [str(info[name]) for name in IDENTITIES if info.get(name)]
-    if marks and not any(mark.startswith("W/") for mark in marks):  # a weak ETag may outlive a change
-        return _digest(marks)
-    with system.open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-
-
-def _version_of(files: Iterable[Path], folder: Path) -> str:
-    """SHA-256 over names below a folder and contents of local files."""
-
-    def below(path: Path) -> str:
-        resolved, root = path.resolve(), folder.resolve()
-        return (resolved.relative_to(root) if resolved.is_relative_to(root) else path).as_posix()
-
-    return _digest(f"{below(path)} {path.stat().st_size} {file_hash(path)}" for path in files)
-
-
-def _digest(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode(errors="surrogateescape")).hexdigest()
