@@ -67,6 +67,8 @@ def measure(run: Run, within: str, target: float, draws: int, console: Console) 
             if all(said and all(said[name] == truth[name] for name in others) for said in _nth(values, n))
         ]
         for told, rows in (("test rows", range(len(test))), ("test rows whose other values are right", clear)):
+            if not rows:
+                continue
             title = f"{run.folder.name}, {column}: {len(rows)} {told}"
             both = [[values[how][1][n] for n in rows] for how in specs]
             _print_figures(
