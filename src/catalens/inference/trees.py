@@ -17,6 +17,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,8 @@ WIDTH = 32
 """Most branches of a category that are followed at a time."""
 CUT = 0.002
 """Branches of a category less likely than this are left, but for the likeliest."""
+VALUES = 10_000
+"""Texts of values that are read once."""
 ROOM = 64
 """Tokens that hardly a value takes more than."""
 DIGITS = 100
@@ -92,6 +96,8 @@ class Choices:
         """Those of the fields up to this one, its own the last."""
         self._ending = f", {following.label}:".encode() if following else None
         self._known: dict[bytes, tuple[NDArray[np.intp], list[Choice]]] = {}
+        self.value = lru_cache(maxsize=VALUES)(self._value)
+        """Read a value, which may go on after its decimal sign; None where it is none."""
 
     def begins(self, rest: bytes) -> bool:
         """Tell whether a value is yet to come after what stands behind its label."""
@@ -120,8 +126,7 @@ class Choices:
             self._known[key] = np.array([choice.tokens[0] for choice in found], np.intp), found
         return self._known[key]
 
-    def value(self, text: bytes) -> float | str | None:
-        """Read a value, which may go on after its decimal sign; None where it is none."""
+    def _value(self, text: bytes) -> float | str | None:
         text = text.partition(self._ending)[0] if self._ending else text
         written = text.decode("utf-8", errors="replace").strip()
         if self.spec.kind != "number":
@@ -132,8 +137,8 @@ class Choices:
 
     def settled(self, text: bytes) -> bool:
         """Tell whether the digits that a number still lacks change it by less than 1 %."""
-        whole, point, decimals = text.decode("utf-8", errors="replace").partition(self.prompt.numbers.decimal)
-        return bool(point) and int(re.sub(r"\D", "", whole + decimals) or 0) >= DIGITS
+        whole, point, decimals = text.partition(self.prompt.numbers.decimal.encode())
+        return bool(point) and int(re.sub(rb"\D", b"", whole + decimals) or 0) >= DIGITS
 
 
 @dataclass(eq=False)
@@ -234,14 +239,15 @@ class Forest:
         self, branches: Sequence[tuple[Branch, NDArray[np.float64]]], choices: Sequence[Choice], logs: NDArray[Any]
     ) -> None:
         """Follow each quantile into the choice whose share of the cumulative probabilities holds it."""
-        above = np.exp(logs).cumsum(axis=1)
-        for (branch, marks), ends, own in zip(branches, above, logs, strict=True):
-            picks = np.minimum(np.searchsorted(ends, marks, side="right"), len(choices) - 1)
-            for pick in np.unique(picks).tolist():
-                inside = marks[picks == pick]
-                start, width = (ends[pick - 1] if pick else 0.0), np.exp(own[pick])
-                share = len(inside) / QUANTILES
-                self._add(branch, choices[pick], float(own[pick]), share, (inside - start) / max(width, 1e-12))
+        shares, everything = np.exp(logs), logs.tolist()
+        for (branch, marks), own, each, ends in zip(branches, everything, shares, shares.cumsum(axis=1), strict=True):
+            picks = np.minimum(ends.searchsorted(marks, side="right"), len(choices) - 1).tolist()  # ascending
+            first = 0
+            for pick, group in groupby(picks):
+                last = first + len(list(group))
+                inside = (marks[first:last] - (ends[pick - 1] if pick else 0.0)) / max(each[pick], 1e-12)
+                self._add(branch, choices[pick], own[pick], (last - first) / QUANTILES, inside)
+                first = last
 
     def _follow_likeliest(self, branches: Sequence[Branch], choices: Sequence[Choice], logs: NDArray[Any]) -> None:
         none = np.empty(0)
