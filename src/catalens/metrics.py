@@ -235,9 +235,10 @@ def higher_is_better(figure: str) -> bool:
     return figure != "loss" and METRICS[figure.rpartition(".")[2]].higher_is_better
 
 
-def is_detail(figure: str) -> bool:
-    """Tell whether a figure of `figure_names` is left out in a terminal."""
-    return figure != "loss" and METRICS[figure.rpartition(".")[2]].detail
+def is_headline(figure: str) -> bool:
+    """Tell whether a figure of `figure_names` sums up: the loss, of the whole answer, the first of a field."""
+    metric = METRICS.get(figure.rpartition(".")[2])
+    return metric is None or metric.primary or metric.kind == "answer"
 
 
 # Scores

@@ -19,7 +19,7 @@ from playwright.sync_api import Page
 
 from catalens.config import REFERENCE_FIELDS, FieldSpec
 from catalens.evaluation import majority
-from catalens.metrics import is_detail, metrics_of, primary, score
+from catalens.metrics import metrics_of, primary, score
 from catalens.pages import charts, confidence, groups, is_right, review, rows_of, scores, write_report
 from catalens.pages.gallery import MOST_ROWS, SIDE, gallery
 from catalens.predictions import ScoredRow
@@ -175,7 +175,9 @@ def test_verdict_and_scores_are_those_of_the_metrics():
     assert [row["name"] for row in table] == [*names, "Blanked pictures", "Shuffled pictures"]
     exact, mae = metrics["model"]["fields"]["title"]["exact"], metrics["model"]["fields"]["full_price"]["mae"]
     columns = [*metrics_of("answer")]
-    columns += [f"{f.column}.{name}" for f in REFERENCE_FIELDS for name in metrics_of(f.kind) if not is_detail(name)]
+    columns += [
+        f"{f.column}.{name}" for f in REFERENCE_FIELDS for name, one in metrics_of(f.kind).items() if not one.detail
+    ]
     cells = dict(zip(columns, table[0]["cells"], strict=True))
     assert cells["title.exact"]["value"] == f"{100 * exact['value']:.1f}\u00a0%"
     assert cells["title.exact"]["interval"] == f"{100 * exact['low']:.1f}\u2013{100 * exact['high']:.1f}"

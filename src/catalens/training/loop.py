@@ -30,7 +30,7 @@ from catalens.config import TrainingSpec
 from catalens.data import IGNORED, Collator, Examples
 from catalens.devices import broadcast, compute_dtype, eager, processes
 from catalens.errors import TrainingError, first_line
-from catalens.metrics import Figure, ImageUse, higher_is_better, is_detail
+from catalens.metrics import Figure, ImageUse, higher_is_better, is_headline
 from catalens.model import Family
 from catalens.progress import Progress
 from catalens.tracking import LoggedExample, Tracker
@@ -274,7 +274,8 @@ class Loop:
         lines["validation/runtime"] = round(seconds, 4)
         lines["validation/samples_per_second"] = round(rows / seconds, 3)
         self._record(lines | {"train/epoch": self._epoch})
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if not is_detail(name))
+        told = {name for name in figures if is_headline(name)} | {self.spec.metric_for_best_model}
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if name in told)
         self.run.console.print(
             f"step {self.state.step}: validation {shown}", highlight=False, markup=False, soft_wrap=True
         )
