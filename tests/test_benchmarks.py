@@ -9,6 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import digit_losses
 import engines
 import estimates
 import full_size
@@ -208,3 +209,18 @@ def test_estimates(run: Path, capsys: pytest.CaptureFixture[str]):
     assert "full_price: " in printed
     assert "within 30" in printed
     assert "intervals hold" in printed
+
+
+@pytest.mark.integration
+def test_losses_of_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    asked = ["--out", str(tmp_path), "--rows", "60", "--seeds", "0", "--catalogs", "demo"]
+    digit_losses.main([*asked, "--set", "training.max_steps=2", "training.validation_rows=0", "training.num_evals=1"])
+    printed = capsys.readouterr().out
+    assert all(f"{loss} " in printed for loss in digit_losses.WEIGHTS)
+    assert "difference to none" in printed
+    answers = {one.stem: json.loads(one.read_text()) for one in tmp_path.glob("*.json")}
+    assert len(answers) == len(digit_losses.WEIGHTS)
+    assert all(len(one["said"]) == len(one["ids"]) > 0 for one in answers.values())
+    before = {one: one.stat().st_mtime_ns for one in tmp_path.glob("*.json")}
+    digit_losses.main(asked)  # what is there is not trained again
+    assert {one: one.stat().st_mtime_ns for one in tmp_path.glob("*.json")} == before
