@@ -146,6 +146,24 @@ ROWS = [
 ]
 
 
+def test_steps_that_cannot_be_captured_run_from_python_and_say_so_once(monkeypatch, caplog):
+    def refused(_: Step) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
+
+    model, processor, usual = load_model("tiny"), load_processor("tiny"), Decoder.__post_init__
+    expected = [one.text for one in Generator(model, processor, PromptSpec(), 8, 24).generate(PICTURES)]
+
+    def post_init(decoder: Decoder) -> None:
+        usual(decoder)
+        decoder.captured = True
+
+    monkeypatch.setattr(Decoder, "__post_init__", post_init)
+    monkeypatch.setattr(Step, "_capture", refused)
+    assert [one.text for one in Generator(model, processor, PromptSpec(), 8, 24).generate(PICTURES)] == expected
+    (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("catalens")]
+    assert told.endswith("captured: operation not permitted when stream is capturing")
+
+
 @pytest.mark.parametrize("constrained", [False, True])
 def test_steps_of_few_shapes_write_what_any_others_write(captured, monkeypatch, constrained):
     model, processor = load_model("tiny"), load_processor("tiny", num_crops=3)

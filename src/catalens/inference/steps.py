@@ -7,13 +7,19 @@
 Shapes: B rows, W tokens that a pass takes of each, L slots, V vocabulary, h heads of d channels.
 """
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
+
+from catalens.errors import first_line
+
+logger = logging.getLogger(__name__)
 
 
 class KeyValues:
@@ -82,6 +88,12 @@ class KeyValues:
         return query_length if self.slots is None else self.visible, 0
 
 
+@lru_cache
+def _warn(reason: str) -> None:
+    """Log each reason once: a pass of every shape has the same."""
+    logger.warning("answers are the same and come later, since no CUDA graph could be captured: %s", reason)
+
+
 class Pass(ABC):
     """One pass of W tokens of each of B rows through the model, over inputs that stand still: load them, then `run`.
 
@@ -107,7 +119,8 @@ class Pass(ABC):
         except RuntimeError as error:
             if should_reduce_batch_size(error):
                 raise
-            self.captured = False  # some layers cannot be: the answers are the same, later
+            self.captured = False  # some layers cannot be
+            _warn(first_line(error))
             return self.forward()
         self._graph.replay()
         return self._logits
