@@ -69,13 +69,18 @@ def recipe_of(recipe: Any, catalog: Path, **training: Any) -> Any:
     return make_recipe(data)
 
 
+def trained(recipe: Any, folder: Path) -> Path:
+    train(recipe, folder, validation_scorer(recipe), Console(quiet=True))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def gaps(recipe: Any, catalog: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on rows with gaps, long enough that it writes answers of the right form without constraints."""
-    mine = recipe_of(recipe, catalog, max_steps=60, num_evals=2, validation_rows=16)
-    folder = tmp_path_factory.mktemp("runs") / "gaps"
-    train(mine, folder, validation_scorer(mine), Console(quiet=True))
-    return folder
+    return trained(
+        recipe_of(recipe, catalog, max_steps=60, num_evals=2, validation_rows=16),
+        tmp_path_factory.mktemp("runs") / "gaps",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -234,10 +239,10 @@ def stating(recipe: Any, catalog: Path, **training: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def stated(recipe: Any, bagless: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    mine = stating(recipe, bagless, max_steps=200, num_evals=1, validation_rows=16)
-    folder = tmp_path_factory.mktemp("runs") / "stated"
-    train(mine, folder, validation_scorer(mine), Console(quiet=True))
-    return folder
+    return trained(
+        stating(recipe, bagless, max_steps=200, num_evals=1, validation_rows=16),
+        tmp_path_factory.mktemp("runs") / "stated",
+    )
 
 
 def test_a_model_says_that_a_value_is_absent_where_the_picture_shows_it(stated: Path, bagless: Path, tmp_path: Path):

@@ -71,14 +71,14 @@ class Query:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was read from an answer: every field's value, or the reason why it could not be read."""
+    """Reading of an answer: every field's value, or the reason why it could not be read."""
 
     values: Mapping[str, Value] | None
     error: str | None = None
 
 
 class FieldConstraints(Frozen):
-    """What the values of a field look like; the default is where nothing is known of them."""
+    """Form of the values of a field; the default is where nothing is known of them."""
 
     values: tuple[str, ...] = ()
     """Category: all that there are."""
@@ -99,7 +99,7 @@ class FieldConstraints(Frozen):
 
 
 class AnswerSchema(Frozen):
-    """What a model that learned from a table may answer; saved with it as `answers.json`."""
+    """Answers that a model may give which learned from a table; saved with it as `answers.json`."""
 
     fields: Mapping[str, FieldConstraints] = {}
     """By column."""
@@ -107,7 +107,7 @@ class AnswerSchema(Frozen):
     """Tokens that all but one in a hundred of the answers keep to; not known of runs of earlier versions."""
 
     def of(self, column: str) -> FieldConstraints:
-        """What the values of a column look like."""
+        """Give the form of the values of a column."""
         return self.fields.get(column, FieldConstraints())
 
     @property
@@ -128,7 +128,7 @@ def load_form(export: Path) -> tuple[PromptSpec, AnswerSchema]:
 
 
 def answer_space(spec: PromptSpec, rows: Iterable[Mapping[str, object]], lengths: Sequence[int] = ()) -> AnswerSchema:
-    """What the answers of checked rows are made of, by the values that they have, and by their `lengths` in tokens.
+    """Tell what the answers of checked rows are made of, by their values, and by their `lengths` in tokens.
 
     Texts may be half as long again as the longest, numbers may have one digit more before the point. Raises
     PromptError where no row has a value of a field.
@@ -211,17 +211,16 @@ def answer_gaps(spec: PromptSpec, row: Mapping[str, object], answer: str, end_to
 
     A gap begins after the value before it and goes on to the end of the next label, or of the answer.
     """
-    present = fields_of(spec, row)
-    parts = _split(present, answer)
+    spans = value_spans(spec, row, answer)
     gaps: list[tuple[int, int]] = []
     at, lacking = 0, False
     for field in spec.fields:
-        if field not in present:
+        if field.column not in spans:
             lacking = True
             continue
-        label = at + len(f"{', ' if at else ''}{field.label}:")
-        gaps += [(at, label)] if lacking else []
-        at, lacking = label + len(f" {parts[field.column]}"), False
+        first, last = spans[field.column]
+        gaps += [(at, first - 1)] if lacking else []  # the space before a value is of its own
+        at, lacking = last, False
     return [*gaps, (at, at + len(end_token))] if lacking else gaps
 
 

@@ -50,7 +50,7 @@ class Prediction:
 
     @property
     def for_a_person(self) -> bool:
-        """Whether any field needs review, or nothing was read."""
+        """Tell whether any field needs review, or nothing was read."""
         return bool(self.needs_review) or self.error is not None
 
 

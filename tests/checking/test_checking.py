@@ -425,7 +425,7 @@ class Texts:
 
 
 def costs_of(training: dict[str, Any]) -> list[CropCost]:
-    return crop_costs(Texts(), None, REFERENCE_SIZES, TrainingSpec.model_validate(training))  # type: ignore[arg-type]
+    return crop_costs(Texts(), None, REFERENCE_SIZES, TrainingSpec.model_validate(training))
 
 
 @pytest.mark.parametrize("method", get_args(TrainingSpec.model_fields["method"].annotation))
@@ -473,7 +473,7 @@ def test_costs_follow_the_recipe_and_its_tokenizer(tmp_path):
     assert "with its own tokenizer" in check.view["basis"]
     console = Console(file=io.StringIO(), width=200)
     print_check(check.view, console)
-    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    printed = console.file.getvalue()
     assert "Full, tower too, 8 rows a step" in printed
     assert one.fits() in printed
 

@@ -50,14 +50,14 @@ def test_a_field_is_calibrated_on_the_rows_that_have_a_truth():
     said = [truth * factor for truth, factor in zip(truths, rng.lognormal(0, 0.2, 80), strict=True)]
     gaps = [None if n % 4 == 1 else truth for n, truth in enumerate(truths)]
     known = [n for n, truth in enumerate(gaps) if truth is not None]
-    found, alone = of_prices(gaps, said), of_prices([truths[n] for n in known], [said[n] for n in known])  # type: ignore[arg-type]
+    found, alone = of_prices(gaps, said), of_prices([truths[n] for n in known], [said[n] for n in known])
     assert found.fields == alone.fields
     assert (found.products, alone.products) == (80, 60)
     assert found.fields["price"].steps[-1][1] == 60
 
 
 def test_a_field_without_any_truth_promises_nothing():
-    found = of_prices([None] * 40, [5.0] * 40)  # type: ignore[list-item]
+    found = of_prices([None] * 40, [5.0] * 40)
     assert found.fields["price"].bound is None
     assert found.threshold("price", 0.5) is None
     assert found.bounds("price", 5.0) is None

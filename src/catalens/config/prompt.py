@@ -32,7 +32,7 @@ class FieldSpec(Frozen):
     column: str
     """Column of the catalogue."""
     label: str
-    """What stands before the value in the answer: `Product` gives `Product: ...`."""
+    """Text before the value in the answer: `Product` gives `Product: ...`."""
     kind: Kind
     """`text` is scored by match and similarity, `category` by accuracy and F1, `number` by relative error."""
     absent: str | None = None

@@ -10,6 +10,9 @@ from catalens.config.prompt import Frozen, PromptSpec
 from catalens.config.training import TrainingSpec
 from catalens.tolerance import Tolerance
 
+BORNE = 0.05
+"""Share of wrong values that is borne where nothing is said."""
+
 
 class EvaluationSpec(Frozen):
     """Evaluation of a run."""
@@ -24,7 +27,7 @@ class EvaluationSpec(Frozen):
     """Longest free answer; one that is cut off does not parse and counts as wrong."""
     interval: float = Field(default=0.9, gt=0, lt=1)
     """Share of truths that the interval around a number is to hold."""
-    accept_error: float | dict[str, float] = 0.05
+    accept_error: float | dict[str, float] = BORNE
     """Share of wrong values that the rule of review is judged for, field by field; or by column, such as
     `{full_price: 0.1}`, and 0.05 for the columns that are not named."""
     before: bool = True
@@ -49,7 +52,7 @@ class EvaluationSpec(Frozen):
     def bearable(self, columns: Iterable[str]) -> dict[str, float]:
         """`accept_error` of each column."""
         told = self.accept_error
-        return {name: told.get(name, 0.05) if isinstance(told, dict) else told for name in columns}
+        return {name: told.get(name, BORNE) if isinstance(told, dict) else told for name in columns}
 
 
 class NumberSpec(Frozen):
